@@ -1,0 +1,297 @@
+"""adGAN: the three losses of the generator, the discriminator's loss, and their joint update.
+
+Paper, Eq. 9 to 12. The generator is extra input layers of the victim, so with the adapted
+parameters fixed the gradient of the return with respect to the generator is exactly the score
+function on query data. Its actions' randomness is the victim's own.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from admrl_jax import gaussian
+from admrl_jax.attacks import Attack, Budget, generator_attack, safe_norm
+from admrl_jax.attacks.generator import perturb_with, raw_perturbation
+from admrl_jax.config import AdversaryConfig
+from admrl_jax.maml import query_weights
+from admrl_jax.networks import Network, Policy, make_discriminator, make_generator
+from admrl_jax.types import Experience, Metrics, Params
+
+
+class AdGAN(NamedTuple):
+    """The adversary's networks, their optimisers, and the generator as an attack."""
+
+    generator: Network
+    discriminator: Network
+    generator_optimizer: optax.GradientTransformation
+    discriminator_optimizer: optax.GradientTransformation
+    attack: Attack
+
+
+@struct.dataclass
+class AdversaryState:
+    """Everything of adGAN that training carries."""
+
+    generator_params: Params
+    discriminator_params: Params
+    generator_opt_state: optax.OptState
+    discriminator_opt_state: optax.OptState
+
+
+def make_adgan(obs_size: int, config: AdversaryConfig) -> AdGAN:
+    """Builds generator, discriminator and two Adam optimisers."""
+    generator = make_generator(obs_size, hidden_sizes=config.hidden_sizes)
+    return AdGAN(
+        generator=generator,
+        discriminator=make_discriminator(obs_size, hidden_sizes=config.hidden_sizes),
+        generator_optimizer=optax.adam(config.generator_lr),
+        discriminator_optimizer=optax.adam(config.discriminator_lr),
+        attack=generator_attack(generator),
+    )
+
+
+def init_adversary(key: jax.Array, adgan: AdGAN) -> AdversaryState:
+    """Fresh networks and optimiser states."""
+    key_generator, key_discriminator = jax.random.split(key)
+    generator_params = adgan.generator.init(key_generator)
+    discriminator_params = adgan.discriminator.init(key_discriminator)
+    return AdversaryState(
+        generator_params=generator_params,
+        discriminator_params=discriminator_params,
+        generator_opt_state=adgan.generator_optimizer.init(generator_params),
+        discriminator_opt_state=adgan.discriminator_optimizer.init(discriminator_params),
+    )
+
+
+class AttackedSteps(NamedTuple):
+    """Query samples of all tasks, `M` per task, that the adversarial loss reads.
+
+    Attributes:
+        obs: `[N, M, O]` true observations.
+        action: `[N, M, A]` actions taken under the perturbed observations.
+        log_prob: `[N, M]` their log density when they were taken.
+        advantage: `[N, M]`.
+        weight: `[N, M]`, zero on masked steps.
+    """
+
+    obs: jax.Array
+    action: jax.Array
+    log_prob: jax.Array
+    advantage: jax.Array
+    weight: jax.Array
+
+
+def adversarial_loss(
+    generator_params: Params,
+    steps: AttackedSteps,
+    adapted_params: Params,
+    *,
+    adgan: AdGAN,
+    policy: Policy,
+    budget: Budget,
+    clip_ratio: float,
+) -> jax.Array:
+    """Surrogate return of the victim `[]`, which the generator minimises (Eq. 10).
+
+    With the generator that collected the data the ratio is 1 and the gradient is that of
+    `mean(log_prob * advantage)`, the score function. The clipped ratio keeps further steps on
+    the same data honest (as in PPO, with the sign turned).
+
+    Args:
+        generator_params: differentiated.
+        steps: query samples, fields `[N, M, ...]`.
+        adapted_params: the victims, leading axis `N`; constants here.
+        adgan: networks.
+        policy: victim's policy.
+        budget: radius and units; the projection is part of the attack.
+        clip_ratio: largest relative change of a probability that still earns.
+    """
+    perturbed = perturb_with(adgan.generator, generator_params, steps.obs, budget)
+    dist = jax.vmap(policy.apply)(jax.lax.stop_gradient(adapted_params), perturbed)
+    dist = dist._replace(log_std=dist.log_std[:, None])
+    ratio = jnp.exp(gaussian.log_prob(dist, steps.action) - steps.log_prob)
+    clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
+    surrogate = jnp.maximum(ratio * steps.advantage, clipped * steps.advantage)
+    return jnp.sum(surrogate * steps.weight) / jnp.maximum(jnp.sum(steps.weight), 1e-12)
+
+
+def hinge_loss(
+    generator_params: Params, obs: jax.Array, weight: jax.Array, *, adgan: AdGAN, budget: Budget
+) -> jax.Array:
+    """Mean of `max(0, ||G(x)||_2 - c)` per sample `[]`, before projection (Eq. 11).
+
+    Args:
+        generator_params: differentiated.
+        obs: `[..., O]`.
+        weight: `[...]`.
+        adgan: networks.
+        budget: `c` is its radius.
+    """
+    size = safe_norm(raw_perturbation(adgan.generator, generator_params, obs, budget))
+    return _weighted_mean(jnp.maximum(size - budget.radius, 0.0), weight)
+
+
+def generator_gan_loss(score_perturbed: jax.Array, weight: jax.Array, kind: str) -> jax.Array:
+    """What the generator gains `[]` when perturbed observations pass for clean ones (Eq. 9).
+
+    Args:
+        score_perturbed: `[...]` discriminator scores of perturbed observations.
+        weight: `[...]`.
+        kind: `lsgan`, `bce` (non-saturating) or `bce_paper` (the saturating form as printed).
+    """
+    losses = {
+        "lsgan": lambda s: jnp.square(s - 1),
+        "bce": lambda s: jax.nn.softplus(-s),
+        "bce_paper": lambda s: -jax.nn.softplus(s),
+    }
+    return _weighted_mean(losses[kind](score_perturbed), weight)
+
+
+def discriminator_loss(
+    score_clean: jax.Array, score_perturbed: jax.Array, weight: jax.Array, kind: str
+) -> jax.Array:
+    """The discriminator's loss `[]`: clean towards 1, perturbed towards 0 (Eq. 9, negated)."""
+    if kind == "lsgan":
+        loss = 0.5 * (jnp.square(score_clean - 1) + jnp.square(score_perturbed))
+    else:
+        loss = jax.nn.softplus(-score_clean) + jax.nn.softplus(score_perturbed)
+    return _weighted_mean(loss, weight)
+
+
+def update_adversary(
+    state: AdversaryState,
+    key: jax.Array,
+    support: Experience,
+    query: Experience,
+    adapted_params: Params,
+    *,
+    adgan: AdGAN,
+    policy: Policy,
+    budget: Budget,
+    config: AdversaryConfig,
+) -> tuple[AdversaryState, Metrics]:
+    """One pass (or `config.num_epochs`) of discriminator and generator over a meta-batch.
+
+    The GAN and hinge losses read support and query data, the adversarial loss query data only
+    (paper, section IV.C). Each minibatch gives one discriminator step, then one generator step.
+
+    Args:
+        state: networks and optimisers.
+        key: shuffles the samples.
+        support: fields `[N, S, K, H, ...]`.
+        query: fields `[N, K, H, ...]`.
+        adapted_params: leading axis `N`, the policies that collected `query`.
+        adgan: networks and optimisers.
+        policy: victim's policy.
+        budget: the budget the data was collected under.
+        config: weights, loss kind, minibatches.
+
+    Returns:
+        `(state, metrics)`, metrics averaged over minibatches.
+    """
+    num_tasks = query.advantage.shape[0]
+
+    def samples(x: jax.Array, feature_axes: int) -> jax.Array:
+        return x.reshape(num_tasks, -1, *x.shape[x.ndim - feature_axes :])
+
+    taken = query.trajectory
+    action = samples(taken.action, 1)
+    victim = jax.vmap(policy.apply)(adapted_params, samples(taken.perturbed_obs, 1))
+    victim = victim._replace(log_std=victim.log_std[:, None])
+    query_steps = AttackedSteps(
+        obs=samples(taken.obs, 1),
+        action=action,
+        log_prob=gaussian.log_prob(victim, action),
+        advantage=samples(query.advantage, 0),
+        weight=query_weights(query),
+    )
+    support_obs = samples(support.trajectory.obs, 1)
+    support_mask = samples(support.trajectory.mask, 0)
+    query_mask = samples(taken.mask, 0)
+
+    def minibatches(key: jax.Array, x):
+        """Shuffles samples and splits them: leaves `[B, N, M / B, ...]`."""
+        size = jax.tree.leaves(x)[0].shape[1]
+        order = jax.random.permutation(key, size).reshape(config.num_minibatches, -1)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, order], 1, 0), x)
+
+    def step(state: AdversaryState, batch):
+        steps, steps_mask, obs, obs_mask = batch
+        clean = jnp.concatenate([steps.obs, obs], axis=1)
+        weight = jnp.concatenate([steps_mask, obs_mask], axis=1)
+        score = adgan.discriminator.apply
+
+        def discriminate(params: Params) -> jax.Array:
+            perturbed = perturb_with(adgan.generator, state.generator_params, clean, budget)
+            real = score(params, budget.to_units(clean))
+            fake = score(params, budget.to_units(perturbed))
+            return discriminator_loss(real, fake, weight, config.gan_loss), (real, fake)
+
+        (d_loss, (real, fake)), d_gradient = jax.value_and_grad(discriminate, has_aux=True)(
+            state.discriminator_params
+        )
+        d_updates, d_opt_state = adgan.discriminator_optimizer.update(
+            d_gradient, state.discriminator_opt_state, state.discriminator_params
+        )
+        discriminator_params = optax.apply_updates(state.discriminator_params, d_updates)
+
+        def generate(params: Params) -> tuple[jax.Array, tuple]:
+            adversarial = adversarial_loss(
+                params,
+                steps,
+                adapted_params,
+                adgan=adgan,
+                policy=policy,
+                budget=budget,
+                clip_ratio=config.clip_ratio,
+            )
+            perturbed = perturb_with(adgan.generator, params, clean, budget)
+            fake = score(discriminator_params, budget.to_units(perturbed))
+            gan = generator_gan_loss(fake, weight, config.gan_loss)
+            hinge = hinge_loss(params, clean, weight, adgan=adgan, budget=budget)
+            total = adversarial + config.gan_weight * gan + config.hinge_weight * hinge
+            return total, (adversarial, gan, hinge)
+
+        (_, (adversarial, gan, hinge)), g_gradient = jax.value_and_grad(generate, has_aux=True)(
+            state.generator_params
+        )
+        g_updates, g_opt_state = adgan.generator_optimizer.update(
+            g_gradient, state.generator_opt_state, state.generator_params
+        )
+        generator_params = optax.apply_updates(state.generator_params, g_updates)
+        threshold = 0.5 if config.gan_loss == "lsgan" else 0.0
+        size = safe_norm(raw_perturbation(adgan.generator, generator_params, clean, budget))
+        metrics = {
+            "adversary/adversarial_loss": adversarial,
+            "adversary/gan_loss": gan,
+            "adversary/hinge_loss": hinge,
+            "adversary/discriminator_loss": d_loss,
+            "adversary/clean_accuracy": _weighted_mean(real > threshold, weight),
+            "adversary/perturbed_accuracy": _weighted_mean(fake < threshold, weight),
+            "adversary/raw_size": _weighted_mean(size, weight),
+            "adversary/at_bound": _weighted_mean(size >= budget.radius, weight),
+            "adversary/generator_gradient_norm": optax.global_norm(g_gradient),
+        }
+        new_state = AdversaryState(
+            generator_params=generator_params,
+            discriminator_params=discriminator_params,
+            generator_opt_state=g_opt_state,
+            discriminator_opt_state=d_opt_state,
+        )
+        return new_state, metrics
+
+    def epoch(state: AdversaryState, key: jax.Array):
+        key_query, key_support = jax.random.split(key)
+        steps, steps_mask = minibatches(key_query, (query_steps, query_mask))
+        obs, obs_mask = minibatches(key_support, (support_obs, support_mask))
+        return jax.lax.scan(step, state, (steps, steps_mask, obs, obs_mask))
+
+    state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, config.num_epochs))
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def _weighted_mean(value: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.sum(value * weight) / jnp.maximum(jnp.sum(weight), 1e-12)

@@ -1,0 +1,371 @@
+"""Frozen dataclasses with every number of a run: no presets, no parsing of command lines, no files."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, get_type_hints
+
+METHODS = ("maml", "random", "fgsm", "admrl")
+"""The four training methods, in the order of the paper's Table I."""
+
+
+class ConfigError(ValueError):
+    """A setting that is not accepted; the message names field, value and what is accepted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """Numbers of an environment; subclasses add their own."""
+
+    name: ClassVar[str] = ""
+
+    horizon: int = 100
+    """Steps per episode."""
+    action_scale: float = 10.0
+    """Raw actions are divided by this before they are clipped. It sets how much a policy of unit
+    standard deviation explores, so every report states it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NavigationConfig(EnvConfig):
+    """2D navigation. Defaults: MAML's definition (goals in a unit square, moves up to 0.1)."""
+
+    name: ClassVar[str] = "navigation_2d"
+
+    goal_range: float = 0.5
+    """Goals are uniform in [-goal_range, goal_range]^2."""
+    max_move: float = 0.1
+    """Longest move per axis and step."""
+    goal_radius: float = 0.01
+    """The episode ends when both coordinates are this close to the goal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfCheetahDirConfig(EnvConfig):
+    """HalfCheetah running forwards or backwards. Defaults: pytorch-maml-rl's definition."""
+
+    name: ClassVar[str] = "halfcheetah_dir"
+
+    frame_skip: int = 5
+    """Physics steps of 0.01 s per control step."""
+    control_cost: float = 0.05
+    """Weight of the sum of squared controls, after scaling and clipping."""
+    reset_noise: float = 0.1
+    """Half width of the uniform noise on positions, standard deviation of that on velocities."""
+
+
+ENV_CONFIGS: dict[str, type[EnvConfig]] = {
+    cls.name: cls for cls in (NavigationConfig, HalfCheetahDirConfig)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Gaussian MLP policy."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    """tanh or relu."""
+    init_std: float = 1.0
+    min_std: float = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAMLConfig:
+    """Meta-batch and adaptation. Defaults: MAML's and pytorch-maml-rl's settings."""
+
+    num_tasks: int = 40
+    """Tasks per outer step."""
+    num_trajectories: int = 20
+    """Episodes per task, both before and after adaptation."""
+    num_adapt_steps: int = 1
+    """Gradient steps of adaptation."""
+    inner_lr: float = 0.1
+    """Step size of adaptation (alpha in Eq. 4)."""
+    first_order: bool = False
+    """Drop the derivative of the inner gradient."""
+    discount: float = 0.99
+    gae_lambda: float = 1.0
+    task_block: int = 1
+    """Tasks whose gradients are computed together in the outer step; small blocks stay in a CPU's
+    cache, 0 takes all tasks at once (accelerators)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPOConfig:
+    """Trust-region step on the meta-parameters."""
+
+    max_kl: float = 0.01
+    cg_iterations: int = 10
+    cg_damping: float = 1e-5
+    line_search_steps: int = 15
+    backtrack_ratio: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversaryConfig:
+    """adGAN: generator, discriminator and their losses (Eq. 9 to 12)."""
+
+    perturbation_bound: float = 0.2
+    """c in Eq. 11: L2 bound of a perturbation in training."""
+    gan_weight: float = 0.8
+    """Weight of the generator's GAN loss (alpha in Eq. 12)."""
+    hinge_weight: float = 0.2
+    """Weight of the hinge loss (beta in Eq. 12)."""
+    gan_loss: str = "lsgan"
+    """lsgan, bce (non-saturating) or bce_paper (Eq. 9 to the letter, saturating)."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    generator_lr: float = 1e-3
+    discriminator_lr: float = 1e-3
+    num_epochs: int = 1
+    """Passes over a meta-batch per update."""
+    num_minibatches: int = 4
+    """Generator and discriminator steps per pass."""
+    clip_ratio: float = 0.2
+    """Clip of the probability ratio in the adversarial loss, which lets one meta-batch serve several
+    generator steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything one outer step needs."""
+
+    maml: MAMLConfig = field(default_factory=MAMLConfig)
+    trpo: TRPOConfig = field(default_factory=TRPOConfig)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    noise_std: float = 1.0
+    """Standard deviation of the noise that the method `random` trains with (Eq. 13)."""
+    fgsm_radius: float = 0.2
+    """Step size that the method `fgsm` trains with (Eq. 14); not given in the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How long each stage lasts, in outer steps."""
+
+    pretrain_steps: int = 300
+    """Clean steps shared by all methods of a seed."""
+    warmup_steps: int = 50
+    """adGAN updates on the frozen policy before admrl starts."""
+    finetune_steps: int = 200
+    """Steps of each method after pre-training."""
+    chunk_steps: int = 5
+    """Steps compiled into one program; progress is shown after each chunk."""
+    checkpoint_every: int = 25
+    snapshot_every: int = 50
+    """Policies kept for the convergence curves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Meta-test: attacks, strengths and the effort of adaptive attackers."""
+
+    num_tasks: int = 40
+    num_trajectories: int = 20
+    num_adapt_steps: int = 1
+    strengths: tuple[float, ...] = (0.2, 0.5, 0.8)
+    adaptive_steps: int = 100
+    """adGAN updates of each fresh generator that attacks a frozen victim."""
+    adaptive_tasks: int = 20
+    """Tasks per such update."""
+    adaptive_trajectories: int = 10
+    """Episodes per task in such an update."""
+    adaptive_epochs: int = 4
+    """Passes over the data of such an update."""
+    curve_tasks: int = 20
+    """Held-out tasks on which convergence curves are measured."""
+    curve_strength: float = 0.2
+    """Strength of the attacks in the convergence curves."""
+    seed: int = 20210426
+    """Seed of the held-out tasks; the same for every seed and method."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run of the paper's protocol on one environment."""
+
+    env: EnvConfig
+    simulator: str = "auto"
+    """auto, mujoco or mjx; environments in closed form need none."""
+    num_threads: int = 0
+    """Host threads of the mujoco simulator; 0 takes one per core."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Trained together in one program."""
+    units: str = "paper"
+    """Units of every attack: `paper` (raw observations) or `normalised` (standard deviations of
+    clean rollouts of the pre-trained policy)."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+_Check = tuple[Callable[[Any], bool], str]
+
+_POSITIVE: _Check = (lambda x: math.isfinite(x) and x > 0, "a number above 0")
+_NOT_NEGATIVE: _Check = (lambda x: math.isfinite(x) and x >= 0, "a number of at least 0")
+_COUNT: _Check = (lambda x: x >= 1, "a whole number of at least 1")
+_COUNT_OR_ZERO: _Check = (lambda x: x >= 0, "a whole number of at least 0")
+_FRACTION: _Check = (lambda x: 0 < x < 1, "a number between 0 and 1")
+_UNIT: _Check = (lambda x: 0 <= x <= 1, "a number from 0 to 1")
+_SIZES: _Check = (
+    lambda x: len(x) > 0 and all(size >= 1 for size in x),
+    "one or more whole numbers of at least 1",
+)
+
+
+def _one_of(*names: str) -> _Check:
+    return (lambda x: x in names, "one of " + ", ".join(names))
+
+
+_CHECKS: dict[str, _Check] = {
+    "simulator": _one_of("auto", "mujoco", "mjx"),
+    "num_threads": _COUNT_OR_ZERO,
+    "seeds": (
+        lambda x: len(x) > 0 and len(set(x)) == len(x) and all(0 <= s < 2**31 for s in x),
+        "one or more different whole numbers from 0 to 2147483647",
+    ),
+    "units": _one_of("paper", "normalised"),
+    "env.horizon": _COUNT,
+    "env.action_scale": _POSITIVE,
+    "env.goal_range": _POSITIVE,
+    "env.max_move": _POSITIVE,
+    "env.goal_radius": _NOT_NEGATIVE,
+    "env.frame_skip": _COUNT,
+    "env.control_cost": _NOT_NEGATIVE,
+    "env.reset_noise": _NOT_NEGATIVE,
+    "policy.hidden_sizes": _SIZES,
+    "policy.activation": _one_of("tanh", "relu"),
+    "policy.init_std": _POSITIVE,
+    "policy.min_std": _POSITIVE,
+    "train.maml.num_tasks": _COUNT,
+    "train.maml.num_trajectories": _COUNT,
+    "train.maml.num_adapt_steps": _COUNT,
+    "train.maml.inner_lr": _POSITIVE,
+    "train.maml.discount": _UNIT,
+    "train.maml.gae_lambda": _UNIT,
+    "train.maml.task_block": _COUNT_OR_ZERO,
+    "train.trpo.max_kl": _POSITIVE,
+    "train.trpo.cg_iterations": _COUNT,
+    "train.trpo.cg_damping": _NOT_NEGATIVE,
+    "train.trpo.line_search_steps": _COUNT,
+    "train.trpo.backtrack_ratio": _FRACTION,
+    "train.adversary.perturbation_bound": _POSITIVE,
+    "train.adversary.gan_weight": _NOT_NEGATIVE,
+    "train.adversary.hinge_weight": _NOT_NEGATIVE,
+    "train.adversary.gan_loss": _one_of("lsgan", "bce", "bce_paper"),
+    "train.adversary.hidden_sizes": _SIZES,
+    "train.adversary.generator_lr": _POSITIVE,
+    "train.adversary.discriminator_lr": _POSITIVE,
+    "train.adversary.num_epochs": _COUNT,
+    "train.adversary.num_minibatches": _COUNT,
+    "train.adversary.clip_ratio": _FRACTION,
+    "train.noise_std": _NOT_NEGATIVE,
+    "train.fgsm_radius": _NOT_NEGATIVE,
+    "schedule.pretrain_steps": _COUNT,
+    "schedule.warmup_steps": _COUNT_OR_ZERO,
+    "schedule.finetune_steps": _COUNT,
+    "schedule.chunk_steps": _COUNT,
+    "schedule.checkpoint_every": _COUNT,
+    "schedule.snapshot_every": _COUNT,
+    "eval.num_tasks": _COUNT,
+    "eval.num_trajectories": _COUNT,
+    "eval.num_adapt_steps": _COUNT,
+    "eval.strengths": (
+        lambda x: len(x) > 0 and len(set(x)) == len(x) and all(math.isfinite(s) and s > 0 for s in x),
+        "one or more different numbers above 0",
+    ),
+    "eval.adaptive_steps": _COUNT,
+    "eval.adaptive_tasks": _COUNT,
+    "eval.adaptive_trajectories": _COUNT,
+    "eval.adaptive_epochs": _COUNT,
+    "eval.curve_tasks": _COUNT,
+    "eval.curve_strength": _POSITIVE,
+    "eval.seed": (lambda x: 0 <= x < 2**31, "a whole number from 0 to 2147483647"),
+}
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every setting by its dotted name, `train.maml.inner_lr`."""
+    settings: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        name = prefix + item.name
+        if dataclasses.is_dataclass(value):
+            settings |= flatten(value, name + ".")
+        else:
+            settings[name] = value
+    return settings
+
+
+def validate(config: Config) -> Config:
+    """Returns `config` unchanged, or raises `ConfigError` at the first bad setting."""
+    for name, value in flatten(config).items():
+        check = _CHECKS.get(name)
+        if check is not None and not check[0](value):
+            raise ConfigError(f"{name}: {value!r} is not accepted; accepted: {check[1]}")
+    schedule, maml, adversary = config.schedule, config.train.maml, config.train.adversary
+    for name in ("checkpoint_every", "snapshot_every"):
+        if getattr(schedule, name) % schedule.chunk_steps:
+            raise ConfigError(
+                f"schedule.{name}: {getattr(schedule, name)} is not accepted; accepted: a multiple of "
+                f"schedule.chunk_steps ({schedule.chunk_steps})"
+            )
+    if maml.task_block and maml.num_tasks % maml.task_block:
+        raise ConfigError(
+            f"train.maml.task_block: {maml.task_block} is not accepted; accepted: 0 or a divisor of "
+            f"train.maml.num_tasks ({maml.num_tasks})"
+        )
+    for name, trajectories in (
+        ("train.maml.num_trajectories", maml.num_trajectories),
+        ("eval.adaptive_trajectories", config.eval.adaptive_trajectories),
+    ):
+        if trajectories * config.env.horizon % adversary.num_minibatches:
+            raise ConfigError(
+                f"train.adversary.num_minibatches: {adversary.num_minibatches} is not accepted; accepted: "
+                f"a divisor of {name} x env.horizon ({trajectories * config.env.horizon})"
+            )
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain dictionaries, lists and numbers, ready for JSON."""
+    tree = dataclasses.asdict(config)
+    tree["env"] = {"name": config.env.name, **tree["env"]}
+    return _lists(tree)
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`; raises `ConfigError` on unknown or missing settings."""
+    tree = dict(tree)
+    env = dict(tree.get("env", {}))
+    name = env.pop("name", None)
+    if name not in ENV_CONFIGS:
+        raise ConfigError(f"env: {name!r} is not known; accepted: {', '.join(ENV_CONFIGS)}")
+    tree["env"] = _build(ENV_CONFIGS[name], env, "env.")
+    return validate(_build(Config, tree, ""))
+
+
+def _build(cls: type, tree: dict[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    names = {item.name for item in dataclasses.fields(cls)}
+    if names != set(tree):
+        odd = ", ".join(prefix + name for name in sorted(names ^ set(tree)))
+        raise ConfigError(f"config: unknown or missing settings: {odd}")
+    values = {}
+    for name, value in tree.items():
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
+            value = _build(hints[name], value, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    return cls(**values)
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_lists(item) for item in value]
+    return value

@@ -1,0 +1,254 @@
+"""The outer step of all four methods: sample tasks, collect, adapt, collect, TRPO, adGAN.
+
+The methods differ only in the attack that is plugged in and in whether adGAN is trained along.
+Keys come from `fold_in(state.key, state.step)`, so how steps are chunked, resumed or logged
+cannot change a number.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from admrl_jax.adgan import AdGAN, AdversaryState, update_adversary
+from admrl_jax.attacks import Attack, Budget, budget_excess, perturbation_size
+from admrl_jax.config import MAMLConfig, TrainConfig
+from admrl_jax.envs.base import Env
+from admrl_jax.maml import (
+    adapt_and_predict,
+    adapt_step,
+    map_blocks,
+    query_weights,
+    surrogate_loss,
+)
+from admrl_jax.networks import Policy
+from admrl_jax.returns import estimate_advantages
+from admrl_jax.rollout import collect, episode_returns
+from admrl_jax.trpo import trpo_update
+from admrl_jax.types import Experience, Metrics, Params, Task
+
+
+@struct.dataclass
+class TrainState:
+    """Everything training carries.
+
+    Attributes:
+        step: `[]` outer steps done.
+        key: base key of the run; never replaced.
+        policy_params: meta-parameters.
+        attack_params: parameters of an attack that is not trained; `()` for most.
+        adversary: adGAN's state, or None where no generator is trained.
+        budget: the attack's budget and units.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    policy_params: Params
+    attack_params: Params
+    adversary: AdversaryState | None
+    budget: Budget
+
+
+class MetaBatch(NamedTuple):
+    """One meta-batch of `N` tasks, each before and after adaptation.
+
+    Attributes:
+        support: fields `[N, num_adapt_steps, K, H, ...]`.
+        query: fields `[N, K, H, ...]`.
+        adapted_params: leading axis `N`.
+    """
+
+    support: Experience
+    query: Experience
+    adapted_params: Params
+
+
+def init(key: jax.Array, *, policy: Policy, obs_size: int) -> TrainState:
+    """A fresh policy without an attack."""
+    key_policy, key_train = jax.random.split(key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=key_train,
+        policy_params=policy.init(key_policy),
+        attack_params=(),
+        adversary=None,
+        budget=Budget(jnp.zeros(()), jnp.zeros((obs_size,)), jnp.ones((obs_size,))),
+    )
+
+
+def collect_meta_batch(
+    policy_params: Params,
+    attack_params: Params,
+    key: jax.Array,
+    tasks: Task,
+    *,
+    env: Env,
+    policy: Policy,
+    attack: Attack,
+    support_budget: Budget,
+    query_budget: Budget,
+    config: MAMLConfig,
+) -> MetaBatch:
+    """Collects support data, adapts to each task, and collects query data.
+
+    Args:
+        policy_params: meta-parameters.
+        attack_params: parameters of `attack`.
+        key: randomness of all episodes.
+        tasks: leading axis `N`.
+        env: task family.
+        policy: Gaussian policy.
+        attack: acts on support and query rollouts alike.
+        support_budget: budget before and during adaptation; radius 0 leaves it clean.
+        query_budget: budget after adaptation.
+        config: trajectories, adaptation and advantage settings.
+    """
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+
+    def experience(params: Params, params_axis: int | None, step: int, budget: Budget) -> Experience:
+        run = functools.partial(
+            collect,
+            num_trajectories=config.num_trajectories,
+            env=env,
+            policy=policy,
+            attack=attack,
+            budget=budget,
+        )
+        keys = jax.random.split(jax.random.fold_in(key, step), num_tasks)
+        trajectory = jax.vmap(run, in_axes=(params_axis, None, 0, 0))(
+            params, attack_params, keys, tasks
+        )
+        score = functools.partial(
+            estimate_advantages, discount=config.discount, gae_lambda=config.gae_lambda
+        )
+        return jax.vmap(score)(trajectory)
+
+    adapt_one = functools.partial(adapt_step, policy=policy, inner_lr=config.inner_lr)
+    params, params_axis, support = policy_params, None, []
+    for step in range(config.num_adapt_steps):
+        batch = experience(params, params_axis, step, support_budget)
+        if params_axis is None:
+            params = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), params)
+        params = map_blocks(lambda data: adapt_one(*data), (params, batch), config.task_block)
+        params_axis = 0
+        support.append(batch)
+    query = experience(params, params_axis, config.num_adapt_steps, query_budget)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *support)
+    return MetaBatch(stacked, query, params)
+
+
+def outer_step(
+    state: TrainState,
+    *,
+    env: Env,
+    policy: Policy,
+    attack: Attack,
+    config: TrainConfig,
+    adgan: AdGAN | None = None,
+    train_policy: bool = True,
+) -> tuple[TrainState, Metrics]:
+    """One outer step (Algorithms 1 to 3).
+
+    Args:
+        state: what training carries.
+        env: task family.
+        policy: Gaussian policy.
+        attack: acts on support and query rollouts; ignored where `adgan` is given.
+        config: meta-batch, trust region and adGAN settings.
+        adgan: trains the generator along and attacks with it; `state.adversary` must be set.
+        train_policy: False freezes the policy, as in adGAN's warm-up and in adaptive attacks.
+
+    Returns:
+        `(state, metrics)`. A trust-region step that finds no improvement, or anything not
+        finite, leaves the policy as it was.
+    """
+    key_tasks, key_collect, key_adversary = jax.random.split(
+        jax.random.fold_in(state.key, state.step), 3
+    )
+    tasks = jax.vmap(env.sample_task)(jax.random.split(key_tasks, config.maml.num_tasks))
+    attack_params = state.attack_params
+    if adgan is not None:
+        assert state.adversary is not None, "adgan needs state.adversary"
+        attack, attack_params = adgan.attack, state.adversary.generator_params
+    batch = collect_meta_batch(
+        state.policy_params,
+        attack_params,
+        key_collect,
+        tasks,
+        env=env,
+        policy=policy,
+        attack=attack,
+        support_budget=state.budget,
+        query_budget=state.budget,
+        config=config.maml,
+    )
+    metrics = batch_metrics(batch, attack, state.budget)
+
+    policy_params, adversary = state.policy_params, state.adversary
+    if train_policy:
+        weights = query_weights(batch.query)
+        policy_params, info = trpo_update(
+            state.policy_params,
+            adapt_and_predict(
+                batch.support,
+                batch.query,
+                policy=policy,
+                inner_lr=config.maml.inner_lr,
+                num_adapt_steps=config.maml.num_adapt_steps,
+                first_order=config.maml.first_order,
+                task_block=config.maml.task_block,
+            ),
+            surrogate_loss(batch.query, weights),
+            weights,
+            max_kl=config.trpo.max_kl,
+            cg_iterations=config.trpo.cg_iterations,
+            cg_damping=config.trpo.cg_damping,
+            line_search_steps=config.trpo.line_search_steps,
+            backtrack_ratio=config.trpo.backtrack_ratio,
+        )
+        metrics |= {f"train/{name}": value for name, value in info._asdict().items()}
+        metrics["train/std"] = jnp.mean(jnp.exp(policy_params["log_std"]))
+    if adgan is not None:
+        assert state.adversary is not None
+        adversary, adversary_metrics = update_adversary(
+            state.adversary,
+            key_adversary,
+            batch.support,
+            batch.query,
+            batch.adapted_params,
+            adgan=adgan,
+            policy=policy,
+            budget=state.budget,
+            config=config.adversary,
+        )
+        metrics |= adversary_metrics
+    new_state = state.replace(
+        step=state.step + 1, policy_params=policy_params, adversary=adversary
+    )
+    return new_state, metrics
+
+
+def train_chunk(
+    state: TrainState, *, num_steps: int, step_fn: Callable[[TrainState], tuple[TrainState, Metrics]]
+) -> tuple[TrainState, Metrics]:
+    """Scans `step_fn`; metrics come back stacked, `[num_steps]`."""
+    return jax.lax.scan(lambda carry, _: step_fn(carry), state, None, length=num_steps)
+
+
+def batch_metrics(batch: MetaBatch, attack: Attack, budget: Budget) -> Metrics:
+    """Returns, steps and perturbation sizes of a meta-batch."""
+    support, query = batch.support.trajectory, batch.query.trajectory
+    size = perturbation_size(attack.norm, query.obs, query.perturbed_obs, budget)
+    excess = budget_excess(attack.norm, query.obs, query.perturbed_obs, budget)
+    support_excess = budget_excess(attack.norm, support.obs, support.perturbed_obs, budget)
+    valid = jnp.maximum(jnp.sum(query.mask), 1.0)
+    return {
+        "train/pre_return": jnp.mean(episode_returns(support)[:, 0]),
+        "train/post_return": jnp.mean(episode_returns(query)),
+        "train/env_steps": jnp.sum(support.mask) + jnp.sum(query.mask),
+        "attack/size": jnp.sum(size * query.mask) / valid,
+        "attack/budget_excess": jnp.maximum(jnp.max(excess), jnp.max(support_excess)),
+    }
