@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, get_type_hints
 
 METHODS = ("maml", "random", "fgsm", "admrl")
@@ -173,8 +173,6 @@ class EvalConfig:
     """Episodes per task in such an update."""
     adaptive_epochs: int = 4
     """Passes over the data of such an update."""
-    curve_tasks: int = 20
-    """Held-out tasks on which convergence curves are measured."""
     curve_strength: float = 0.2
     """Strength of the attacks in the convergence curves."""
     seed: int = 20210426
@@ -280,7 +278,6 @@ _CHECKS: dict[str, _Check] = {
     "eval.adaptive_tasks": _COUNT,
     "eval.adaptive_trajectories": _COUNT,
     "eval.adaptive_epochs": _COUNT,
-    "eval.curve_tasks": _COUNT,
     "eval.curve_strength": _POSITIVE,
     "eval.seed": (lambda x: 0 <= x < 2**31, "a whole number from 0 to 2147483647"),
 }

@@ -12,7 +12,7 @@ from admrl_jax.gaussian import Gaussian
 from admrl_jax.networks import Policy
 from admrl_jax.rollout import collect, episode_returns
 from admrl_jax.training import collect_meta_batch
-from admrl_jax.types import Params, Task
+from admrl_jax.types import Experience, Params, Task
 
 
 class EvalResult(NamedTuple):
@@ -85,6 +85,27 @@ def evaluate(
         attack_size=jnp.sum(size * query.mask) / jnp.maximum(jnp.sum(query.mask), 1.0),
         budget_excess=jnp.maximum(*excess),
     )
+
+
+def observation_statistics(
+    support: Experience, query: Experience, *, min_std: float = 1e-3
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation `[O]` of true observations over the valid steps of a meta-batch.
+
+    Dimensions that hardly vary get standard deviation 0, which keeps every attack off them.
+
+    Args:
+        support: fields `[N, S, K, H, ...]`.
+        query: fields `[N, K, H, ...]`.
+        min_std: smaller standard deviations count as constant.
+    """
+    obs = [x.trajectory.obs.reshape(-1, x.trajectory.obs.shape[-1]) for x in (support, query)]
+    mask = [x.trajectory.mask.reshape(-1, 1) for x in (support, query)]
+    obs, mask = jnp.concatenate(obs), jnp.concatenate(mask)
+    count = jnp.maximum(jnp.sum(mask), 1.0)
+    mean = jnp.sum(obs * mask, axis=0) / count
+    std = jnp.sqrt(jnp.sum(jnp.square(obs - mean) * mask, axis=0) / count)
+    return mean, jnp.where(std < min_std, 0.0, std)
 
 
 def do_nothing_returns(

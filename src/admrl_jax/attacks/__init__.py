@@ -10,7 +10,7 @@ from admrl_jax.attacks.base import (
 )
 from admrl_jax.attacks.fgsm import fgsm
 from admrl_jax.attacks.generator import generator_attack
-from admrl_jax.attacks.noise import gaussian_noise, no_attack
+from admrl_jax.attacks.noise import gaussian_noise, l2_noise, no_attack
 
 __all__ = [
     "Attack",
@@ -19,6 +19,7 @@ __all__ = [
     "fgsm",
     "gaussian_noise",
     "generator_attack",
+    "l2_noise",
     "no_attack",
     "perturbation_size",
     "project_l2",

@@ -1,8 +1,9 @@
 """Attacks that know nothing: none at all, and Gaussian noise (paper, Eq. 13)."""
 
 import jax
+import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack, Budget
+from admrl_jax.attacks.base import Attack, Budget, project_l2, safe_norm
 from admrl_jax.types import Params
 
 
@@ -27,3 +28,22 @@ def gaussian_noise() -> Attack:
         return obs + budget.radius * budget.scale * noise
 
     return Attack(lambda key: (), perturb, "none")
+
+
+def l2_noise() -> Attack:
+    """Moves by exactly `budget.radius` in a uniformly random direction.
+
+    Noise of the same L2 size as a generator of the same radius: what an attack must beat to have
+    learned anything.
+    """
+
+    def perturb(
+        attack_params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
+    ) -> jax.Array:
+        # Directions that may not move (scale 0) take no share of the length.
+        noise = jax.random.normal(key, obs.shape, obs.dtype) * (jnp.asarray(budget.scale) > 0)
+        length = safe_norm(noise)
+        unit = noise / jnp.where(length > 0, length, 1.0)
+        return obs + project_l2(budget.radius * unit, budget.radius) * budget.scale
+
+    return Attack(lambda key: (), perturb, "l2")

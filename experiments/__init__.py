@@ -1,0 +1,1 @@
+"""Runnable experiments: a preset per environment and the shared protocol."""

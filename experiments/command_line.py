@@ -1,0 +1,90 @@
+"""The command line shared by all experiments: presets, settings, errors and exit codes."""
+
+import argparse
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from admrl_jax.config import Config, ConfigError, validate
+from admrl_jax.run_log import RunError, open_run
+from admrl_jax.simulators import SimulatorError
+from experiments.protocol import Interrupted, Protocol
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says beside the config."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    preset: str = "paper"
+    """paper: the paper's sizes. quick: everything at toy size in under two minutes."""
+    run_dir: Path | None = None
+    """Where the run is kept. Default: runs/<environment>-<preset>."""
+    resume: bool = False
+    """Go on with the run that is in the directory."""
+
+
+def main(
+    module: str, summary: str, presets: dict[str, Config], argv: list[str] | None = None
+) -> int:
+    """Parses the command line, runs the protocol, returns the exit code.
+
+    0: done. 2: bad settings or directory, nothing touched. 130, 143: stopped by SIGINT, SIGTERM
+    after saving.
+
+    Args:
+        module: name of the experiment's module, for messages.
+        summary: what the experiment does, for `--help`.
+        presets: config by preset name.
+        argv: arguments without the program's name; those of the process by default.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="paper")
+    preset = first.parse_known_args(argv)[0].preset
+    if preset not in presets:
+        return _fail(f"preset: {preset!r} is not known; accepted: {', '.join(presets)}")
+    arguments = tyro.cli(
+        Arguments,
+        args=argv,
+        prog=f"python -m {module}",
+        description=summary,
+        default=Arguments(config=presets[preset], preset=preset),
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    run_config = arguments.config
+    directory = arguments.run_dir or Path("runs") / f"{run_config.env.name}-{preset}"
+    label = preset if run_config == presets[preset] else "custom"
+    try:
+        validate(run_config)
+        protocol = None
+        lock = None
+        protocol = Protocol(run_config, label, directory)
+        lock = open_run(directory, run_config, resume=arguments.resume)
+    except (ConfigError, SimulatorError, RunError) as error:
+        return _fail(str(error))
+    if label != "paper":
+        print(f"{label} settings: the numbers of this run are not the paper's", file=sys.stderr)
+    try:
+        report = protocol.run()
+    except Interrupted as stop:
+        again = [a for a in argv if a != "--resume"]
+        command = shlex.join(["python", "-m", module, *again, "--resume"])
+        print(f"saved in {directory}; go on with\n  {command}", file=sys.stderr)
+        return 128 + stop.signal_number
+    except RunError as error:
+        return _fail(str(error))
+    finally:
+        os.close(lock)
+    print(f"report: {report}")
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

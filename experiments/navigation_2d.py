@@ -1,0 +1,46 @@
+"""The paper's protocol on 2D navigation: `python -m experiments.navigation_2d`."""
+
+import sys
+from dataclasses import replace
+
+from admrl_jax.config import (
+    Config,
+    EvalConfig,
+    MAMLConfig,
+    NavigationConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from experiments.command_line import main
+
+PAPER = Config(
+    env=NavigationConfig(),
+    seeds=(0, 1, 2),
+    train=TrainConfig(maml=MAMLConfig(num_tasks=20)),
+    # Radii below the paper's, where the attack still leaves room above doing nothing.
+    eval=EvalConfig(strengths=(0.05, 0.1, 0.2, 0.5, 0.8)),
+)
+
+QUICK = replace(
+    PAPER,
+    seeds=(0,),
+    train=TrainConfig(maml=MAMLConfig(num_tasks=8, num_trajectories=8)),
+    schedule=ScheduleConfig(
+        pretrain_steps=20,
+        warmup_steps=5,
+        finetune_steps=10,
+        chunk_steps=5,
+        checkpoint_every=5,
+        snapshot_every=5,
+    ),
+    eval=EvalConfig(
+        num_tasks=8,
+        num_trajectories=8,
+        adaptive_steps=10,
+        adaptive_tasks=8,
+        adaptive_trajectories=8,
+    ),
+)
+
+if __name__ == "__main__":
+    sys.exit(main("experiments.navigation_2d", __doc__ or "", {"paper": PAPER, "quick": QUICK}))

@@ -1,0 +1,167 @@
+"""Attacks and their threat model: exact step sizes, projections, budgets, and what radius 0 means."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import random_like, tiny_policy
+
+from admrl_jax import attacks
+from admrl_jax.attacks import Attack, Budget, budget_excess, perturbation_size, project_l2, safe_norm
+from admrl_jax.networks import make_generator
+
+POLICY = tiny_policy(obs_size=3)
+GENERATOR = make_generator(3, hidden_sizes=(4,))
+OBS = jnp.array([[0.3, -1.5, 2.0], [0.0, 1e-3, -40.0], [7.0, 0.25, 0.5]])
+SCALE = jnp.array([0.5, 2.0, 0.0])
+ATTACKS = {
+    "none": attacks.no_attack(),
+    "noise": attacks.gaussian_noise(),
+    "fgsm": attacks.fgsm(POLICY),
+    "generator": attacks.generator_attack(GENERATOR),
+}
+
+
+@functools.cache
+def perturber(name: str):
+    """One compiled attack on all rows of `OBS`, for any budget."""
+    attack = ATTACKS[name]
+    attack_params = random_like(attack.init, 1, size=2.0)
+    policy_params = random_like(POLICY.init, 2)
+
+    @jax.jit
+    def perturb(budget: Budget, key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, len(OBS))
+        return jax.vmap(attack.perturb, in_axes=(None, 0, 0, None, None))(
+            attack_params, keys, OBS, policy_params, budget
+        )
+
+    return lambda radius, scale=1.0, seed=0: perturb(
+        Budget(jnp.float32(radius), jnp.zeros(3), jnp.broadcast_to(jnp.float32(scale), 3)), jax.random.key(seed)
+    )
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_radius_zero_changes_nothing(name: str) -> None:
+    np.testing.assert_array_equal(perturber(name)(0.0), OBS)
+    np.testing.assert_array_equal(perturber(name)(0.0, SCALE), OBS)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_dimensions_of_scale_zero_never_move(name: str) -> None:
+    perturbed = np.asarray(perturber(name)(0.4, SCALE))
+    np.testing.assert_array_equal(perturbed[:, 2], OBS[:, 2])
+    if name != "none":
+        assert np.all(perturbed[:, :2] != OBS[:, :2])
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_keeps_its_budget(name: str) -> None:
+    attack = ATTACKS[name]
+    for radius, scale in ((0.1, jnp.ones(3)), (0.8, SCALE)):
+        budget = Budget(radius, jnp.zeros(3), scale)
+        excess = budget_excess(attack.norm, OBS, perturber(name)(radius, scale), budget)
+        np.testing.assert_array_equal(excess, 0)
+
+
+def test_fgsm_moves_every_coordinate_by_exactly_the_radius() -> None:
+    perturbed = perturber("fgsm")(0.2)
+    up, down = OBS + jnp.float32(0.2), OBS - jnp.float32(0.2)
+    assert np.all((perturbed == up) | (perturbed == down))
+    scaled = perturber("fgsm")(0.2, SCALE)
+    assert np.all((scaled == OBS + 0.2 * SCALE) | (scaled == OBS - 0.2 * SCALE))
+
+
+def test_fgsm_without_a_gradient_takes_a_random_corner() -> None:
+    attack, blind = attacks.fgsm(POLICY), jax.tree.map(jnp.zeros_like, random_like(POLICY.init, 0))
+    keys = jax.random.split(jax.random.key(0), 32)
+    moved = jax.jit(jax.vmap(lambda k: attack.perturb((), k, jnp.zeros(3), blind, Budget(0.5))))(keys)
+    np.testing.assert_array_equal(np.abs(moved), 0.5)
+    assert len({tuple(row) for row in np.asarray(moved)}) == 8
+
+
+def test_fgsm_changes_the_action_more_than_random_corners() -> None:
+    params = random_like(POLICY.init, 2)
+    clean = POLICY.apply(params, OBS).mean
+    corners = OBS + 0.2 * jax.random.rademacher(jax.random.key(3), (64, *OBS.shape), jnp.float32)
+
+    def change(obs: jax.Array) -> np.ndarray:
+        return np.linalg.norm(POLICY.apply(params, obs).mean - clean, axis=-1)
+
+    # Saturated coordinates leave little to gain; on average over the rows the attack is the stronger one.
+    assert change(perturber("fgsm")(0.2)).mean() > 1.2 * change(corners).mean()
+
+
+def test_gaussian_noise_has_the_std_it_says() -> None:
+    attack = attacks.gaussian_noise()
+    scale = jnp.array([1.0, 3.0, 0.0])
+    noise = jax.vmap(lambda k: attack.perturb((), k, OBS[0], (), Budget(0.5, 0.0, scale)))(
+        jax.random.split(jax.random.key(0), 20000)
+    )
+    std = np.array([0.5, 1.5, 0.0])
+    noise = np.asarray(noise - OBS[0], np.float64)
+    # Standard errors: std / sqrt(2 n) of the standard deviation and std / sqrt(n) of the mean.
+    assert np.all(np.abs(noise.std(0) - std) <= 4 * std / 40000**0.5)
+    assert np.all(np.abs(noise.mean(0)) <= 4 * std / 20000**0.5)
+
+
+def test_projection_golden() -> None:
+    # |(3, 4)| = 5 is brought to radius 2, a factor of 0.4; shorter vectors and zero stay bitwise.
+    x = jnp.array([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    np.testing.assert_allclose(project_l2(x, 2.0)[0], [1.2, 1.6], rtol=1e-6)
+    np.testing.assert_array_equal(project_l2(x, 2.0)[1:], x[1:])
+    np.testing.assert_array_equal(project_l2(x, 0.0), 0)
+
+
+def test_projection_keeps_the_norm_below_the_radius() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(500, 7)) * 10.0 ** rng.uniform(-6, 6, (500, 1)), jnp.float32)
+    projected = np.asarray(project_l2(x, 0.3), np.float64)
+    assert np.linalg.norm(projected, axis=-1).max() <= 0.3 * (1 + 4e-7)  # a few roundings of float32
+
+
+def test_safe_norm_value_and_gradient() -> None:
+    value, gradient = jax.vmap(jax.value_and_grad(safe_norm))(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(value, [5, 0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[0.6, 0.8], [0, 0]], rtol=1e-6)
+
+
+def test_perturbation_size_golden() -> None:
+    # In units of (1, 2) the move (3, 8) is (3, 4): L2 size 5, largest entry 4. The centre does not matter.
+    budget = Budget(1.0, jnp.array([100.0, -7.0]), jnp.array([1.0, 2.0]))
+    sizes = [perturbation_size(norm, jnp.zeros(2), jnp.array([3.0, 8.0]), budget) for norm in ("l2", "linf", "none")]
+    np.testing.assert_allclose(sizes, [5, 4, 5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_cheating_attack_is_caught(norm: str) -> None:
+    cheat = Attack(lambda key: (), lambda a, k, obs, p, b: obs + 1.01 * b.radius * jnp.eye(3)[0], norm)
+    budget = Budget(jnp.float32(0.5), jnp.zeros(3), jnp.ones(3))
+    excess = budget_excess(norm, OBS, cheat.perturb((), jax.random.key(0), OBS, (), budget), budget)
+    # 1.01 * 0.5 is 0.005 too far, less the slack for rounding.
+    np.testing.assert_allclose(excess, 0.005, atol=1e-4)
+    assert np.all(excess > 0)
+    np.testing.assert_array_equal(budget_excess("none", OBS, OBS + 9, budget), 0)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_broken_numbers_have_infinite_excess(norm: str, bad: float) -> None:
+    excess = budget_excess(norm, OBS, OBS.at[0, 1].set(bad), Budget(1.0))
+    np.testing.assert_array_equal(excess, [np.inf, 0, 0])
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_rounding_at_a_far_centre_is_forgiven(norm: str) -> None:
+    # Near 1000 a float32 has steps of 6e-5, so an honest perturbation of 0.2 arrives rounded by half of that.
+    obs = jnp.linspace(1000.0, 1000.3, 64)[:, None] * jnp.ones(2)
+    step = 0.2 if norm == "linf" else 0.2 / 2**0.5
+    excess = budget_excess(norm, obs, obs + step, Budget(0.2, jnp.full(2, 1000.0), jnp.ones(2)))
+    np.testing.assert_array_equal(excess, 0)
+
+
+def test_raw_perturbation_scales_with_the_radius() -> None:
+    perturbed = np.asarray([perturber("generator")(r) - OBS for r in (0.1, 0.2)])
+    np.testing.assert_allclose(perturbed[1], 2 * perturbed[0], atol=2e-5)

@@ -1,0 +1,167 @@
+"""Adaptation and the meta-gradient against hand-written steps and finite differences in double precision."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    assert_no_leaf_is_zero,
+    assert_trees_close,
+    finite_differences,
+    random_experience,
+    random_like,
+    tiny_policy,
+)
+from jax.flatten_util import ravel_pytree
+
+from admrl_jax import maml
+
+POLICY = tiny_policy(hidden=(3,))
+LR = 0.3
+
+
+def numpy_inner_loss(params, experience) -> float:
+    """The inner loss of a one-hidden-layer tanh policy, written out in NumPy."""
+    layers = params["mean"]["params"]
+    trajectory = experience.trajectory
+    x = np.asarray(trajectory.perturbed_obs)
+    hidden = np.tanh(x @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"])
+    mean = hidden @ layers["Dense_1"]["kernel"] + layers["Dense_1"]["bias"]
+    log_std = np.asarray(params["log_std"])
+    z = (np.asarray(trajectory.action) - mean) / np.exp(log_std)
+    log_prob = -(0.5 * z**2 + log_std + 0.5 * np.log(2 * np.pi)).sum(-1)
+    mask = np.asarray(trajectory.mask)
+    return -(log_prob * np.asarray(experience.advantage) * mask).sum() / mask.sum()
+
+
+def test_inner_loss_matches_numpy_and_every_leaf_learns(x64: None) -> None:
+    params = random_like(POLICY.init, 0, dtype=jnp.float64)
+    experience = random_experience(1, (3, 4), dtype=np.float64)
+    loss, gradient = jax.jit(jax.value_and_grad(functools.partial(maml.inner_loss, policy=POLICY)))(
+        params, experience
+    )
+    np.testing.assert_allclose(loss, numpy_inner_loss(params, experience), rtol=1e-10)
+    assert_no_leaf_is_zero(gradient)
+    # `adapt_step` moves against that gradient, here against NumPy's finite differences of it.
+    flat, unravel = ravel_pytree(params)
+    slope = [
+        (numpy_inner_loss(unravel(flat + e), experience) - numpy_inner_loss(unravel(flat - e), experience)) / 2e-5
+        for e in 1e-5 * np.eye(flat.size)
+    ]
+    adapted = maml.adapt_step(params, experience, policy=POLICY, inner_lr=LR)
+    np.testing.assert_allclose(ravel_pytree(adapted)[0], flat - LR * np.array(slope), atol=1e-8)
+
+
+def objective(params, support, query, *, num_adapt_steps: int, first_order: bool = False) -> jax.Array:
+    """The outer surrogate with fixed old policies."""
+    predict = maml.adapt_and_predict(
+        support, query, policy=POLICY, inner_lr=LR, num_adapt_steps=num_adapt_steps, first_order=first_order
+    )
+    old = jax.tree.map(lambda x: jax.lax.stop_gradient(x) + 0.1, predict(params))
+    old = old._replace(mean=jnp.zeros_like(old.mean), log_std=jnp.zeros_like(old.log_std))
+    return maml.surrogate_loss(query, maml.query_weights(query))(predict(params), old)
+
+
+@pytest.mark.parametrize("num_adapt_steps", [1, 2])
+def test_meta_gradient_matches_finite_differences(x64: None, num_adapt_steps: int) -> None:
+    params = random_like(POLICY.init, 0, dtype=jnp.float64)
+    support = random_experience(2, (2, num_adapt_steps, 3, 4), dtype=np.float64)
+    query = random_experience(3, (2, 3, 4), dtype=np.float64)
+    flat, unravel = ravel_pytree(params)
+
+    def loss(v: jax.Array, first_order: bool = False) -> jax.Array:
+        return objective(
+            unravel(v), support, query, num_adapt_steps=num_adapt_steps, first_order=first_order
+        )
+
+    exact, first = jax.jit(lambda v: (jax.grad(loss)(v), jax.grad(lambda v: loss(v, True))(v)))(flat)
+    np.testing.assert_allclose(exact, finite_differences(loss, flat), atol=1e-8)
+    assert_no_leaf_is_zero(unravel(exact))
+
+    # First order treats the inner gradients as constants: with the total inner step of each task frozen at
+    # the old parameters, finite differences give it, and it is not the exact gradient.
+    adapt = functools.partial(maml.adapt, policy=POLICY, inner_lr=LR, num_adapt_steps=num_adapt_steps)
+    frozen = jax.jit(jax.vmap(lambda s: ravel_pytree(adapt(params, s))[0] - flat))(support)
+
+    def frozen_loss(v: jax.Array) -> jax.Array:
+        obs = query.trajectory.perturbed_obs.reshape(2, -1, 2)
+        new = jax.vmap(lambda move, o: POLICY.apply(unravel(v + move), o))(frozen, obs)
+        new = new._replace(log_std=new.log_std[:, None])
+        old = jax.tree.map(jnp.zeros_like, new)
+        return maml.surrogate_loss(query, maml.query_weights(query))(new, old)
+
+    np.testing.assert_allclose(first, finite_differences(frozen_loss, flat), atol=1e-8)
+    assert np.abs(first - exact).max() > 1e-3
+
+
+def test_adapt_uses_each_batch_in_turn() -> None:
+    params = random_like(POLICY.init, 0)
+    support = random_experience(4, (2, 3, 4))
+    batches = [jax.tree.map(lambda x, i=i: x[i], support) for i in range(2)]
+    step = jax.jit(functools.partial(maml.adapt_step, policy=POLICY, inner_lr=LR))
+    adapted = jax.jit(functools.partial(maml.adapt, policy=POLICY, inner_lr=LR, num_adapt_steps=2))(
+        params, support
+    )
+    assert_trees_close(adapted, step(step(params, batches[0]), batches[1]), rtol=1e-5, atol=1e-6)
+
+
+def test_vmap_over_tasks_equals_a_loop_and_any_block_size_agrees() -> None:
+    params = random_like(POLICY.init, 0)
+    support, query = random_experience(5, (5, 1, 3, 4)), random_experience(6, (5, 3, 4))
+
+    @functools.partial(jax.jit, static_argnames="block")
+    def predict(params, support, query, block: int = 0):
+        return maml.adapt_and_predict(
+            support, query, policy=POLICY, inner_lr=LR, num_adapt_steps=1, task_block=block
+        )(params)
+
+    whole = predict(params, support, query)
+    assert whole.mean.shape == (5, 12, 2) and whole.log_std.shape == (5, 1, 2)
+    loop = [
+        predict(params, *jax.tree.map(lambda x, i=i: x[i : i + 1], (support, query))) for i in range(5)
+    ]
+    assert_trees_close(whole, jax.tree.map(lambda *x: jnp.concatenate(x), *loop), rtol=1e-5, atol=1e-6)
+    for block in (1, 2):
+        assert_trees_close(predict(params, support, query, block), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [0, 1, 2, 4, 6, 7])
+def test_map_blocks_golden(block: int) -> None:
+    # Squares of six numbers; 4 does not divide 6 and 7 exceeds it.
+    np.testing.assert_array_equal(maml.map_blocks(jnp.square, jnp.arange(6), block), [0, 1, 4, 9, 16, 25])
+
+
+def test_permuting_tasks_leaves_the_meta_gradient_unchanged(x64: None) -> None:
+    params = random_like(POLICY.init, 0, dtype=jnp.float64)
+    data = random_experience(7, (4, 1, 3, 4), dtype=np.float64), random_experience(8, (4, 3, 4), dtype=np.float64)
+    order = np.array([2, 0, 3, 1])
+    gradient = jax.jit(jax.grad(functools.partial(objective, num_adapt_steps=1)))
+    permuted = jax.tree.map(lambda x: x[order], data)
+    assert_trees_close(gradient(params, *data), gradient(params, *permuted), rtol=1e-10, atol=1e-12)
+
+
+def test_query_weights_golden() -> None:
+    # Two tasks of two episodes of two steps: the first has 4 valid steps, the second 1.
+    query = random_experience(9, (2, 2, 2))
+    mask = jnp.array([[[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 0.0]]])
+    query = query._replace(trajectory=query.trajectory._replace(mask=mask))
+    np.testing.assert_allclose(maml.query_weights(query), [[0.125] * 4, [0.5, 0, 0, 0]], rtol=1e-6)
+
+
+def test_masked_steps_do_not_change_the_losses() -> None:
+    experience = random_experience(10, (3, 4))
+    gone = np.asarray(experience.trajectory.mask) == 0
+    assert gone.any()
+    trajectory = experience.trajectory
+    dirty = experience._replace(
+        trajectory=trajectory._replace(
+            perturbed_obs=jnp.where(gone[..., None], 5.0, trajectory.perturbed_obs),
+            action=jnp.where(gone[..., None], -5.0, trajectory.action),
+        ),
+        advantage=jnp.where(gone, 9.0, experience.advantage),
+    )
+    params = random_like(POLICY.init, 0)
+    loss = jax.jit(functools.partial(maml.inner_loss, policy=POLICY))
+    np.testing.assert_array_equal(loss(params, experience), loss(params, dirty))

@@ -1,0 +1,251 @@
+"""The report is read by people: its numbers, its warnings and its figures are checked on a synthetic run."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from admrl_jax.config import METHODS
+from admrl_jax.report import PANELS, cell_values, number, report_text, spread, table, write_report
+from admrl_jax.statistics import bootstrap_interval, interquartile_mean
+
+FLOOR = -38.3
+STRENGTHS = (0.2, 0.5, 0.8)
+RESISTANCE = {"maml": 1.0, "random": 0.6, "fgsm": 0.9, "admrl": 0.5}
+ATTACKED_CELLS = (("clean", "attacked"), ("attacked", "clean"), ("attacked", "attacked"))
+
+
+def make_rows(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+    rows = []
+    for method in METHODS:
+        for seed in seeds:
+            base = {"method": method, "seed": seed, "strength": 0.0, "protocol": "", "attack_size": 0.0}
+            clean = {
+                "attack": "none",
+                "support": "clean",
+                "query": "clean",
+                "pre": -40.0,
+                "post": -12.0 - seed,
+            }
+            rows.append(base | clean)
+            for attack, protocol in PANELS:
+                if protocol == "adaptive_no_gan" and method != "maml":
+                    continue
+                for s in STRENGTHS:
+                    for support, query in ATTACKED_CELLS:
+                        cell = {"attack": attack, "protocol": protocol, "strength": s, "support": support}
+                        harm = (query == "attacked") * 50 + (support == "attacked") * 10
+                        post = -12.0 - seed - harm * s * RESISTANCE[method]
+                        size = s * (1.25 if attack == "gaussian" else 1.0)
+                        result = {"query": query, "pre": -40.0 - s, "post": post, "attack_size": size}
+                        rows.append(base | cell | result)
+    return rows
+
+
+def make_results(env: str = "navigation_2d", preset: str = "quick", seeds: tuple[int, ...] = (0, 1, 2)):
+    curves = [
+        {
+            "method": method,
+            "seed": seed,
+            "step": step,
+            "attack": attack,
+            "strength": 0.0 if attack == "none" else 0.2,
+            "pre": -40.0,
+            "post": -45
+            + 33 * (1 - np.exp(-step / 12))
+            - seed
+            - (attack != "none") * 8 * RESISTANCE.get(method, 1),
+        }
+        for method in ("pretrain", *METHODS)
+        for seed in seeds
+        for attack in ("none", "gaussian", "fgsm", "adgan")
+        for step in ((0, 10, 20, 30) if method == "pretrain" else (40, 50))
+    ]
+    config = {
+        "env": {"horizon": 100, "action_scale": 10.0},
+        "seeds": list(seeds),
+        "units": "paper",
+        "schedule": {"pretrain_steps": 30, "warmup_steps": 5, "finetune_steps": 20},
+        "eval": {
+            "strengths": list(STRENGTHS),
+            "curve_strength": 0.2,
+            "num_tasks": 40,
+            "num_trajectories": 20,
+            "adaptive_steps": 15,
+            "adaptive_tasks": 20,
+        },
+        "train": {
+            "noise_std": 1.0,
+            "fgsm_radius": 0.2,
+            "adversary": {"perturbation_bound": 0.2, "gan_weight": 0.8},
+        },
+    }
+    return {
+        "env": env,
+        "preset": preset,
+        "config": config,
+        "versions": {"jax": "0.10.2"},
+        "device": "cpu",
+        "simulator": "none",
+        "floor": FLOOR,
+        "rows": make_rows(seeds),
+        "curves": curves,
+    }
+
+
+def write_metrics(path: Path, seeds: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    stages = [("pretrain", "pretrain", 0, 30), ("admrl", "warmup", 30, 5)]
+    stages += [(m, "finetune", 30, 20) for m in METHODS] + [(m, "adaptive-0.8", 0, 15) for m in METHODS]
+    rows = []
+    for seed in seeds:
+        for method, stage, start, length in stages:
+            for step in range(start + 1, start + length + 1):
+                row: dict[str, Any] = {"seed": seed, "method": method, "stage": stage, "step": step}
+                row["train/post_return"] = -45 + min(step, 30) * (stage != "adaptive-0.8") + rng.normal()
+                row["attack/size"] = 0.0 if stage == "pretrain" else 0.2
+                if stage in ("pretrain", "finetune"):
+                    row |= {
+                        "train/kl": 0.008 + 0.001 * rng.normal(),
+                        "train/accepted": int(rng.random() < 0.9),
+                    }
+                if method == "admrl" or stage.startswith("adaptive"):
+                    names = (
+                        "adversarial_loss",
+                        "gan_loss",
+                        "hinge_loss",
+                        "clean_accuracy",
+                        "perturbed_accuracy",
+                    )
+                    row |= {f"adversary/{name}": 0.5 + 0.05 * rng.normal() for name in (*names, "raw_size")}
+                rows.append(row)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, sorted({name for row in rows for name in row}))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_run(run_dir: Path, results: dict[str, Any], trajectories: bool = True) -> Path:
+    seeds = tuple(results["config"]["seeds"])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "results.json").write_text(json.dumps(results))
+    write_metrics(run_dir / "metrics.csv", seeds)
+    if trajectories:
+        rng = np.random.default_rng(1)
+        goals = np.array([[0.4, 0.3], [-0.45, 0.2], [-0.2, -0.4], [0.3, -0.35]])
+        arrays: dict[str, Any] = {"goals": goals}
+        for method in METHODS:
+            for cell in ("clean", "attacked"):
+                for phase in ("pre", "post"):
+                    drift = goals[:, None, None] / 30 * (phase == "post") * (1.0 if cell == "clean" else 0.4)
+                    path = np.cumsum(drift + 0.02 * rng.normal(size=(4, 3, 30, 2)), axis=2)
+                    mask = np.broadcast_to(np.arange(30) < 25, (4, 3, 30)).astype(float)
+                    arrays |= {f"{method}/{cell}/{phase}": path, f"{method}/{cell}/{phase}/mask": mask}
+        np.savez(run_dir / "trajectories.npz", **arrays)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(write_run(tmp_path_factory.mktemp("run"), make_results()))
+
+
+def line_with(text: str, *parts: str) -> str:
+    return next(line for line in text.splitlines() if all(part in line for part in parts))
+
+
+def test_figures_are_written_and_embedded(report: Path):
+    names = {"strength", "convergence_attacked", "convergence_clean", "cells", "training", "trajectories"}
+    assert {path.name for path in (report.parent / "figures").iterdir()} == {f"{name}.png" for name in names}
+    text = report.read_text()
+    for name in names:
+        assert f"](figures/{name}.png)" in text
+        assert (report.parent / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_numbers_in_the_tables(report: Path):
+    text = report.read_text()
+    # clean: seeds -12, -13, -14; the paper prints -12.18 for MAML
+    clean = "| MAML | -40.00 ↓ [-40.00, -40.00] | -13.00 [-14.00, -12.00] | 27.00 |"
+    assert clean in text and line_with(text, clean).endswith("| -12.18 |")
+    # Table I, adMRL, attacked-attacked: -13 - 60 * s * 0.5 at s = 0.2 and 0.8; printed -47.7
+    row = line_with(text, "| adMRL 'GAN' |")
+    assert row.startswith("| adMRL 'GAN' | -47.70 | -19.00 [-20.00, -18.00] |")
+    assert row.endswith("| -37.00 [-38.00, -36.00] |")
+    # grid: all four methods, before -> after
+    assert "| Gaussian noise | 0.5 | attacked | clean | -40.50 → -18.00 |" in text
+    # adMRL - MAML at s = 0.8, attacked-attacked: 60 * 0.8 * 0.5 = 24 in every seed
+    assert (
+        "| adGAN, adaptive | 0.8 | attacked | attacked | 24.00 | 24.00, 24.00, 24.00 | [24.00, 24.00] |"
+        in text
+    )
+    assert "above MAML in every seed in 45 of 46 cells" in text
+    # adGAN 0.5 is as large as Gaussian 0.4; MAML loses 60 per unit of strength: -13 - 30 against -13 - 24
+    assert "| adGAN, adaptive | 0.5 | MAML | 0.500 | -43.00 ↓ | -37.00 | -6.00 | -43.00 ↓ | 0.00 |" in text
+    # an attack that met one method only
+    assert (
+        "| adGAN, adaptive, no GAN loss | 0.2 | attacked | attacked | -40.20 → -25.00 | - | - | - |" in text
+    )
+
+
+def test_warnings(report: Path):
+    text = report.read_text()
+    assert "below the floor of -38.30 is worse than doing nothing" in text
+    assert "**This run used `quick` settings" in text and "not the paper's" in text
+    assert "This run used" not in report_text(make_results(preset="paper"), {})
+    assert "One seed" in report_text(make_results(seeds=(3,)), {})
+    assert "bootstrap" not in report_text(make_results(seeds=(0, 1)), {})
+
+
+def test_same_files_same_report(report: Path, tmp_path: Path):
+    again = write_report(write_run(tmp_path, make_results()))
+    outputs = [report.name, *(f"figures/{path.name}" for path in (report.parent / "figures").iterdir())]
+    for name in outputs:
+        assert (again.parent / name).read_bytes() == (report.parent / name).read_bytes(), name
+
+
+def test_paper_numbers_belong_to_the_environment():
+    text = report_text(make_results("halfcheetah_dir"), {})
+    assert "| MAML 'Baseline' | 50.30 |" in text
+    assert "-12.18" not in text and "-50.20" not in text
+
+
+def test_partial_run_still_reports(tmp_path: Path):
+    results = make_results(seeds=(0,))
+    results["rows"] = [row for row in results["rows"] if row["attack"] == "none" and row["method"] == "maml"]
+    results["curves"] = []
+    text = write_report(write_run(tmp_path, results, trajectories=False)).read_text()
+    assert "| MAML | -40.00 ↓ | -12.00 |" in text
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"training.png"}
+    assert "strength.png" not in text and "trajectories.png" not in text
+
+
+def test_helpers():
+    assert table(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert number(float("nan")) == "-" and number(-5.0, -4.0) == "-5.00 ↓"
+    assert spread({0: 1.0, 1: 3.0}) == "2.00 [1.00, 3.00]" and spread({0: 1.0}) == "1.00"
+    rows = make_rows((1, 0))
+    assert list(cell_values(rows, ("fgsm", ""), 0.2, ("attacked", "attacked"), "maml")) == [0, 1]
+
+
+def test_interquartile_mean():
+    assert interquartile_mean([1, 2, 3, 100]) == 2.5  # a quarter of the weight is one value at each end
+    assert interquartile_mean([[7.0]]) == 7.0
+    assert interquartile_mean(range(5)) == pytest.approx(2.0)
+    # six values: the cut falls half way into the second and the fifth
+    assert interquartile_mean([-50, 2, 3, 4, 6, 99]) == pytest.approx((2 / 2 + 3 + 4 + 6 / 2) / 3)
+
+
+def test_bootstrap_interval():
+    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    x = np.random.default_rng(0).normal(size=400)
+    low, high = bootstrap_interval(x)
+    # the normal interval has half width 1.96 / sqrt(400) = 0.098
+    assert (high - low) / 2 == pytest.approx(0.098 * x.std(), rel=0.1) and low < x.mean() < high
+    assert bootstrap_interval(x) == (low, high)
+    # stratified: each column keeps its own values, so constant columns leave nothing to vary
+    assert bootstrap_interval([[0.0, 10.0]] * 3) == (5.0, 5.0)
+    assert bootstrap_interval([1.0, 2.0, 90.0], lambda s: float(np.median(s))) == (1.0, 90.0)

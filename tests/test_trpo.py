@@ -1,0 +1,168 @@
+"""Conjugate gradient, Fisher products against dense Hessians, and the promises of the line search."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_trees_equal, random_experience, random_like, tiny_policy
+from jax.flatten_util import ravel_pytree
+
+from admrl_jax import maml, trpo
+from admrl_jax.gaussian import Gaussian
+
+
+def test_conjugate_gradient_matches_solve(x64: None) -> None:
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(8, 8))
+    matrix, b = root @ root.T + np.eye(8), rng.normal(size=8)
+    x, residual = trpo.conjugate_gradient(
+        lambda v: jnp.asarray(matrix) @ v, jnp.asarray(b), iterations=30, tolerance=1e-24
+    )
+    np.testing.assert_allclose(x, np.linalg.solve(matrix, b), rtol=1e-8)
+    np.testing.assert_allclose(residual, 0, atol=1e-10)
+
+
+def test_conjugate_gradient_stops_when_asked_and_reports_its_residual() -> None:
+    matrix = jnp.diag(jnp.array([1.0, 10.0, 100.0, 1000.0]))
+    b = jnp.ones(4)
+    x, residual = trpo.conjugate_gradient(lambda v: matrix @ v, b, iterations=2)
+    np.testing.assert_allclose(residual, b - matrix @ x, atol=1e-4)
+    assert np.linalg.norm(residual) > 1e-3
+    zero, _ = trpo.conjugate_gradient(lambda v: matrix @ v, jnp.zeros(4), iterations=5)
+    np.testing.assert_array_equal(zero, 0)
+
+
+def dense_and_product(predict, params, weights) -> tuple[np.ndarray, np.ndarray]:
+    """The Hessian of KL(old, new) at new = old, dense and column by column through `fisher_product`."""
+
+    @jax.jit
+    def both(params):
+        flat, unravel = ravel_pytree(params)
+        old, _, product = trpo.fisher_product(predict, params, weights)
+        hessian = jax.hessian(lambda v: trpo.mean_kl(old, predict(unravel(v)), weights))(flat)
+        columns = jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(flat.size))
+        return hessian, columns
+
+    hessian, columns = both(params)
+    return np.asarray(hessian), np.asarray(columns)
+
+
+def test_fisher_product_is_the_dense_kl_hessian(x64: None) -> None:
+    policy = tiny_policy(hidden=(3,))
+    params = random_like(policy.init, 0, dtype=jnp.float64)
+    obs = jnp.asarray(np.random.default_rng(1).normal(size=(7, 2)))
+    hessian, product = dense_and_product(lambda p: policy.apply(p, obs), params, jnp.full(7, 1 / 7))
+    np.testing.assert_allclose(product, hessian, atol=1e-12)
+    assert np.abs(hessian).max() > 0.1
+
+
+@pytest.mark.parametrize("num_adapt_steps", [1, 2])
+def test_fisher_product_through_adaptation(x64: None, num_adapt_steps: int) -> None:
+    # At the old parameters the terms with second derivatives of "adapt, then predict" are multiplied by the
+    # gradient of the KL in the outputs, which is zero: the Gauss-Newton product is the whole Hessian.
+    policy = tiny_policy(hidden=(3,))
+    params = random_like(policy.init, 0, dtype=jnp.float64)
+    support = random_experience(2, (2, num_adapt_steps, 3, 4), dtype=np.float64)
+    query = random_experience(3, (2, 3, 4), dtype=np.float64)
+    predict = maml.adapt_and_predict(
+        support, query, policy=policy, inner_lr=0.3, num_adapt_steps=num_adapt_steps
+    )
+    hessian, product = dense_and_product(predict, params, maml.query_weights(query))
+    np.testing.assert_allclose(product, hessian, atol=1e-12)
+    assert np.abs(hessian).max() > 0.1
+
+
+def shift(params: jax.Array) -> Gaussian:
+    """Gaussians whose means are the parameters and whose standard deviation is 1: Fisher = identity."""
+    return Gaussian(params[None], jnp.zeros((1, 2)))
+
+
+def test_update_golden() -> None:
+    # F = I and a linear loss g.mean, g = (3, 4): the step is -sqrt(2 max_kl / (1 + damping)) g / |g|,
+    # whose KL is max_kl / (1 + damping), within the bound at the first candidate.
+    gradient = jnp.array([3.0, 4.0])
+    old = jnp.array([1.0, -1.0])
+    new, info = trpo.trpo_update(
+        old, shift, lambda new, old: jnp.sum(new.mean * gradient), jnp.ones(1), max_kl=0.02, cg_damping=1e-3
+    )
+    size = (2 * 0.02 / 1.001) ** 0.5
+    np.testing.assert_allclose(new, old - size * gradient / 5, rtol=1e-5)
+    np.testing.assert_allclose(info.kl, 0.02 / 1.001, rtol=1e-4)
+    np.testing.assert_allclose(info.loss_before, -1.0, rtol=1e-6)
+    np.testing.assert_allclose(info.loss_after, -1.0 - 5 * size, rtol=1e-5)
+    np.testing.assert_allclose(info.gradient_norm, 5.0, rtol=1e-6)
+    assert info.accepted == 1 and info.line_search_steps == 1
+    assert info.cg_residual < 1e-4
+
+
+def test_update_backtracks_until_the_loss_falls() -> None:
+    # Loss |mean|^2 from 0.01 with a full step of sqrt(0.02) = 0.1414 > 2 * 0.01: only candidates shorter
+    # than 0.02 lower it. 0.1414 * 0.5^k < 0.02 first at k = 3, the fourth candidate.
+    old = jnp.array([0.01, 0.0])
+    new, info = trpo.trpo_update(
+        old, shift, lambda new, old: jnp.sum(new.mean**2), jnp.ones(1), max_kl=0.01, backtrack_ratio=0.5
+    )
+    assert info.accepted == 1 and info.line_search_steps == 4
+    np.testing.assert_allclose(new, [0.01 - 0.02**0.5 / 8, 0], rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(info.loss_after, jnp.sum(new**2), rtol=1e-6)
+
+
+def test_max_kl_can_be_vmapped() -> None:
+    update = functools.partial(
+        trpo.trpo_update, jnp.zeros(2), shift, lambda new, old: jnp.sum(new.mean), jnp.ones(1)
+    )
+    new, info = jax.vmap(lambda max_kl: update(max_kl=max_kl))(jnp.array([0.01, 0.04]))
+    # The step grows with the square root of the bound.
+    np.testing.assert_allclose(new[1], 2 * new[0], rtol=1e-5)
+    assert np.all(info.kl <= np.array([0.01, 0.04]))
+
+
+def deceptive(new: Gaussian, old: Gaussian) -> jax.Array:
+    """A loss with a gradient that no step lowers: its value is a squared distance."""
+    slope = jnp.sum(new.mean - old.mean)
+    return jnp.sum(jax.lax.stop_gradient(new.mean - old.mean) ** 2) + slope - jax.lax.stop_gradient(slope)
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "tries"),
+    [
+        (lambda new, old: jnp.sum(new.mean) * jnp.nan, 15),
+        (lambda new, old: jnp.sum(jnp.where(new.mean == old.mean, new.mean, jnp.nan * new.mean)), 15),
+        (deceptive, 15),
+        (lambda new, old: 0 * jnp.sum(new.mean), 15),
+    ],
+    ids=["nan everywhere", "nan at candidates", "never lower", "flat"],
+)
+def test_update_returns_the_old_parameters_when_nothing_is_accepted(surrogate, tries: int) -> None:
+    old = jnp.array([0.5, -0.25])
+    new, info = trpo.trpo_update(old, shift, surrogate, jnp.ones(1))
+    assert_trees_equal(new, old)
+    assert info.accepted == 0 and info.kl == 0
+    assert info.line_search_steps == tries
+    np.testing.assert_array_equal(info.loss_after, info.loss_before)
+
+
+def test_update_through_adaptation_lowers_the_loss_within_the_bound() -> None:
+    policy = tiny_policy()
+    params = random_like(policy.init, 0)
+    support, query = random_experience(1, (3, 1, 4, 5)), random_experience(2, (3, 4, 5))
+    weights = maml.query_weights(query)
+    predict = maml.adapt_and_predict(support, query, policy=policy, inner_lr=0.1, num_adapt_steps=1)
+    surrogate = maml.surrogate_loss(query, weights)
+
+    @jax.jit
+    def update(params):
+        new, info = trpo.trpo_update(params, predict, surrogate, weights, max_kl=0.01)
+        before, after = predict(params), predict(new)
+        return new, info, trpo.mean_kl(before, after, weights), surrogate(after, before), surrogate(before, before)
+
+    new, info, kl, after, before = update(params)
+    assert info.accepted == 1 and 1 <= info.line_search_steps <= 15
+    assert 0.002 < info.kl <= 0.01
+    assert info.loss_after < info.loss_before
+    np.testing.assert_allclose(info.kl, kl, rtol=1e-3)
+    np.testing.assert_allclose(info.loss_after, after, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(info.loss_before, before, rtol=1e-4, atol=1e-6)
+    assert jax.tree.structure(new) == jax.tree.structure(params)
