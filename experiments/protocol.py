@@ -63,7 +63,7 @@ class Protocol:
             min_std=policy.min_std,
         )
         self.adgan = adgan_lib.make_adgan(self.env.obs_size, run_config.train.adversary)
-        self.attacks: dict[str, Attack] = {
+        self.attacks: dict[str, Attack] = {  # the order is the number in `select`
             "none": attacks.no_attack(),
             "gaussian": attacks.gaussian_noise(),
             "l2_noise": attacks.l2_noise(),
@@ -111,10 +111,11 @@ class Protocol:
             training.init, policy=self.policy, obs_size=self.env.obs_size
         )
         keys = jnp.stack([jax.random.key(seed) for seed in self.config.seeds])
+        state = self._with_fresh_adversary(jax.jit(jax.vmap(make))(keys), jnp.zeros((), jnp.int32))
         return self.train(
             method="pretrain",
             stage="pretrain",
-            state=jax.jit(jax.vmap(make))(keys),
+            state=state,
             num_steps=self.config.schedule.pretrain_steps,
             attack="none",
         )
@@ -145,12 +146,11 @@ class Protocol:
 
     def warm_up(self, base: TrainState) -> TrainState:
         """Trains adGAN on the frozen pre-trained policy, so that admrl starts with an opponent."""
-        state = self._with_fresh_adversary(base, jnp.zeros((), jnp.int32))
         radius = self.config.train.adversary.perturbation_bound
         state, _ = self.train(
             method="admrl",
             stage="warmup",
-            state=_with_radius(state, radius),
+            state=_with_radius(base, radius),
             num_steps=self.config.schedule.warmup_steps,
             attack="adgan",
             train_policy=False,
@@ -183,10 +183,6 @@ class Protocol:
         """Trains fresh generators `[S, R]`, one per seed and strength, against a frozen victim."""
         evaluation_config, train = self.config.eval, self.config.train
         adversary = config.replace(train.adversary, num_epochs=evaluation_config.adaptive_epochs)
-        stage = "adaptive"
-        if gan_weight is not None:
-            adversary = config.replace(adversary, gan_weight=gan_weight)
-            stage = f"adaptive-gan{gan_weight:g}"
         maml = config.replace(
             train.maml,
             num_tasks=evaluation_config.adaptive_tasks,
@@ -198,6 +194,13 @@ class Protocol:
             lambda s, i: self._with_fresh_adversary(victim, 1 + i), in_axes=(None, 0), out_axes=1
         )(victim, number)
         state = _with_radius(state, strengths)
+        stage = "adaptive"
+        if gan_weight is not None:
+            stage = f"adaptive-gan{gan_weight:g}"
+            assert state.adversary is not None
+            weights = state.adversary.weights
+            weights = weights._replace(gan=jnp.full_like(weights.gan, gan_weight))
+            state = state.replace(adversary=state.adversary.replace(weights=weights))
         state, _ = self.train(
             method=method,
             stage=stage,
@@ -259,11 +262,10 @@ class Protocol:
             try:
                 while done < num_steps:
                     size = min(schedule.chunk_steps, num_steps - done)
-                    program = self._chunk_program(
-                        attack, train_policy, train_config or self.config.train, size, state
-                    )
                     chunk_start = time.monotonic()
-                    state, metrics = jax.device_get(program(state))
+                    state, metrics = self._run_chunk(
+                        state, attack, train_policy, train_config or self.config.train, size
+                    )
                     seconds = time.monotonic() - chunk_start
                     self._record(method, stage, first_step + done, state, metrics)
                     done += size
@@ -297,14 +299,12 @@ class Protocol:
         """Every method under every attack, strength, protocol and support x query cell."""
         rows = []
         strengths = self.config.eval.strengths
-        paper_generator = _generator(trained["admrl"])
+        # Every attack gets generators; those that have no parameters do not look at them.
+        shared = [_generator(trained["admrl"])] * len(strengths)
         for method in METHODS:
             tests: list[tuple[str, str, Any]] = [
-                ("none", "", ()),
-                ("gaussian", "", ()),
-                ("l2_noise", "", ()),
-                ("fgsm", "", ()),
-                ("adgan", "paper", [paper_generator] * len(strengths)),
+                *((attack, "", shared) for attack in ("none", "gaussian", "l2_noise", "fgsm")),
+                ("adgan", "paper", shared),
                 ("adgan", "adaptive", _per_strength(adaptive[method], len(strengths))),
             ]
             if method == "maml":
@@ -335,7 +335,7 @@ class Protocol:
                         victim,
                         victim.policy_params,
                         attack,
-                        params[i] if attack == "adgan" else (),
+                        params[i],
                         strength if support == "attacked" else 0.0,
                         strength if query == "attacked" else 0.0,
                     )
@@ -406,7 +406,7 @@ class Protocol:
             for i in range(len(steps)):
                 params = jax.tree.map(lambda x, i=i: x[i], policies)
                 result = self._evaluate(
-                    state, params, attack, generator if attack == "adgan" else (), strength, strength
+                    state, params, attack, generator, strength, strength
                 )
                 results.append(result.returns)
                 progress.update(i + 1, {"post": result.returns[:, :, -1].mean()})
@@ -521,29 +521,29 @@ class Protocol:
         query_radius: float,
     ) -> evaluation.EvalResult:
         """One cell, all seeds; returns arrays on the host with leading axis `S`."""
-        if ("evaluate", attack) not in self._programs:
-            run = functools.partial(
-                evaluation.evaluate,
-                env=self.env,
-                policy=self.policy,
-                attack=self.attacks[attack],
-                config=self._eval_maml,
-            )
+        if "evaluate" not in self._programs:
 
-            def one_seed(params, attack_params, key, tasks, budget, support_radius, query_radius):
-                return run(
+            def one_seed(
+                index, params, attack_params, key, tasks, budget, support_radius, query_radius
+            ):
+                return evaluation.evaluate(
                     params,
                     attack_params,
                     key,
                     tasks,
+                    env=self.env,
+                    policy=self.policy,
+                    attack=attacks.select(list(self.attacks.values()), index),
                     support_budget=budget._replace(radius=support_radius),
                     query_budget=budget._replace(radius=query_radius),
+                    config=self._eval_maml,
                 )
 
-            axes = (0, 0, None, None, 0, None, None)
-            self._programs["evaluate", attack] = jax.jit(jax.vmap(one_seed, in_axes=axes))
+            axes = (None, 0, 0, None, None, 0, None, None)
+            self._programs["evaluate"] = jax.jit(jax.vmap(one_seed, in_axes=axes))
         result = jax.device_get(
-            self._programs["evaluate", attack](
+            self._programs["evaluate"](
+                self._number(attack),
                 policy_params,
                 attack_params,
                 self.eval_key,
@@ -556,31 +556,52 @@ class Protocol:
         _check_budget(result.budget_excess, f"meta-test under {attack}")
         return result
 
-    def _chunk_program(
-        self, attack: str, train_policy: bool, train_config: TrainConfig, size: int, state: TrainState
-    ) -> Any:
-        """The compiled program of one chunk; built once per attack, settings and length."""
-        depth = np.ndim(state.step)
-        key = (attack, train_policy, train_config, size, depth)
+    def _run_chunk(
+        self, state: TrainState, attack: str, train_policy: bool, train_config: TrainConfig, size: int
+    ) -> tuple[TrainState, Any]:
+        """Some outer steps for all seeds; the same program for every method and attack.
+
+        Attackers of frozen victims, whose state has an axis of strengths, have one of their own.
+        """
+        is_victim_frozen = np.ndim(state.step) > 1
+        key = (train_config, size, is_victim_frozen)
         if key not in self._programs:
-            step = functools.partial(
-                training.outer_step,
-                env=self.env,
-                policy=self.policy,
-                attack=self.attacks[attack],
-                config=train_config,
-                adgan=self.adgan if attack == "adgan" else None,
-                train_policy=train_policy,
-            )
-            chunk = functools.partial(training.train_chunk, num_steps=size, step_fn=step)
-            for _ in range(depth):
-                chunk = jax.vmap(chunk)
-            self._programs[key] = jax.jit(chunk)
-        return self._programs[key]
+
+            def chunk(state, index, train_policy, train_adversary):
+                step = functools.partial(
+                    training.outer_step,
+                    env=self.env,
+                    policy=self.policy,
+                    attack=self.adgan.attack
+                    if is_victim_frozen
+                    else attacks.select(list(self.attacks.values()), index),
+                    config=train_config,
+                    adgan=self.adgan,
+                    train_policy=False if is_victim_frozen else train_policy,
+                    train_adversary=True if is_victim_frozen else train_adversary,
+                )
+                return training.train_chunk(state, num_steps=size, step_fn=step)
+
+            axes = (0, None, None, None)
+            program = jax.vmap(chunk, in_axes=axes)
+            if is_victim_frozen:
+                program = jax.vmap(program, in_axes=axes)
+            self._programs[key] = jax.jit(program)
+        state, metrics = self._programs[key](
+            state, self._number(attack), jnp.array(train_policy), jnp.array(attack == "adgan")
+        )
+        metrics = jax.device_get(metrics)
+        # What a stage does not train has no metrics.
+        return state, {k: v for k, v in metrics.items() if not np.isnan(v).all()}
+
+    def _number(self, attack: str) -> jax.Array:
+        return jnp.array(list(self.attacks).index(attack), jnp.int32)
 
     def _with_fresh_adversary(self, state: TrainState, number: jax.Array) -> TrainState:
         def fresh(key: jax.Array) -> adgan_lib.AdversaryState:
-            return adgan_lib.init_adversary(jax.random.fold_in(key, number), self.adgan)
+            return adgan_lib.init_adversary(
+                jax.random.fold_in(key, number), self.adgan, self.config.train.adversary
+            )
 
         # A base key no training step uses: steps fold in step numbers from 0 up.
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 2**31 - 1))(state.key)

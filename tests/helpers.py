@@ -47,7 +47,9 @@ def random_experience(
     return Experience(Trajectory(*trajectory), advantage)
 
 
-def finite_differences(function: Callable[[jax.Array], jax.Array], x: jax.Array, step: float = 1e-5) -> jax.Array:
+def finite_differences(
+    function: Callable[[jax.Array], jax.Array], x: jax.Array, step: float = 1e-5
+) -> jax.Array:
     """Central differences of a scalar function of a vector, one entry at a time."""
     sides = jax.vmap(lambda e: (function(x + step * e) - function(x - step * e)) / (2 * step))
     return jax.jit(sides)(jnp.eye(x.size, dtype=x.dtype))

@@ -50,12 +50,20 @@ def bandit_gradient(
     steps = AttackedSteps(
         obs=jnp.full((1, num_samples, 1), x),
         action=jnp.asarray(action)[None, :, None],
-        log_prob=gaussian.log_prob(Gaussian(jnp.full((1, num_samples, 1), mean), params["log_std"]), action[None, :, None]),
+        log_prob=gaussian.log_prob(
+            Gaussian(jnp.full((1, num_samples, 1), mean), params["log_std"]), action[None, :, None]
+        ),
         advantage=jnp.asarray(advantage)[None],
         weight=jnp.ones((1, num_samples)),
     )
     gradient = jax.grad(adgan.adversarial_loss)(
-        jnp.full(1, shift), steps, params, adgan=CONSTANT_ADGAN, policy=LINEAR_POLICY, budget=Budget(1.0), clip_ratio=0.2
+        jnp.full(1, shift),
+        steps,
+        params,
+        adgan=CONSTANT_ADGAN,
+        policy=LINEAR_POLICY,
+        budget=Budget(1.0),
+        clip_ratio=0.2,
     )
     scores = (action - mean) / sigma**2 * w * advantage
     return gradient[0], scores.std() / num_samples**0.5, -2 * w * (mean - target)
@@ -152,7 +160,9 @@ def test_gradients_go_where_they_should() -> None:
             params, steps, victims, adgan=ADGAN, policy=POLICY, budget=BUDGET, clip_ratio=0.9
         )
         perturbed = adgan.perturb_with(ADGAN.generator, params, steps.obs, BUDGET)
-        gan = adgan.generator_gan_loss(ADGAN.discriminator.apply(discriminator_params, perturbed), weight, "lsgan")
+        gan = adgan.generator_gan_loss(
+            ADGAN.discriminator.apply(discriminator_params, perturbed), weight, "lsgan"
+        )
         hinge = adgan.hinge_loss(params, steps.obs, weight, adgan=ADGAN, budget=BUDGET)
         return adversarial + 0.8 * gan + 0.2 * hinge, (adversarial, gan, hinge)
 
@@ -163,7 +173,9 @@ def test_gradients_go_where_they_should() -> None:
 
     @jax.jit
     def gradients():
-        to_generator, to_victims = jax.grad(generator_total, argnums=(0, 1), has_aux=True)(generator_params, victims)[0]
+        to_generator, to_victims = jax.grad(generator_total, argnums=(0, 1), has_aux=True)(
+            generator_params, victims
+        )[0]
         terms = jax.jacrev(lambda p: generator_total(p, victims)[1])(generator_params)
         return to_generator, to_victims, terms, jax.grad(discriminator_total)(discriminator_params)
 
@@ -192,7 +204,7 @@ def meta_batch() -> tuple:
 @pytest.fixture(scope="module")
 def state() -> adgan.AdversaryState:
     """A fresh adversary."""
-    return adgan.init_adversary(jax.random.key(0), ADGAN)
+    return adgan.init_adversary(jax.random.key(0), ADGAN, CONFIG)
 
 
 @pytest.mark.parametrize("kind", ["lsgan", "bce", "bce_paper"])
@@ -221,15 +233,19 @@ def test_update_changes_everything_and_repeats_itself(kind: str, state: adgan.Ad
 def test_gan_weight_zero_cuts_the_discriminator_off(state: adgan.AdversaryState) -> None:
     stranger = state.replace(discriminator_params=random_like(ADGAN.discriminator.init, 9))
     for gan_weight, cut_off in ((0.0, True), (CONFIG.gan_weight, False)):
-        update = updater(dataclasses.replace(CONFIG, gan_weight=gan_weight))
-        a, b = (update(s, jax.random.key(1), *meta_batch())[0].generator_params for s in (state, stranger))
+        weights = state.weights._replace(gan=jnp.float32(gan_weight))
+        a, b = (
+            updater(CONFIG)(s.replace(weights=weights), jax.random.key(1), *meta_batch())[0].generator_params
+            for s in (state, stranger)
+        )
         same = jax.tree.leaves(jax.tree.map(lambda x, y: bool(np.all(x == y)), a, b))
         assert all(same) == cut_off
 
 
 def test_a_generator_step_lowers_the_surrogate_return(state: adgan.AdversaryState) -> None:
     # Only the adversarial loss, one minibatch: one Adam step along its gradient at ratio 1.
-    config = dataclasses.replace(CONFIG, gan_weight=0.0, hinge_weight=0.0, num_minibatches=1)
+    config = dataclasses.replace(CONFIG, num_minibatches=1)
+    state = state.replace(weights=adgan.LossWeights(jnp.float32(0), jnp.float32(0)))
     support, query, victims = meta_batch()
     # Query data collected by this generator: perturbed observations are its own.
     trajectory = query.trajectory
@@ -238,11 +254,16 @@ def test_a_generator_step_lowers_the_surrogate_return(state: adgan.AdversaryStat
     new, _ = updater(config)(state, jax.random.key(0), support, query, victims)
 
     obs, action = (x.reshape(3, 8, 2) for x in (trajectory.obs, trajectory.action))
-    dist = jax.vmap(POLICY.apply)(victims, perturbed.reshape(3, 8, 2))
-    log_prob = gaussian.log_prob(dist._replace(log_std=dist.log_std[:, None]), action)
+
+    @jax.jit
+    def taken(victims, perturbed):
+        dist = jax.vmap(POLICY.apply)(victims, perturbed.reshape(3, 8, 2))
+        return gaussian.log_prob(dist._replace(log_std=dist.log_std[:, None]), action)
+
+    log_prob = taken(victims, perturbed)
     steps = AttackedSteps(obs, action, log_prob, query.advantage.reshape(3, 8), adgan.query_weights(query))
-    before, after = (
-        adgan.adversarial_loss(p, steps, victims, adgan=ADGAN, policy=POLICY, budget=BUDGET, clip_ratio=0.2)
-        for p in (state.generator_params, new.generator_params)
+    loss = jax.jit(
+        functools.partial(adgan.adversarial_loss, adgan=ADGAN, policy=POLICY, budget=BUDGET, clip_ratio=0.2)
     )
+    before, after = (loss(s.generator_params, steps, victims) for s in (state, new))
     assert after < before - 1e-6

@@ -9,7 +9,7 @@ import pytest
 from helpers import random_like, tiny_policy
 
 from admrl_jax import attacks
-from admrl_jax.attacks import Attack, Budget, budget_excess, perturbation_size, project_l2, safe_norm
+from admrl_jax.attacks import Attack, Budget, measure_by, project_l2, safe_norm
 from admrl_jax.networks import make_generator
 
 POLICY = tiny_policy(obs_size=3)
@@ -19,6 +19,7 @@ SCALE = jnp.array([0.5, 2.0, 0.0])
 ATTACKS = {
     "none": attacks.no_attack(),
     "noise": attacks.gaussian_noise(),
+    "l2 noise": attacks.l2_noise(),
     "fgsm": attacks.fgsm(POLICY),
     "generator": attacks.generator_attack(GENERATOR),
 }
@@ -39,7 +40,8 @@ def perturber(name: str):
         )
 
     return lambda radius, scale=1.0, seed=0: perturb(
-        Budget(jnp.float32(radius), jnp.zeros(3), jnp.broadcast_to(jnp.float32(scale), 3)), jax.random.key(seed)
+        Budget(jnp.float32(radius), jnp.zeros(3), jnp.broadcast_to(jnp.float32(scale), 3)),
+        jax.random.key(seed),
     )
 
 
@@ -62,8 +64,10 @@ def test_every_attack_keeps_its_budget(name: str) -> None:
     attack = ATTACKS[name]
     for radius, scale in ((0.1, jnp.ones(3)), (0.8, SCALE)):
         budget = Budget(radius, jnp.zeros(3), scale)
-        excess = budget_excess(attack.norm, OBS, perturber(name)(radius, scale), budget)
-        np.testing.assert_array_equal(excess, 0)
+        measured = attack.measure(OBS, perturber(name)(radius, scale), budget)
+        np.testing.assert_array_equal(measured.excess, 0)
+        if name in ("fgsm", "l2 noise"):  # both use the whole of their budget
+            np.testing.assert_allclose(measured.size, radius, rtol=1e-4)
 
 
 def test_fgsm_moves_every_coordinate_by_exactly_the_radius() -> None:
@@ -131,25 +135,33 @@ def test_safe_norm_value_and_gradient() -> None:
 def test_perturbation_size_golden() -> None:
     # In units of (1, 2) the move (3, 8) is (3, 4): L2 size 5, largest entry 4. The centre does not matter.
     budget = Budget(1.0, jnp.array([100.0, -7.0]), jnp.array([1.0, 2.0]))
-    sizes = [perturbation_size(norm, jnp.zeros(2), jnp.array([3.0, 8.0]), budget) for norm in ("l2", "linf", "none")]
-    np.testing.assert_allclose(sizes, [5, 4, 5], rtol=1e-6)
+    measured = [
+        measure_by(norm)(jnp.zeros(2), jnp.array([3.0, 8.0]), budget) for norm in ("l2", "linf", "none")
+    ]
+    np.testing.assert_allclose([m.size for m in measured], [5, 4, 5], rtol=1e-6)
+    # Beyond the radius of 1: 4 and 3 less the slack for rounding near nothing; noise is not bounded.
+    np.testing.assert_allclose([m.excess for m in measured], [4, 3, 0], rtol=1e-5)
+    with pytest.raises(ValueError, match="norm: 'l1' is not known; accepted: none, l2, linf"):
+        measure_by("l1")
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_a_cheating_attack_is_caught(norm: str) -> None:
-    cheat = Attack(lambda key: (), lambda a, k, obs, p, b: obs + 1.01 * b.radius * jnp.eye(3)[0], norm)
+    cheat = Attack(
+        lambda key: (), lambda a, k, obs, p, b: obs + 1.01 * b.radius * jnp.eye(3)[0], measure_by(norm)
+    )
     budget = Budget(jnp.float32(0.5), jnp.zeros(3), jnp.ones(3))
-    excess = budget_excess(norm, OBS, cheat.perturb((), jax.random.key(0), OBS, (), budget), budget)
+    excess = cheat.measure(OBS, cheat.perturb((), jax.random.key(0), OBS, (), budget), budget).excess
     # 1.01 * 0.5 is 0.005 too far, less the slack for rounding.
     np.testing.assert_allclose(excess, 0.005, atol=1e-4)
     assert np.all(excess > 0)
-    np.testing.assert_array_equal(budget_excess("none", OBS, OBS + 9, budget), 0)
+    np.testing.assert_array_equal(measure_by("none")(OBS, OBS + 9, budget).excess, 0)
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", ["l2", "linf", "none"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_broken_numbers_have_infinite_excess(norm: str, bad: float) -> None:
-    excess = budget_excess(norm, OBS, OBS.at[0, 1].set(bad), Budget(1.0))
+    excess = measure_by(norm)(OBS, OBS.at[0, 1].set(bad), Budget(1.0)).excess
     np.testing.assert_array_equal(excess, [np.inf, 0, 0])
 
 
@@ -158,8 +170,28 @@ def test_rounding_at_a_far_centre_is_forgiven(norm: str) -> None:
     # Near 1000 a float32 has steps of 6e-5, so an honest perturbation of 0.2 arrives rounded by half of that.
     obs = jnp.linspace(1000.0, 1000.3, 64)[:, None] * jnp.ones(2)
     step = 0.2 if norm == "linf" else 0.2 / 2**0.5
-    excess = budget_excess(norm, obs, obs + step, Budget(0.2, jnp.full(2, 1000.0), jnp.ones(2)))
-    np.testing.assert_array_equal(excess, 0)
+    measured = measure_by(norm)(obs, obs + step, Budget(0.2, jnp.full(2, 1000.0), jnp.ones(2)))
+    np.testing.assert_array_equal(measured.excess, 0)
+
+
+def test_select_is_the_selected_attack() -> None:
+    names = [name for name in ATTACKS if name != "generator"]  # the others share attack_params ()
+    chosen = lambda index: attacks.select([ATTACKS[name] for name in names], index)  # noqa: E731
+    budget = Budget(jnp.float32(0.3), jnp.zeros(3), jnp.ones(3))
+    params = random_like(POLICY.init, 2)
+
+    @jax.jit
+    def run(index: jax.Array):
+        perturbed = chosen(index).perturb((), jax.random.key(0), OBS[0], params, budget)
+        return perturbed, chosen(index).measure(OBS[0], perturbed, budget)
+
+    for index, name in enumerate(names):
+        perturbed, measured = run(jnp.int32(index))
+        alone = jax.jit(ATTACKS[name].perturb)((), jax.random.key(0), OBS[0], params, budget)
+        np.testing.assert_allclose(perturbed, alone, rtol=1e-6)
+        np.testing.assert_allclose(
+            measured.size, ATTACKS[name].measure(OBS[0], alone, budget).size, rtol=1e-5
+        )
 
 
 def test_raw_perturbation_scales_with_the_radius() -> None:

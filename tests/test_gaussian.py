@@ -43,7 +43,9 @@ def test_kl_matches_numeric_integration() -> None:
     expected = [
         sum(
             integral(*map(float, entry))
-            for entry in zip(OLD.mean[i], jnp.exp(OLD.log_std), NEW.mean[i], jnp.exp(NEW.log_std), strict=True)
+            for entry in zip(
+                OLD.mean[i], jnp.exp(OLD.log_std), NEW.mean[i], jnp.exp(NEW.log_std), strict=True
+            )
         )
         for i in range(2)
     ]

@@ -47,7 +47,8 @@ def test_inner_loss_matches_numpy_and_every_leaf_learns(x64: None) -> None:
     # `adapt_step` moves against that gradient, here against NumPy's finite differences of it.
     flat, unravel = ravel_pytree(params)
     slope = [
-        (numpy_inner_loss(unravel(flat + e), experience) - numpy_inner_loss(unravel(flat - e), experience)) / 2e-5
+        (numpy_inner_loss(unravel(flat + e), experience) - numpy_inner_loss(unravel(flat - e), experience))
+        / 2e-5
         for e in 1e-5 * np.eye(flat.size)
     ]
     adapted = maml.adapt_step(params, experience, policy=POLICY, inner_lr=LR)
@@ -72,9 +73,7 @@ def test_meta_gradient_matches_finite_differences(x64: None, num_adapt_steps: in
     flat, unravel = ravel_pytree(params)
 
     def loss(v: jax.Array, first_order: bool = False) -> jax.Array:
-        return objective(
-            unravel(v), support, query, num_adapt_steps=num_adapt_steps, first_order=first_order
-        )
+        return objective(unravel(v), support, query, num_adapt_steps=num_adapt_steps, first_order=first_order)
 
     exact, first = jax.jit(lambda v: (jax.grad(loss)(v), jax.grad(lambda v: loss(v, True))(v)))(flat)
     np.testing.assert_allclose(exact, finite_differences(loss, flat), atol=1e-8)
@@ -119,9 +118,7 @@ def test_vmap_over_tasks_equals_a_loop_and_any_block_size_agrees() -> None:
 
     whole = predict(params, support, query)
     assert whole.mean.shape == (5, 12, 2) and whole.log_std.shape == (5, 1, 2)
-    loop = [
-        predict(params, *jax.tree.map(lambda x, i=i: x[i : i + 1], (support, query))) for i in range(5)
-    ]
+    loop = [predict(params, *jax.tree.map(lambda x, i=i: x[i : i + 1], (support, query))) for i in range(5)]
     assert_trees_close(whole, jax.tree.map(lambda *x: jnp.concatenate(x), *loop), rtol=1e-5, atol=1e-6)
     for block in (1, 2):
         assert_trees_close(predict(params, support, query, block), whole, rtol=1e-5, atol=1e-6)
@@ -135,7 +132,10 @@ def test_map_blocks_golden(block: int) -> None:
 
 def test_permuting_tasks_leaves_the_meta_gradient_unchanged(x64: None) -> None:
     params = random_like(POLICY.init, 0, dtype=jnp.float64)
-    data = random_experience(7, (4, 1, 3, 4), dtype=np.float64), random_experience(8, (4, 3, 4), dtype=np.float64)
+    data = (
+        random_experience(7, (4, 1, 3, 4), dtype=np.float64),
+        random_experience(8, (4, 3, 4), dtype=np.float64),
+    )
     order = np.array([2, 0, 3, 1])
     gradient = jax.jit(jax.grad(functools.partial(objective, num_adapt_steps=1)))
     permuted = jax.tree.map(lambda x: x[order], data)

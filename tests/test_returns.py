@@ -116,10 +116,7 @@ def test_masked_steps_change_nothing() -> None:
     assert 0 < mask.sum() < mask.size
     gone = mask == 0
     garbage = Trajectory(
-        *(
-            jnp.where(gone.reshape(gone.shape + (1,) * (x.ndim - 2)), -777.0, x)
-            for x in trajectory[:-1]
-        ),
+        *(jnp.where(gone.reshape(gone.shape + (1,) * (x.ndim - 2)), -777.0, x) for x in trajectory[:-1]),
         trajectory.mask,
     )
     clean, dirty = score(trajectory), score(garbage)

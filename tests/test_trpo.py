@@ -156,7 +156,13 @@ def test_update_through_adaptation_lowers_the_loss_within_the_bound() -> None:
     def update(params):
         new, info = trpo.trpo_update(params, predict, surrogate, weights, max_kl=0.01)
         before, after = predict(params), predict(new)
-        return new, info, trpo.mean_kl(before, after, weights), surrogate(after, before), surrogate(before, before)
+        return (
+            new,
+            info,
+            trpo.mean_kl(before, after, weights),
+            surrogate(after, before),
+            surrogate(before, before),
+        )
 
     new, info, kl, after, before = update(params)
     assert info.accepted == 1 and 1 <= info.line_search_steps <= 15

@@ -31,10 +31,18 @@ class AdGAN(NamedTuple):
     attack: Attack
 
 
+class LossWeights(NamedTuple):
+    """Weights of the generator's losses (alpha and beta in Eq. 12), arrays `[]`."""
+
+    gan: jax.Array
+    hinge: jax.Array
+
+
 @struct.dataclass
 class AdversaryState:
     """Everything of adGAN that training carries."""
 
+    weights: LossWeights
     generator_params: Params
     discriminator_params: Params
     generator_opt_state: optax.OptState
@@ -53,12 +61,13 @@ def make_adgan(obs_size: int, config: AdversaryConfig) -> AdGAN:
     )
 
 
-def init_adversary(key: jax.Array, adgan: AdGAN) -> AdversaryState:
-    """Fresh networks and optimiser states."""
+def init_adversary(key: jax.Array, adgan: AdGAN, config: AdversaryConfig) -> AdversaryState:
+    """Fresh networks and optimiser states, with the loss weights of `config`."""
     key_generator, key_discriminator = jax.random.split(key)
     generator_params = adgan.generator.init(key_generator)
     discriminator_params = adgan.discriminator.init(key_discriminator)
     return AdversaryState(
+        weights=LossWeights(jnp.float32(config.gan_weight), jnp.float32(config.hinge_weight)),
         generator_params=generator_params,
         discriminator_params=discriminator_params,
         generator_opt_state=adgan.generator_optimizer.init(generator_params),
@@ -187,7 +196,7 @@ def update_adversary(
         adgan: networks and optimisers.
         policy: victim's policy.
         budget: the budget the data was collected under.
-        config: weights, loss kind, minibatches.
+        config: loss kind, clip, passes and minibatches; the loss weights stand in `state`.
 
     Returns:
         `(state, metrics)`, metrics averaged over minibatches.
@@ -252,7 +261,7 @@ def update_adversary(
             fake = score(discriminator_params, budget.to_units(perturbed))
             gan = generator_gan_loss(fake, weight, config.gan_loss)
             hinge = hinge_loss(params, clean, weight, adgan=adgan, budget=budget)
-            total = adversarial + config.gan_weight * gan + config.hinge_weight * hinge
+            total = adversarial + state.weights.gan * gan + state.weights.hinge * hinge
             return total, (adversarial, gan, hinge)
 
         (_, (adversarial, gan, hinge)), g_gradient = jax.value_and_grad(generate, has_aux=True)(
@@ -276,6 +285,7 @@ def update_adversary(
             "adversary/generator_gradient_norm": optax.global_norm(g_gradient),
         }
         new_state = AdversaryState(
+            weights=state.weights,
             generator_params=generator_params,
             discriminator_params=discriminator_params,
             generator_opt_state=g_opt_state,

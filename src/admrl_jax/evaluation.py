@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks import Attack, Budget, budget_excess, no_attack, perturbation_size
+from admrl_jax.attacks import Attack, Budget, no_attack
 from admrl_jax.config import MAMLConfig
 from admrl_jax.envs.base import Env
 from admrl_jax.gaussian import Gaussian
@@ -75,15 +75,12 @@ def evaluate(
     returns = jnp.concatenate(
         [episode_returns(support), episode_returns(query)[:, None]], axis=1
     )
-    size = perturbation_size(attack.norm, query.obs, query.perturbed_obs, query_budget)
-    excess = [
-        jnp.max(budget_excess(attack.norm, data.obs, data.perturbed_obs, budget))
-        for data, budget in ((support, support_budget), (query, query_budget))
-    ]
+    before = attack.measure(support.obs, support.perturbed_obs, support_budget)
+    after = attack.measure(query.obs, query.perturbed_obs, query_budget)
     return EvalResult(
         returns=returns,
-        attack_size=jnp.sum(size * query.mask) / jnp.maximum(jnp.sum(query.mask), 1.0),
-        budget_excess=jnp.maximum(*excess),
+        attack_size=jnp.sum(after.size * query.mask) / jnp.maximum(jnp.sum(query.mask), 1.0),
+        budget_excess=jnp.maximum(jnp.max(before.excess), jnp.max(after.excess)),
     )
 
 

@@ -183,10 +183,10 @@ def settings_section(results: Row) -> str:
         "training attacks": f"random: std {get('train.noise_std')}; fgsm: radius {get('train.fgsm_radius')}; "
         f"admrl: L2 bound c = {get('train.adversary.perturbation_bound')}, "
         f"GAN weight {get('train.adversary.gan_weight')}",
-        "meta-test": f"{get('eval.num_tasks')} tasks, {get('eval.num_trajectories')} episodes each before and after "
-        f"adaptation; strengths {get('eval.strengths')}",
-        "adaptive attacker": f"{get('eval.adaptive_steps')} adGAN updates of {get('eval.adaptive_tasks')} tasks per "
-        "victim and strength",
+        "meta-test": f"{get('eval.num_tasks')} tasks, {get('eval.num_trajectories')} episodes each before "
+        f"and after adaptation; strengths {get('eval.strengths')}",
+        "adaptive attacker": f"{get('eval.adaptive_steps')} adGAN updates of {get('eval.adaptive_tasks')} "
+        "tasks per victim and strength",
         "simulator": results["simulator"],
         "device": results["device"],
         "versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
@@ -387,9 +387,9 @@ def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    columns = min(len(entries), int(figure.get_figwidth() / 1.5))
+    columns = min(len(entries), int(figure.get_figwidth() / 1.2))
     handles, labels = list(entries.values()), list(entries)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def _series(rows: Iterable[Row], x: str, y: str, **where: Any) -> Series:
@@ -449,7 +449,7 @@ def _convergence_figure(results: Row, attacks: Sequence[str]) -> Figure:
                 last = list(shared.get(seed, {}).items())[-1:]
                 series[seed] = dict(sorted({**dict(last), **curve}.items()))
             _draw(ax, series, COLOURS[method], LABELS[method])
-        _draw(ax, shared, GREY, "pre-training (shared)")
+        _draw(ax, shared, GREY, "shared pre-training")
         ax.axvline(setting(results, "schedule.pretrain_steps"), color="black", linestyle=":", linewidth=1)
         strength = max(row["strength"] for row in curves if row["attack"] == attack)
         detail = f", {STRENGTH_LABELS[attack]} {strength:g}" if attack != "none" else ""
@@ -494,7 +494,7 @@ def _training_figure(results: Row, metrics: Sequence[Row]) -> Figure:
         if key == "train/post_return":
             _floor(ax, results["floor"])
         style = {"noisy": True, "thin": key != "train/accepted"}
-        _draw(ax, _series(metrics, "step", key, stage="pretrain"), GREY, "pre-training (shared)", **style)
+        _draw(ax, _series(metrics, "step", key, stage="pretrain"), GREY, "shared pre-training", **style)
         for method in methods:
             series = _series(metrics, "step", key, stage="finetune", method=method)
             _draw(ax, series, COLOURS[method], LABELS[method], **style)
@@ -597,7 +597,7 @@ def _figures(results: Row, run_dir: Path) -> dict[str, tuple[Figure, str]]:
         )
         figures["cells"] = (
             _cells_figure(results),
-            "The four support x query cells. Bars start at the floor: pointing down is worse than doing nothing.",
+            "The four support x query cells. Bars start at the floor: down is worse than doing nothing.",
         )
     present = {row["attack"] for row in results["curves"]}
     for name, attacks in (

@@ -7,14 +7,14 @@ cannot change a number.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from admrl_jax.adgan import AdGAN, AdversaryState, update_adversary
-from admrl_jax.attacks import Attack, Budget, budget_excess, perturbation_size
+from admrl_jax.attacks import Attack, Budget
 from admrl_jax.config import MAMLConfig, TrainConfig
 from admrl_jax.envs.base import Env
 from admrl_jax.maml import (
@@ -148,7 +148,8 @@ def outer_step(
     attack: Attack,
     config: TrainConfig,
     adgan: AdGAN | None = None,
-    train_policy: bool = True,
+    train_policy: bool | jax.Array = True,
+    train_adversary: bool | jax.Array = True,
 ) -> tuple[TrainState, Metrics]:
     """One outer step (Algorithms 1 to 3).
 
@@ -156,10 +157,13 @@ def outer_step(
         state: what training carries.
         env: task family.
         policy: Gaussian policy.
-        attack: acts on support and query rollouts; ignored where `adgan` is given.
+        attack: acts on support and query rollouts.
         config: meta-batch, trust region and adGAN settings.
-        adgan: trains the generator along and attacks with it; `state.adversary` must be set.
+        adgan: networks of the adversary; needs `state.adversary`, whose generator then is the
+            attack's parameters.
         train_policy: False freezes the policy, as in adGAN's warm-up and in adaptive attacks.
+        train_adversary: False freezes adGAN. Both switches may be arrays `[]`; they then are
+            decided when the program runs, and metrics of what is frozen are NaN.
 
     Returns:
         `(state, metrics)`. A trust-region step that finds no improvement, or anything not
@@ -170,9 +174,8 @@ def outer_step(
     )
     tasks = jax.vmap(env.sample_task)(jax.random.split(key_tasks, config.maml.num_tasks))
     attack_params = state.attack_params
-    if adgan is not None:
-        assert state.adversary is not None, "adgan needs state.adversary"
-        attack, attack_params = adgan.attack, state.adversary.generator_params
+    if state.adversary is not None:
+        attack_params = state.adversary.generator_params
     batch = collect_meta_batch(
         state.policy_params,
         attack_params,
@@ -186,49 +189,74 @@ def outer_step(
         config=config.maml,
     )
     metrics = batch_metrics(batch, attack, state.budget)
-
-    policy_params, adversary = state.policy_params, state.adversary
-    if train_policy:
-        weights = query_weights(batch.query)
-        policy_params, info = trpo_update(
-            state.policy_params,
-            adapt_and_predict(
+    policy_params, policy_metrics = _when(
+        train_policy,
+        lambda: update_policy(state.policy_params, batch, policy=policy, config=config),
+        state.policy_params,
+    )
+    adversary, adversary_metrics = state.adversary, {}
+    if adgan is not None and state.adversary is not None:
+        adversary, adversary_metrics = _when(
+            train_adversary,
+            lambda: update_adversary(
+                state.adversary,
+                key_adversary,
                 batch.support,
                 batch.query,
+                batch.adapted_params,
+                adgan=adgan,
                 policy=policy,
-                inner_lr=config.maml.inner_lr,
-                num_adapt_steps=config.maml.num_adapt_steps,
-                first_order=config.maml.first_order,
-                task_block=config.maml.task_block,
+                budget=state.budget,
+                config=config.adversary,
             ),
-            surrogate_loss(batch.query, weights),
-            weights,
-            max_kl=config.trpo.max_kl,
-            cg_iterations=config.trpo.cg_iterations,
-            cg_damping=config.trpo.cg_damping,
-            line_search_steps=config.trpo.line_search_steps,
-            backtrack_ratio=config.trpo.backtrack_ratio,
-        )
-        metrics |= {f"train/{name}": value for name, value in info._asdict().items()}
-        metrics["train/std"] = jnp.mean(jnp.exp(policy_params["log_std"]))
-    if adgan is not None:
-        assert state.adversary is not None
-        adversary, adversary_metrics = update_adversary(
             state.adversary,
-            key_adversary,
-            batch.support,
-            batch.query,
-            batch.adapted_params,
-            adgan=adgan,
-            policy=policy,
-            budget=state.budget,
-            config=config.adversary,
         )
-        metrics |= adversary_metrics
     new_state = state.replace(
         step=state.step + 1, policy_params=policy_params, adversary=adversary
     )
-    return new_state, metrics
+    return new_state, {**metrics, **policy_metrics, **adversary_metrics}
+
+
+def update_policy(
+    policy_params: Params, batch: MetaBatch, *, policy: Policy, config: TrainConfig
+) -> tuple[Params, Metrics]:
+    """The trust-region step on the meta-parameters, through the adaptation."""
+    weights = query_weights(batch.query)
+    predict = adapt_and_predict(
+        batch.support,
+        batch.query,
+        policy=policy,
+        inner_lr=config.maml.inner_lr,
+        num_adapt_steps=config.maml.num_adapt_steps,
+        first_order=config.maml.first_order,
+        task_block=config.maml.task_block,
+    )
+    policy_params, info = trpo_update(
+        policy_params,
+        predict,
+        surrogate_loss(batch.query, weights),
+        weights,
+        max_kl=config.trpo.max_kl,
+        cg_iterations=config.trpo.cg_iterations,
+        cg_damping=config.trpo.cg_damping,
+        line_search_steps=config.trpo.line_search_steps,
+        backtrack_ratio=config.trpo.backtrack_ratio,
+    )
+    metrics = {f"train/{name}": jnp.float32(value) for name, value in info._asdict().items()}
+    metrics["train/std"] = jnp.mean(jnp.exp(policy_params["log_std"]))
+    return policy_params, metrics
+
+
+def _when(
+    switch: bool | jax.Array, update: Callable[[], tuple[Any, Metrics]], unchanged: Any
+) -> tuple[Any, Metrics]:
+    """`update()` if the switch is on, else what was there and NaN for every metric."""
+    if isinstance(switch, bool):
+        return update() if switch else (unchanged, {})
+    nothing = jax.tree.map(
+        lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(update)[1]
+    )
+    return jax.lax.cond(switch, update, lambda: (unchanged, nothing))
 
 
 def train_chunk(
@@ -241,14 +269,13 @@ def train_chunk(
 def batch_metrics(batch: MetaBatch, attack: Attack, budget: Budget) -> Metrics:
     """Returns, steps and perturbation sizes of a meta-batch."""
     support, query = batch.support.trajectory, batch.query.trajectory
-    size = perturbation_size(attack.norm, query.obs, query.perturbed_obs, budget)
-    excess = budget_excess(attack.norm, query.obs, query.perturbed_obs, budget)
-    support_excess = budget_excess(attack.norm, support.obs, support.perturbed_obs, budget)
+    before = attack.measure(support.obs, support.perturbed_obs, budget)
+    after = attack.measure(query.obs, query.perturbed_obs, budget)
     valid = jnp.maximum(jnp.sum(query.mask), 1.0)
     return {
         "train/pre_return": jnp.mean(episode_returns(support)[:, 0]),
         "train/post_return": jnp.mean(episode_returns(query)),
         "train/env_steps": jnp.sum(support.mask) + jnp.sum(query.mask),
-        "attack/size": jnp.sum(size * query.mask) / valid,
-        "attack/budget_excess": jnp.maximum(jnp.max(excess), jnp.max(support_excess)),
+        "attack/size": jnp.sum(after.size * query.mask) / valid,
+        "attack/budget_excess": jnp.maximum(jnp.max(before.excess), jnp.max(after.excess)),
     }

@@ -3,10 +3,11 @@
 from admrl_jax.attacks.base import (
     Attack,
     Budget,
-    budget_excess,
-    perturbation_size,
+    Measurement,
+    measure_by,
     project_l2,
     safe_norm,
+    select,
 )
 from admrl_jax.attacks.fgsm import fgsm
 from admrl_jax.attacks.generator import generator_attack
@@ -15,13 +16,14 @@ from admrl_jax.attacks.noise import gaussian_noise, l2_noise, no_attack
 __all__ = [
     "Attack",
     "Budget",
-    "budget_excess",
+    "Measurement",
     "fgsm",
     "gaussian_noise",
     "generator_attack",
     "l2_noise",
+    "measure_by",
     "no_attack",
-    "perturbation_size",
     "project_l2",
     "safe_norm",
+    "select",
 ]

@@ -1,6 +1,6 @@
 """The attack interface and the threat model: norm, budget, projection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,18 +34,76 @@ class Budget(NamedTuple):
         return (obs - self.centre) * jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0.0)
 
 
+class Measurement(NamedTuple):
+    """How far observations were moved, in unit space.
+
+    Attributes:
+        size: `[...]` norm of the perturbation, in the attack's own norm (L2 if unbounded).
+        excess: `[...]` by how much it breaks its budget beyond rounding; 0 when it holds.
+    """
+
+    size: jax.Array
+    excess: jax.Array
+
+
 class Attack(NamedTuple):
-    """An attack on observations, written for one observation.
+    """An attack on observations.
 
     Attributes:
         init: `(key) -> Params`; `()` for attacks without parameters.
         perturb: `(attack_params, key, obs [O], policy_params, budget) -> perturbed_obs [O]`.
-        norm: norm that `budget.radius` bounds: `l2`, `linf`, or `none` for unbounded noise.
+        measure: `(obs [..., O], perturbed_obs [..., O], budget) -> Measurement`, see `measure_by`.
     """
 
     init: Callable[[jax.Array], Params]
     perturb: Callable[[Params, jax.Array, jax.Array, Params, Budget], jax.Array]
-    norm: str
+    measure: Callable[[jax.Array, jax.Array, Budget], Measurement]
+
+
+def measure_by(norm: str) -> Callable[[jax.Array, jax.Array, Budget], Measurement]:
+    """The threat model's check: norm `l2` or `linf`, or `none` for unbounded noise.
+
+    Adding a perturbation to an observation rounds at the observation's magnitude, so a few units
+    in the last place of that magnitude are forgiven. Anything not finite has infinite excess.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm: {norm!r} is not known; accepted: {', '.join(NORMS)}")
+
+    def measure(obs: jax.Array, perturbed_obs: jax.Array, budget: Budget) -> Measurement:
+        delta = budget._replace(centre=0.0).to_units(perturbed_obs - obs)
+        size = jnp.max(jnp.abs(delta), axis=-1) if norm == "linf" else safe_norm(delta)
+        magnitude = jnp.max(jnp.abs(budget._replace(centre=0.0).to_units(obs)), axis=-1)
+        slack = 8 * jnp.finfo(obs.dtype).eps * (1 + magnitude) * obs.shape[-1] ** 0.5
+        excess = jnp.maximum(size - budget.radius - slack, 0.0)
+        if norm == "none":
+            excess = jnp.zeros_like(size)
+        return Measurement(size, jnp.where(jnp.isfinite(size), excess, jnp.inf))
+
+    return measure
+
+
+def select(attacks: Sequence[Attack], index: jax.Array) -> Attack:
+    """The attack of that number, where the number is known only when the program runs.
+
+    One compiled program then serves every attack; only the chosen one is computed. All attacks
+    get the same `attack_params`.
+
+    Args:
+        attacks: to choose from.
+        index: `[]` int; not batched, or every attack is computed.
+    """
+
+    def perturb(
+        attack_params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
+    ) -> jax.Array:
+        branches = [attack.perturb for attack in attacks]
+        return jax.lax.switch(index, branches, attack_params, key, obs, policy_params, budget)
+
+    def measure(obs: jax.Array, perturbed_obs: jax.Array, budget: Budget) -> Measurement:
+        branches = [attack.measure for attack in attacks]
+        return jax.lax.switch(index, branches, obs, perturbed_obs, budget)
+
+    return Attack(lambda key: (), perturb, measure)
 
 
 def safe_norm(x: jax.Array) -> jax.Array:
@@ -59,30 +117,3 @@ def project_l2(x: jax.Array, radius: jax.Array | float) -> jax.Array:
     """Shortens vectors `[..., O]` to L2 norm `radius` at most."""
     norm = safe_norm(x)[..., None]
     return x * jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1.0), 1.0)
-
-
-def perturbation_size(
-    norm: str, obs: jax.Array, perturbed_obs: jax.Array, budget: Budget
-) -> jax.Array:
-    """Size `[...]` of perturbations of `[..., O]` in unit space; L2 where `norm` is `none`."""
-    delta = budget._replace(centre=0.0).to_units(perturbed_obs - obs)
-    if norm == "linf":
-        return jnp.max(jnp.abs(delta), axis=-1)
-    return safe_norm(delta)
-
-
-def budget_excess(
-    norm: str, obs: jax.Array, perturbed_obs: jax.Array, budget: Budget
-) -> jax.Array:
-    """By how much `[...]` a perturbation breaks its budget beyond rounding; 0 when it holds.
-
-    Adding a perturbation to an observation rounds at the observation's magnitude, so a few units
-    in the last place of that magnitude are forgiven.
-    """
-    if norm == "none":
-        return jnp.zeros(obs.shape[:-1])
-    size = perturbation_size(norm, obs, perturbed_obs, budget)
-    magnitude = jnp.max(jnp.abs(budget.to_units(obs)), axis=-1)
-    slack = 8 * jnp.finfo(obs.dtype).eps * (1 + magnitude) * obs.shape[-1] ** 0.5
-    excess = jnp.maximum(size - budget.radius - slack, 0.0)
-    return jnp.where(jnp.isfinite(size), excess, jnp.inf)

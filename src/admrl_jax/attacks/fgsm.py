@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack, Budget
+from admrl_jax.attacks.base import Attack, Budget, measure_by
 from admrl_jax.networks import Policy
 from admrl_jax.types import Params
 
@@ -34,4 +34,4 @@ def fgsm(policy: Policy) -> Attack:
         sign = jnp.where(gradient == 0, corner, jnp.sign(gradient))
         return obs + step * sign
 
-    return Attack(lambda key: (), perturb, "linf")
+    return Attack(lambda key: (), perturb, measure_by("linf"))

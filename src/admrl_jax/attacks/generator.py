@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack, Budget, project_l2
+from admrl_jax.attacks.base import Attack, Budget, measure_by, project_l2
 from admrl_jax.networks import Network
 from admrl_jax.types import Params
 
@@ -29,4 +29,4 @@ def generator_attack(generator: Network) -> Attack:
     ) -> jax.Array:
         return perturb_with(generator, attack_params, obs, budget)
 
-    return Attack(generator.init, perturb, "l2")
+    return Attack(generator.init, perturb, measure_by("l2"))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack, Budget, project_l2, safe_norm
+from admrl_jax.attacks.base import Attack, Budget, measure_by, project_l2, safe_norm
 from admrl_jax.types import Params
 
 
@@ -15,7 +15,7 @@ def no_attack() -> Attack:
     ) -> jax.Array:
         return obs
 
-    return Attack(lambda key: (), perturb, "l2")
+    return Attack(lambda key: (), perturb, measure_by("l2"))
 
 
 def gaussian_noise() -> Attack:
@@ -27,7 +27,7 @@ def gaussian_noise() -> Attack:
         noise = jax.random.normal(key, obs.shape, obs.dtype)
         return obs + budget.radius * budget.scale * noise
 
-    return Attack(lambda key: (), perturb, "none")
+    return Attack(lambda key: (), perturb, measure_by("none"))
 
 
 def l2_noise() -> Attack:
@@ -46,4 +46,4 @@ def l2_noise() -> Attack:
         unit = noise / jnp.where(length > 0, length, 1.0)
         return obs + project_l2(budget.radius * unit, budget.radius) * budget.scale
 
-    return Attack(lambda key: (), perturb, "l2")
+    return Attack(lambda key: (), perturb, measure_by("l2"))

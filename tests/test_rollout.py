@@ -1,0 +1,155 @@
+"""Episodes: masks, early and broken ends, budgets, true-state dynamics, and reproducible randomness."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_trees_close, assert_trees_equal, random_like, tiny_policy
+
+from admrl_jax import attacks
+from admrl_jax.attacks import Attack, Budget
+from admrl_jax.config import NavigationConfig
+from admrl_jax.envs import Navigation2D
+from admrl_jax.gaussian import Gaussian
+from admrl_jax.networks import Policy, make_generator
+from admrl_jax.rollout import collect, episode_returns, rollout
+from admrl_jax.types import TimeStep
+
+
+class Counter(NamedTuple):
+    """Counts steps; ends at step `task[0]`, breaks at step `task[1]`. Step t (from 1) pays t."""
+
+    obs_size: int = 1
+    action_size: int = 1
+    horizon: int = 6
+
+    def sample_task(self, key: jax.Array) -> jax.Array:
+        """Never ends, never breaks."""
+        return jnp.array([99.0, 99.0])
+
+    def reset(self, key: jax.Array, task: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Starts at 0."""
+        return jnp.zeros(()), jnp.zeros(1)
+
+    def step(self, state: jax.Array, action: jax.Array, task: jax.Array) -> tuple[jax.Array, TimeStep]:
+        """Adds one."""
+        count = state + 1
+        obs = jnp.where(count == task[1], jnp.nan, count)[None]
+        reward = jnp.where(count == task[1] + 100, jnp.inf, count)
+        return count, TimeStep(obs, reward, count == task[0])
+
+
+NAVIGATION = Navigation2D(NavigationConfig(horizon=8))
+POLICY = tiny_policy()
+GENERATOR = make_generator(2, hidden_sizes=(4,))
+WALK = Policy(lambda key: (), lambda params, obs: Gaussian(jnp.zeros(NAVIGATION.action_size), jnp.zeros(2)))
+"""A policy that ignores what it sees."""
+STILL = Policy(lambda key: (), lambda params, obs: Gaussian(jnp.zeros(1), jnp.zeros(1)))
+
+
+@functools.cache
+def counter_rollout():
+    """One compiled episode of the counter."""
+    run = functools.partial(
+        rollout, env=Counter(), policy=STILL, attack=attacks.no_attack(), budget=Budget(0.0)
+    )
+    return jax.jit(lambda task: run((), (), jax.random.key(0), task))
+
+
+def test_steps_up_to_termination_count_and_nothing_after() -> None:
+    trajectory = counter_rollout()(jnp.array([3.0, 99.0]))
+    # The step that terminates is part of the episode; the state then stays where it was.
+    np.testing.assert_array_equal(trajectory.mask, [1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(trajectory.reward, [1, 2, 3, 0, 0, 0])
+    np.testing.assert_array_equal(trajectory.obs[:, 0], [0, 1, 2, 3, 3, 3])
+    np.testing.assert_array_equal(trajectory.perturbed_obs, trajectory.obs)
+    assert episode_returns(trajectory) == 6
+
+
+def test_full_episodes_are_not_masked() -> None:
+    trajectory = counter_rollout()(jnp.array([99.0, 99.0]))
+    np.testing.assert_array_equal(trajectory.mask, 1)
+    np.testing.assert_array_equal(trajectory.reward, [1, 2, 3, 4, 5, 6])
+    assert trajectory.obs.shape == (6, 1) and trajectory.action.shape == (6, 1)
+
+
+@pytest.mark.parametrize("task", [[99.0, 4.0], [99.0, -96.0]], ids=["observation", "reward"])
+def test_a_broken_simulator_ends_the_episode(task: list[float]) -> None:
+    # Something not finite appears at step 4, so step 4 is not valid and pays nothing.
+    trajectory = counter_rollout()(jnp.array(task))
+    np.testing.assert_array_equal(trajectory.mask, [1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(trajectory.reward, [1, 2, 3, 0, 0, 0])
+    jax.tree.map(lambda x: np.testing.assert_array_equal(np.isfinite(x), True), trajectory)
+
+
+ATTACKS: dict[str, Attack] = {
+    "none": attacks.no_attack(),
+    "noise": attacks.gaussian_noise(),
+    "fgsm": attacks.fgsm(POLICY),
+    "generator": attacks.generator_attack(GENERATOR),
+}
+
+
+@functools.cache
+def navigator(name: str, policy: Policy = POLICY):
+    """Five compiled episodes of 2D navigation under one attack."""
+    attack = ATTACKS[name]
+    run = functools.partial(
+        collect, num_trajectories=5, env=NAVIGATION, policy=policy, attack=attack, budget=Budget(0.3)
+    )
+    attack_params = random_like(attack.init, 1, size=2.0)
+    params = random_like(policy.init, 2)
+    return jax.jit(lambda key: run(params, attack_params, key, jnp.array([0.4, -0.3])))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_budget_holds_in_every_rollout(name: str) -> None:
+    trajectory = navigator(name)(jax.random.key(0))
+    measured = ATTACKS[name].measure(trajectory.obs, trajectory.perturbed_obs, Budget(0.3))
+    np.testing.assert_array_equal(measured.excess, 0)
+    assert np.any(trajectory.obs != trajectory.perturbed_obs) == (name != "none")
+
+
+@pytest.mark.parametrize("name", ["noise", "generator"])
+def test_dynamics_use_the_true_state(name: str) -> None:
+    clean, attacked = (navigator(n, WALK)(jax.random.key(0)) for n in ("none", name))
+    assert_trees_equal(clean._replace(perturbed_obs=()), attacked._replace(perturbed_obs=()))
+    # And a policy that looks is led elsewhere.
+    assert np.any(navigator("none")(jax.random.key(0)).obs != navigator(name)(jax.random.key(0)).obs)
+
+
+def test_the_same_key_gives_the_same_bits() -> None:
+    run = navigator("noise")
+    assert_trees_equal(run(jax.random.key(0)), run(jax.random.key(0)))
+    other = run(jax.random.key(1))
+    assert np.all(run(jax.random.key(0)).action != other.action)
+    # Episodes of one call differ from each other, too.
+    assert len(np.unique(other.action[:, 0, 0])) == 5
+
+
+def test_collect_equals_a_loop_over_episodes() -> None:
+    key, task = jax.random.key(0), jnp.array([0.4, -0.3])
+    together = navigator("fgsm")(key)
+    one = jax.jit(
+        functools.partial(rollout, env=NAVIGATION, policy=POLICY, attack=ATTACKS["fgsm"], budget=Budget(0.3))
+    )
+    params = random_like(POLICY.init, 2)
+    alone = [one(params, (), k, task) for k in jax.random.split(key, 5)]
+    # Batched and single matrix products round differently.
+    assert_trees_close(together, jax.tree.map(lambda *x: jnp.stack(x), *alone), rtol=1e-4, atol=1e-5)
+
+
+def test_horizon_can_be_shortened() -> None:
+    trajectory = jax.eval_shape(
+        functools.partial(
+            rollout, env=NAVIGATION, policy=POLICY, attack=ATTACKS["none"], budget=Budget(0.0), horizon=3
+        ),
+        random_like(POLICY.init, 2),
+        (),
+        jax.random.key(0),
+        jnp.zeros(2),
+    )
+    assert trajectory.reward.shape == (3,)
