@@ -14,8 +14,8 @@ from admrl_jax.config import HalfCheetahDirConfig
 from admrl_jax.envs import HalfCheetahDir
 from admrl_jax.simulators import gymnasium_model, make_simulator
 
-# Compilation is most of the suite's time and its programs are tiny. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them
-# as in earnest.
+# Compilation is most of the suite's time and its programs are tiny.
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them as in earnest.
 jax.config.update(
     "jax_disable_most_optimizations", os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
 )

@@ -120,11 +120,11 @@ def test_hinge_loss_golden() -> None:
         # Least squares: generator ((0-1)^2 + (2-1)^2) / 2 = 1;
         # discriminator mean of ((1-1)^2 + 0^2) / 2 = 0 and ((-1-1)^2 + 2^2) / 2 = 4, so 2.
         ("lsgan", 1.0, 2.0),
-        # softplus(0) = 0.6931472, softplus(2) = 2.1269280, softplus(-2) = 0.1269280, softplus(-1) = 0.3132617,
-        # softplus(1) = 1.3132617. Generator, non-saturating: (softplus(-0) + softplus(-2)) / 2 = 0.4100376;
+        # softplus of -2, -1, 0, 1, 2: 0.1269280, 0.3132617, 0.6931472, 1.3132617, 2.1269280.
+        # Generator, non-saturating: (softplus(-0) + softplus(-2)) / 2 = 0.4100376;
         # discriminator: (0.3132617 + 0.6931472 + 1.3132617 + 2.1269280) / 2 = 2.2232993.
         ("bce", 0.4100376, 2.2232993),
-        # As printed: the generator minimises log(1 - D) = -softplus: -(0.6931472 + 2.1269280) / 2 = -1.4100376.
+        # As printed, the generator minimises log(1 - D) = -softplus: -(0.6931472 + 2.1269280) / 2 = -1.4100376.
         ("bce_paper", -1.4100376, 2.2232993),
     ],
 )

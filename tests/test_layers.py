@@ -1,4 +1,4 @@
-"""The architecture: imports point downwards or sideways, never in a circle, and only the host level does I/O."""
+"""The architecture: no import points upwards or in a circle, and only the host level does I/O."""
 
 import ast
 from pathlib import Path

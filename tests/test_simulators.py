@@ -24,9 +24,9 @@ TOLERANCES = {
 """Largest difference from Gymnasium over 20 control steps, about five times what was measured.
 
 Gymnasium carries its state in double precision and warm-starts its contact solver. `mujoco` computes in double
-precision as well, but its state passes through float32 between control steps (errors of 6e-8 of the value, which
-contacts amplify) and every control step starts its solver cold: measured 6e-6 in positions and 1.3e-4 in
-velocities, which reach 20 rad/s. `mjx` computes in float32 throughout: measured 1.1e-4 and 2.5e-3.
+precision as well, but its state passes through float32 between control steps (relative errors of 6e-8, which
+contacts amplify) and every control step starts its solver cold: measured 6e-6 in positions, 1.3e-4 in
+velocities. `mjx` computes in float32 throughout: measured 1.1e-4 and 2.5e-3.
 """
 
 FIRST_STEP = 4e-6

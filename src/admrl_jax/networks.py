@@ -77,7 +77,7 @@ def make_policy(
 
     def init(key: jax.Array) -> Params:
         mean_params = mlp.init(key, jnp.zeros((obs_size,)))
-        return {"mean": mean_params, "log_std": jnp.full((action_size,), math.log(init_std))}
+        return {"mean": mean_params, "log_std": jnp.full((action_size,), math.log(init_std), float)}
 
     def apply(params: Params, obs: jax.Array) -> Gaussian:
         mean = mlp.apply(params["mean"], obs)

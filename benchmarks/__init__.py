@@ -1,0 +1,1 @@
+"""Throughput measurements; `benchmarks/README.md` says how to read them."""

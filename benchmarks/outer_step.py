@@ -1,0 +1,157 @@
+"""The trust-region step beside its own matrix products alone: `python -m benchmarks.outer_step`.
+
+The limit is read off the step itself: every matrix product in its program, with its shape and how
+often it runs, is executed on its own in the same process. What the step takes beyond that is
+activations, memory traffic and bookkeeping.
+"""
+
+import collections
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from admrl_jax import envs, networks, training
+from admrl_jax.attacks import Budget, no_attack
+from admrl_jax.config import MAMLConfig, TrainConfig
+from benchmarks.common import compile_and_time, report
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The TRPO step's time against the time of its matrix products."""
+
+    env: tuple[str, ...] = ("navigation_2d", "halfcheetah_dir")
+    """Environments whose shapes to use."""
+    num_tasks: int = 0
+    """Tasks; 0 takes the paper's (20 in 2D navigation, 40 elsewhere)."""
+    num_trajectories: int = 20
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    task_block: tuple[int, ...] = (1,)
+    """Tasks computed together; several values are compared."""
+    repeats: int = 5
+    json: Path | None = None
+    """Also write the figures here."""
+
+
+def count_products(jaxpr: Any, times: float, while_trips: float) -> collections.Counter:
+    """How often each matrix product runs: `{(shapes, dimension numbers): count}`.
+
+    Args:
+        jaxpr: program.
+        times: how often this (sub)program runs.
+        while_trips: iterations assumed of loops whose length is only known at run time.
+    """
+    counts: collections.Counter = collections.Counter()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            shapes = tuple(v.aval.shape for v in equation.invars)
+            counts[shapes, equation.params["dimension_numbers"]] += times
+        inner = times
+        if equation.primitive.name == "scan":
+            inner = times * equation.params["length"]
+        if equation.primitive.name == "while":
+            inner = times * while_trips
+        for value in equation.params.values():
+            for sub in value if isinstance(value, (tuple, list)) else (value,):
+                sub = getattr(sub, "jaxpr", sub)
+                if hasattr(sub, "eqns"):
+                    counts += count_products(sub, inner, while_trips)
+    return counts
+
+
+def products_alone(counts: collections.Counter) -> Any:
+    """A program that runs the counted products and nothing else worth mentioning."""
+
+    def run(operands: list) -> jax.Array:
+        total = jnp.zeros(())
+        for (left, right), (dimension_numbers, count) in zip(operands, signatures, strict=True):
+
+            def body(_, carry, left=left, right=right, dimension_numbers=dimension_numbers):
+                # The operand depends on the carry, so no iteration can be skipped or hoisted.
+                smaller = jax.lax.optimization_barrier((carry, left, right))
+                product = jax.lax.dot_general(smaller[1], smaller[2], dimension_numbers)
+                return smaller[0] + product.reshape(-1)[0]
+
+            total = jax.lax.fori_loop(0, count, body, total)
+        return total
+
+    signatures = [(dimensions, round(count)) for (_, dimensions), count in counts.items()]
+    key = jax.random.key(0)
+    operands = [
+        (jax.random.normal(key, left), jax.random.normal(key, right)) for (left, right), _ in counts
+    ]
+    return run, operands
+
+
+def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
+    """One row: the step, its products, and their ratio."""
+    env = envs.make(name)
+    policy = networks.make_policy(
+        env.obs_size, env.action_size, hidden_sizes=arguments.hidden_sizes
+    )
+    num_tasks = arguments.num_tasks or (20 if name == "navigation_2d" else 40)
+    train = TrainConfig(
+        maml=MAMLConfig(
+            num_tasks=num_tasks, num_trajectories=arguments.num_trajectories, task_block=task_block
+        )
+    )
+    key = jax.random.key(0)
+    params = policy.init(key)
+    tasks = jax.vmap(env.sample_task)(jax.random.split(key, num_tasks))
+
+    @jax.jit
+    def collect(params):
+        return training.collect_meta_batch(
+            params,
+            (),
+            key,
+            tasks,
+            env=env,
+            policy=policy,
+            attack=no_attack(),
+            support_budget=Budget(0.0),
+            query_budget=Budget(0.0),
+            config=train.maml,
+        )
+
+    batch = jax.block_until_ready(collect(params))
+
+    def step(params, batch):
+        return training.update_policy(params, batch, policy=policy, config=train)
+
+    compile_seconds, seconds, (_, metrics) = compile_and_time(
+        step, params, batch, repeats=arguments.repeats
+    )
+    tried = int(metrics["train/line_search_steps"])
+    counts = count_products(jax.make_jaxpr(step)(params, batch).jaxpr, 1.0, tried)
+    _, limit, _ = compile_and_time(*products_alone(counts), repeats=arguments.repeats)
+    return {
+        "env": name,
+        "tasks": num_tasks,
+        "samples": int(batch.query.advantage.size),
+        "hidden": "x".join(map(str, arguments.hidden_sizes)),
+        "task_block": task_block,
+        "line_search_steps": tried,
+        "products": round(sum(counts.values())),
+        "compile_s": compile_seconds,
+        "step_s": seconds,
+        "products_s": limit,
+        "ratio": seconds / limit,
+    }
+
+
+def main() -> None:
+    """Runs the benchmark from the command line."""
+    arguments = tyro.cli(Arguments, prog="python -m benchmarks.outer_step")
+    rows = [
+        measure(name, arguments, block) for name in arguments.env for block in arguments.task_block
+    ]
+    report("TRPO step against its matrix products alone", rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
