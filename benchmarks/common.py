@@ -66,4 +66,6 @@ def report(title: str, rows: Sequence[dict[str, Any]], json_path: Path | None) -
     Console(width=160).print(table)
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=1) + "\n")
+        json_path.write_text(
+            json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=1) + "\n"
+        )

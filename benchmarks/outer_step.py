@@ -37,7 +37,7 @@ class Arguments:
     """Also write the figures here."""
 
 
-def count_products(jaxpr: Any, times: float, while_trips: float) -> collections.Counter:
+def count_products(jaxpr: Any, times: int, while_trips: int) -> collections.Counter:
     """How often each matrix product runs: `{(shapes, dimension numbers): count}`.
 
     Args:
@@ -45,7 +45,7 @@ def count_products(jaxpr: Any, times: float, while_trips: float) -> collections.
         times: how often this (sub)program runs.
         while_trips: iterations assumed of loops whose length is only known at run time.
     """
-    counts: collections.Counter = collections.Counter()
+    counts: collections.Counter[Any] = collections.Counter()
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             shapes = tuple(v.aval.shape for v in equation.invars)
@@ -79,20 +79,16 @@ def products_alone(counts: collections.Counter) -> Any:
             total = jax.lax.fori_loop(0, count, body, total)
         return total
 
-    signatures = [(dimensions, round(count)) for (_, dimensions), count in counts.items()]
+    signatures = [(dimensions, count) for (_, dimensions), count in counts.items()]
     key = jax.random.key(0)
-    operands = [
-        (jax.random.normal(key, left), jax.random.normal(key, right)) for (left, right), _ in counts
-    ]
+    operands = [(jax.random.normal(key, left), jax.random.normal(key, right)) for (left, right), _ in counts]
     return run, operands
 
 
 def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
     """One row: the step, its products, and their ratio."""
     env = envs.make(name)
-    policy = networks.make_policy(
-        env.obs_size, env.action_size, hidden_sizes=arguments.hidden_sizes
-    )
+    policy = networks.make_policy(env.obs_size, env.action_size, hidden_sizes=arguments.hidden_sizes)
     num_tasks = arguments.num_tasks or (20 if name == "navigation_2d" else 40)
     train = TrainConfig(
         maml=MAMLConfig(
@@ -123,11 +119,9 @@ def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
     def step(params, batch):
         return training.update_policy(params, batch, policy=policy, config=train)
 
-    compile_seconds, seconds, (_, metrics) = compile_and_time(
-        step, params, batch, repeats=arguments.repeats
-    )
+    compile_seconds, seconds, (_, metrics) = compile_and_time(step, params, batch, repeats=arguments.repeats)
     tried = int(metrics["train/line_search_steps"])
-    counts = count_products(jax.make_jaxpr(step)(params, batch).jaxpr, 1.0, tried)
+    counts = count_products(jax.make_jaxpr(step)(params, batch).jaxpr, 1, tried)
     _, limit, _ = compile_and_time(*products_alone(counts), repeats=arguments.repeats)
     return {
         "env": name,
@@ -136,7 +130,7 @@ def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
         "hidden": "x".join(map(str, arguments.hidden_sizes)),
         "task_block": task_block,
         "line_search_steps": tried,
-        "products": round(sum(counts.values())),
+        "products": sum(counts.values()),
         "compile_s": compile_seconds,
         "step_s": seconds,
         "products_s": limit,
@@ -147,9 +141,7 @@ def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.outer_step")
-    rows = [
-        measure(name, arguments, block) for name in arguments.env for block in arguments.task_block
-    ]
+    rows = [measure(name, arguments, block) for name in arguments.env for block in arguments.task_block]
     report("TRPO step against its matrix products alone", rows, arguments.json)
 
 

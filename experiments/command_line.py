@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,8 @@ import tyro
 from admrl_jax.config import Config, ConfigError, validate
 from admrl_jax.run_log import RunError, open_run
 from admrl_jax.simulators import SimulatorError
-from experiments.protocol import Interrupted, Protocol
+from experiments.context import Context, Interrupted
+from experiments.protocol import run_protocol
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,7 @@ class Arguments:
     """Go on with the run that is in the directory."""
 
 
-def main(
-    module: str, summary: str, presets: dict[str, Config], argv: list[str] | None = None
-) -> int:
+def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] | None = None) -> int:
     """Parses the command line, runs the protocol, returns the exit code.
 
     0: done. 2: bad settings or directory, nothing touched. 130, 143: stopped by SIGINT, SIGTERM
@@ -48,7 +47,7 @@ def main(
     first.add_argument("--preset", default="paper")
     preset = first.parse_known_args(argv)[0].preset
     if preset not in presets:
-        return _fail(f"preset: {preset!r} is not known; accepted: {', '.join(presets)}")
+        return fail(f"preset: {preset!r} is not known; accepted: {', '.join(presets)}")
     arguments = tyro.cli(
         Arguments,
         args=argv,
@@ -59,32 +58,33 @@ def main(
     )
     run_config = arguments.config
     directory = arguments.run_dir or Path("runs") / f"{run_config.env.name}-{preset}"
-    label = preset if run_config == presets[preset] else "custom"
+    # How many seeds and which simulator do not make another protocol.
+    same = {name: getattr(run_config, name) for name in ("seeds", "simulator", "num_threads")}
+    label = preset if run_config == replace(presets[preset], **same) else "custom"
     try:
         validate(run_config)
-        protocol = None
-        lock = None
-        protocol = Protocol(run_config, label, directory)
+        context = Context(run_config, directory)
         lock = open_run(directory, run_config, resume=arguments.resume)
     except (ConfigError, SimulatorError, RunError) as error:
-        return _fail(str(error))
+        return fail(str(error))
     if label != "paper":
         print(f"{label} settings: the numbers of this run are not the paper's", file=sys.stderr)
     try:
-        report = protocol.run()
+        report = run_protocol(context, label)
     except Interrupted as stop:
         again = [a for a in argv if a != "--resume"]
         command = shlex.join(["python", "-m", module, *again, "--resume"])
         print(f"saved in {directory}; go on with\n  {command}", file=sys.stderr)
         return 128 + stop.signal_number
     except RunError as error:
-        return _fail(str(error))
+        return fail(str(error))
     finally:
         os.close(lock)
     print(f"report: {report}")
     return 0
 
 
-def _fail(message: str) -> int:
+def fail(message: str) -> int:
+    """Prints one line and returns exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     return 2

@@ -41,5 +41,7 @@ QUICK = replace(
     ),
 )
 
+PRESETS = {"paper": PAPER, "quick": QUICK}
+
 if __name__ == "__main__":
-    sys.exit(main("experiments.halfcheetah_dir", __doc__ or "", {"paper": PAPER, "quick": QUICK}))
+    sys.exit(main("experiments.halfcheetah_dir", __doc__ or "", PRESETS))

@@ -42,5 +42,7 @@ QUICK = replace(
     ),
 )
 
+PRESETS = {"paper": PAPER, "quick": QUICK}
+
 if __name__ == "__main__":
-    sys.exit(main("experiments.navigation_2d", __doc__ or "", {"paper": PAPER, "quick": QUICK}))
+    sys.exit(main("experiments.navigation_2d", __doc__ or "", PRESETS))

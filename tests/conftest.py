@@ -12,7 +12,8 @@ import pytest
 from admrl_jax import envs
 from admrl_jax.config import HalfCheetahDirConfig
 from admrl_jax.envs import HalfCheetahDir
-from admrl_jax.simulators import gymnasium_model, make_simulator
+from admrl_jax.simulators import make_simulator
+from admrl_jax.simulators.models import gymnasium_model
 
 # Compilation is most of the suite's time and its programs are tiny.
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them as in earnest.

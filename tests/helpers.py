@@ -32,7 +32,7 @@ def random_experience(
     dtype: Any = np.float32,
     attacked: float = 0.1,
 ) -> Experience:
-    """Random episodes, fields `[*lead, ...]`; the last axis of `lead` is steps, about half of them end early."""
+    """Random episodes, fields `[*lead, ...]`; the last axis of `lead` is steps, half of them end early."""
     rng = np.random.default_rng(seed)
     obs = rng.normal(size=(*lead, obs_size))
     perturbed = obs + attacked * rng.normal(size=obs.shape)

@@ -124,7 +124,7 @@ def test_hinge_loss_golden() -> None:
         # Generator, non-saturating: (softplus(-0) + softplus(-2)) / 2 = 0.4100376;
         # discriminator: (0.3132617 + 0.6931472 + 1.3132617 + 2.1269280) / 2 = 2.2232993.
         ("bce", 0.4100376, 2.2232993),
-        # As printed, the generator minimises log(1 - D) = -softplus: -(0.6931472 + 2.1269280) / 2 = -1.4100376.
+        # As printed: generator log(1 - D) = -softplus: -(0.6931472 + 2.1269280) / 2 = -1.4100376.
         ("bce_paper", -1.4100376, 2.2232993),
     ],
 )

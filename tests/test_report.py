@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from admrl_jax.config import METHODS
-from admrl_jax.report import PANELS, cell_values, number, report_text, spread, table, write_report
+from admrl_jax.figures import frame
+from admrl_jax.report import number, report_text, spread, table, write_report
+from admrl_jax.results import PANELS, cell_values
 from admrl_jax.statistics import bootstrap_interval, interquartile_mean
 
 FLOOR = -38.3
@@ -76,6 +78,8 @@ def make_results(env: str = "navigation_2d", preset: str = "quick", seeds: tuple
             "num_trajectories": 20,
             "adaptive_steps": 15,
             "adaptive_tasks": 20,
+            "adaptive_trajectories": 11,
+            "adaptive_epochs": 4,
         },
         "train": {
             "noise_std": 1.0,
@@ -191,6 +195,12 @@ def test_numbers_in_the_tables(report: Path):
     )
 
 
+def test_settings(report: Path):
+    line = line_with(report.read_text(), "| adaptive attacker |")
+    for part in ("15 adGAN updates", "20 tasks", "11 episodes", "4 passes"):
+        assert part in line
+
+
 def test_warnings(report: Path):
     text = report.read_text()
     assert "below the floor of -38.30 is worse than doing nothing" in text
@@ -221,6 +231,19 @@ def test_partial_run_still_reports(tmp_path: Path):
     assert "| MAML | -40.00 ↓ | -12.00 |" in text
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"training.png"}
     assert "strength.png" not in text and "trajectories.png" not in text
+
+
+def test_frame_leaves_out_runaways_only():
+    goals = np.array([[0.4, -0.5]])
+    usual = np.linspace(-1.0, 1.0, 1000).reshape(500, 2)
+    assert frame([usual, 0.1 * usual], goals) == (pytest.approx(1.05), 0.0)
+    limit, share_cut = frame([0.1 * usual], goals)
+    assert limit == pytest.approx(1.25 * 0.5) and share_cut == 0.0
+    runaway = usual.copy()
+    runaway[0] = 50.0
+    runaway[1] = np.nan  # after the end of an episode
+    limit, share_cut = frame([runaway], goals)
+    assert 1.0 < limit < 1.5 and share_cut == pytest.approx(1 / 499)
 
 
 def test_helpers():

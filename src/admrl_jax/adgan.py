@@ -38,8 +38,7 @@ class LossWeights(NamedTuple):
     hinge: jax.Array
 
 
-@struct.dataclass
-class AdversaryState:
+class AdversaryState(struct.PyTreeNode):
     """Everything of adGAN that training carries."""
 
     weights: LossWeights
@@ -233,7 +232,7 @@ def update_adversary(
         weight = jnp.concatenate([steps_mask, obs_mask], axis=1)
         score = adgan.discriminator.apply
 
-        def discriminate(params: Params) -> jax.Array:
+        def discriminate(params: Params) -> tuple[jax.Array, tuple]:
             perturbed = perturb_with(adgan.generator, state.generator_params, clean, budget)
             real = score(params, budget.to_units(clean))
             fake = score(params, budget.to_units(perturbed))
@@ -282,7 +281,7 @@ def update_adversary(
             "adversary/perturbed_accuracy": _weighted_mean(fake < threshold, weight),
             "adversary/raw_size": _weighted_mean(size, weight),
             "adversary/at_bound": _weighted_mean(size >= budget.radius, weight),
-            "adversary/generator_gradient_norm": optax.global_norm(g_gradient),
+            "adversary/generator_gradient_norm": optax.tree.norm(g_gradient),
         }
         new_state = AdversaryState(
             weights=state.weights,

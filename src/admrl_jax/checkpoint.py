@@ -21,8 +21,8 @@ class StageCheckpoints:
     def __init__(self, directory: Path):
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
+            str(directory.absolute()),
+            preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_type_hints
 
 METHODS = ("maml", "random", "fgsm", "admrl")
@@ -55,9 +55,7 @@ class HalfCheetahDirConfig(EnvConfig):
     """Half width of the uniform noise on positions, standard deviation of that on velocities."""
 
 
-ENV_CONFIGS: dict[str, type[EnvConfig]] = {
-    cls.name: cls for cls in (NavigationConfig, HalfCheetahDirConfig)
-}
+ENV_CONFIGS: dict[str, type[EnvConfig]] = {cls.name: cls for cls in (NavigationConfig, HalfCheetahDirConfig)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,14 +199,23 @@ class Config:
 
 _Check = tuple[Callable[[Any], bool], str]
 
-_POSITIVE: _Check = (lambda x: math.isfinite(x) and x > 0, "a number above 0")
-_NOT_NEGATIVE: _Check = (lambda x: math.isfinite(x) and x >= 0, "a number of at least 0")
-_COUNT: _Check = (lambda x: x >= 1, "a whole number of at least 1")
-_COUNT_OR_ZERO: _Check = (lambda x: x >= 0, "a whole number of at least 0")
-_FRACTION: _Check = (lambda x: 0 < x < 1, "a number between 0 and 1")
-_UNIT: _Check = (lambda x: 0 <= x <= 1, "a number from 0 to 1")
+
+def _whole(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _number(x: Any) -> bool:
+    return _whole(x) or (isinstance(x, float) and math.isfinite(x))
+
+
+_POSITIVE: _Check = (lambda x: _number(x) and x > 0, "a number above 0")
+_NOT_NEGATIVE: _Check = (lambda x: _number(x) and x >= 0, "a number of at least 0")
+_COUNT: _Check = (lambda x: _whole(x) and x >= 1, "a whole number of at least 1")
+_COUNT_OR_ZERO: _Check = (lambda x: _whole(x) and x >= 0, "a whole number of at least 0")
+_FRACTION: _Check = (lambda x: _number(x) and 0 < x < 1, "a number between 0 and 1")
+_UNIT: _Check = (lambda x: _number(x) and 0 <= x <= 1, "a number from 0 to 1")
 _SIZES: _Check = (
-    lambda x: len(x) > 0 and all(size >= 1 for size in x),
+    lambda x: isinstance(x, tuple) and len(x) > 0 and all(_whole(size) and size >= 1 for size in x),
     "one or more whole numbers of at least 1",
 )
 
@@ -221,7 +228,7 @@ _CHECKS: dict[str, _Check] = {
     "simulator": _one_of("auto", "mujoco", "mjx"),
     "num_threads": _COUNT_OR_ZERO,
     "seeds": (
-        lambda x: len(x) > 0 and len(set(x)) == len(x) and all(0 <= s < 2**31 for s in x),
+        lambda x: len(x) > 0 and len(set(x)) == len(x) and all(_whole(s) and 0 <= s < 2**31 for s in x),
         "one or more different whole numbers from 0 to 2147483647",
     ),
     "units": _one_of("paper", "normalised"),
@@ -271,7 +278,7 @@ _CHECKS: dict[str, _Check] = {
     "eval.num_trajectories": _COUNT,
     "eval.num_adapt_steps": _COUNT,
     "eval.strengths": (
-        lambda x: len(x) > 0 and len(set(x)) == len(x) and all(math.isfinite(s) and s > 0 for s in x),
+        lambda x: len(x) > 0 and len(set(x)) == len(x) and all(_number(s) and s > 0 for s in x),
         "one or more different numbers above 0",
     ),
     "eval.adaptive_steps": _COUNT,
@@ -279,7 +286,7 @@ _CHECKS: dict[str, _Check] = {
     "eval.adaptive_trajectories": _COUNT,
     "eval.adaptive_epochs": _COUNT,
     "eval.curve_strength": _POSITIVE,
-    "eval.seed": (lambda x: 0 <= x < 2**31, "a whole number from 0 to 2147483647"),
+    "eval.seed": (lambda x: _whole(x) and 0 <= x < 2**31, "a whole number from 0 to 2147483647"),
 }
 
 

@@ -72,9 +72,7 @@ def evaluate(
         config=config,
     )
     support, query = batch.support.trajectory, batch.query.trajectory
-    returns = jnp.concatenate(
-        [episode_returns(support), episode_returns(query)[:, None]], axis=1
-    )
+    returns = jnp.concatenate([episode_returns(support), episode_returns(query)[:, None]], axis=1)
     before = attack.measure(support.obs, support.perturbed_obs, support_budget)
     after = attack.measure(query.obs, query.perturbed_obs, query_budget)
     return EvalResult(
@@ -105,9 +103,7 @@ def observation_statistics(
     return mean, jnp.where(std < min_std, 0.0, std)
 
 
-def do_nothing_returns(
-    key: jax.Array, tasks: Task, *, env: Env, num_trajectories: int
-) -> jax.Array:
+def do_nothing_returns(key: jax.Array, tasks: Task, *, env: Env, num_trajectories: int) -> jax.Array:
     """Returns `[N, K]` of a policy whose action is always zero: the floor of every plot."""
     still = Policy(
         init=lambda key: (),

@@ -27,9 +27,7 @@ def inner_loss(params: Params, experience: Experience, *, policy: Policy) -> jax
     """
     data = flatten_steps(experience)
     trajectory = data.trajectory
-    log_prob = gaussian.log_prob(
-        policy.apply(params, trajectory.perturbed_obs), trajectory.action
-    )
+    log_prob = gaussian.log_prob(policy.apply(params, trajectory.perturbed_obs), trajectory.action)
     count = jnp.maximum(jnp.sum(trajectory.mask), 1.0)
     return -jnp.sum(log_prob * data.advantage * trajectory.mask) / count
 
@@ -70,9 +68,7 @@ def adapt(
     """
     for step in range(num_adapt_steps):
         batch = jax.tree.map(lambda x, step=step: x[step], support)
-        params = adapt_step(
-            params, batch, policy=policy, inner_lr=inner_lr, first_order=first_order
-        )
+        params = adapt_step(params, batch, policy=policy, inner_lr=inner_lr, first_order=first_order)
     return params
 
 
@@ -142,9 +138,7 @@ def query_weights(query: Experience) -> jax.Array:
     return mask / (count * mask.shape[0])
 
 
-def surrogate_loss(
-    query: Experience, weights: jax.Array
-) -> Callable[[Gaussian, Gaussian], jax.Array]:
+def surrogate_loss(query: Experience, weights: jax.Array) -> Callable[[Gaussian, Gaussian], jax.Array]:
     """Builds `(new, old) -> loss []`: minus the mean of probability ratio x advantage.
 
     `old` are the adapted policies that collected the query data.

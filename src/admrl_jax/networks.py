@@ -54,9 +54,7 @@ class MLP(nn.Module):
         xavier = nn.initializers.xavier_uniform()
         for size in self.hidden_sizes:
             x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=xavier)(x))
-        last = nn.initializers.variance_scaling(
-            self.output_scale**2, "fan_avg", "uniform"
-        )
+        last = nn.initializers.variance_scaling(self.output_scale**2, "fan_avg", "uniform")
         return nn.Dense(self.output_size, kernel_init=last)(x)
 
 
@@ -88,7 +86,7 @@ def make_policy(
 
 
 def make_generator(obs_size: int, *, hidden_sizes: Sequence[int] = (64, 64)) -> Network:
-    """adGAN generator body `[..., O] -> [..., O]`, in units of the perturbation radius.
+    """AdGAN generator body `[..., O] -> [..., O]`, in units of the perturbation radius.
 
     The last layer starts small, so training starts from almost no perturbation.
     """
@@ -96,7 +94,7 @@ def make_generator(obs_size: int, *, hidden_sizes: Sequence[int] = (64, 64)) -> 
 
 
 def make_discriminator(obs_size: int, *, hidden_sizes: Sequence[int] = (64, 64)) -> Network:
-    """adGAN discriminator `[..., O] -> [...]`: a score, high for clean observations."""
+    """AdGAN discriminator `[..., O] -> [...]`: a score, high for clean observations."""
     body = _network(MLP(tuple(hidden_sizes), 1, "leaky_relu"), obs_size)
     return Network(body.init, lambda params, x: body.apply(params, x)[..., 0])
 

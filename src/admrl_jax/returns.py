@@ -95,9 +95,7 @@ def normalise_advantages(advantage: jax.Array, mask: jax.Array) -> jax.Array:
     return (advantage - mean) * mask / (jnp.sqrt(variance) + 1e-8)
 
 
-def estimate_advantages(
-    trajectory: Trajectory, *, discount: float, gae_lambda: float
-) -> Experience:
+def estimate_advantages(trajectory: Trajectory, *, discount: float, gae_lambda: float) -> Experience:
     """Scores one task's episodes with a baseline fitted to those same episodes.
 
     The baseline reads what the agent read, the perturbed observations.
@@ -112,8 +110,6 @@ def estimate_advantages(
     """
     chex.assert_rank(trajectory.reward, 2)
     returns = discounted_returns(trajectory.reward, trajectory.mask, discount)
-    value = linear_baseline(
-        baseline_features(trajectory.perturbed_obs), returns, trajectory.mask
-    )
+    value = linear_baseline(baseline_features(trajectory.perturbed_obs), returns, trajectory.mask)
     advantage = gae(trajectory.reward, value, trajectory.mask, discount, gae_lambda)
     return Experience(trajectory, normalise_advantages(advantage, trajectory.mask))

@@ -61,9 +61,7 @@ def rollout(
         valid = alive & finite
         reward = jnp.where(valid, new.reward, 0.0)
         record = Trajectory(obs, perturbed, action, reward, valid.astype(obs.dtype))
-        state, obs = jax.tree.map(
-            lambda a, b: jnp.where(valid, a, b), (new_state, new.obs), (state, obs)
-        )
+        state, obs = jax.tree.map(lambda a, b: jnp.where(valid, a, b), (new_state, new.obs), (state, obs))
         return (state, obs, valid & ~new.terminated), record
 
     _, trajectory = jax.lax.scan(step, (state, obs, jnp.array(True)), (noise, attack_keys))
@@ -84,9 +82,7 @@ def collect(
     horizon: int | None = None,
 ) -> Trajectory:
     """Runs `num_trajectories` independent episodes of one task: fields `[K, H, ...]`."""
-    run = functools.partial(
-        rollout, env=env, policy=policy, attack=attack, budget=budget, horizon=horizon
-    )
+    run = functools.partial(rollout, env=env, policy=policy, attack=attack, budget=budget, horizon=horizon)
     keys = jax.random.split(key, num_trajectories)
     return jax.vmap(run, in_axes=(None, None, 0, None))(policy_params, attack_params, keys, task)
 

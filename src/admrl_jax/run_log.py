@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -18,7 +17,9 @@ from rich.text import Text
 from tensorboardX import SummaryWriter
 
 from admrl_jax.config import Config, flatten, from_dict, to_dict
+from admrl_jax.files import write_text
 
+LOCK = ".lock"
 KEY_COLUMNS = ("seed", "method", "stage", "step")
 QUIET_SECONDS = 30.0
 """Seconds between progress lines where the output is no terminal."""
@@ -26,26 +27,6 @@ QUIET_SECONDS = 30.0
 
 class RunError(Exception):
     """A run that cannot start or go on; the message is for the user."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a kill leaves either the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_arrays(path: Path, **arrays: Any) -> None:
-    """Writes an `.npz` so that a kill leaves either the old or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def open_run(directory: Path, config: Config, *, resume: bool) -> int:
@@ -65,8 +46,10 @@ def open_run(directory: Path, config: Config, *, resume: bool) -> int:
     """
     config_path = directory / "config.json"
     try:
+        if not config_path.exists() and directory.exists() and _foreign_files(directory):
+            raise RunError(f"run-dir: {directory} is not empty and holds no run; name another --run-dir")
         directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR)
+        lock = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise RunError(f"run-dir: {directory} cannot be written ({error.strerror})") from error
     try:
@@ -75,25 +58,7 @@ def open_run(directory: Path, config: Config, *, resume: bool) -> int:
         os.close(lock)
         raise RunError(f"run-dir: {directory} is in use by another process") from error
     try:
-        if not config_path.exists():
-            others = [p.name for p in directory.iterdir() if p.name != ".lock"]
-            if others:
-                raise RunError(
-                    f"run-dir: {directory} is not empty and holds no run; name another --run-dir"
-                )
-            write_text(config_path, json.dumps(to_dict(config), indent=2) + "\n")
-            return lock
-        try:
-            saved = from_dict(json.loads(config_path.read_text()))
-        except ValueError as error:
-            raise RunError(f"run-dir: {config_path} cannot be read: {error}") from error
-        difference = config_difference(saved, config)
-        if difference:
-            raise RunError(f"run-dir: {directory} holds a run of another config: {difference}")
-        if not resume:
-            raise RunError(
-                f"run-dir: {directory} holds this run already; add --resume to go on, or name another --run-dir"
-            )
+        _claim(config_path, config, resume=resume)
     except OSError as error:
         os.close(lock)
         raise RunError(f"run-dir: {directory} cannot be written ({error.strerror})") from error
@@ -101,6 +66,29 @@ def open_run(directory: Path, config: Config, *, resume: bool) -> int:
         os.close(lock)
         raise
     return lock
+
+
+def _foreign_files(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir() if path.name != LOCK]
+
+
+def _claim(config_path: Path, config: Config, *, resume: bool) -> None:
+    """Writes the config of a new run, or refuses a run that is not this one."""
+    directory = config_path.parent
+    if not config_path.exists():
+        write_text(config_path, json.dumps(to_dict(config), indent=2) + "\n")
+        return
+    try:
+        saved = from_dict(json.loads(config_path.read_text()))
+    except ValueError as error:
+        raise RunError(f"run-dir: {config_path} cannot be read: {error}") from error
+    difference = config_difference(saved, config)
+    if difference:
+        raise RunError(f"run-dir: {directory} holds a run of another config: {difference}")
+    if not resume:
+        raise RunError(
+            f"run-dir: {directory} holds this run already; add --resume to go on, or name another --run-dir"
+        )
 
 
 def config_difference(saved: Config, wanted: Config) -> str:
@@ -143,7 +131,12 @@ class MetricsLog:
             self._rewrite(kept)
 
     def append(
-        self, method: str, stage: str, first_step: int, seeds: Iterable[int], metrics: Mapping[str, np.ndarray]
+        self,
+        method: str,
+        stage: str,
+        first_step: int,
+        seeds: Iterable[int],
+        metrics: Mapping[str, np.ndarray],
     ) -> None:
         """Adds the metrics of consecutive steps.
 
@@ -222,7 +215,8 @@ class Progress:
             seconds = (now - self._start) / (done - self._first) * (self._total - done)
             left = f"  left {seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f}"
         shown = "  ".join(
-            f"{name} {value if isinstance(value, str) else format(value, '.4g')}" for name, value in parts.items()
+            f"{name} {value if isinstance(value, str) else format(value, '.4g')}"
+            for name, value in parts.items()
         )
         line = f"{self._stage}: {done}/{self._total}  {shown}{left}"
         if self._is_live:

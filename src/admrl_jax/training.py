@@ -31,8 +31,7 @@ from admrl_jax.trpo import trpo_update
 from admrl_jax.types import Experience, Metrics, Params, Task
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything training carries.
 
     Attributes:
@@ -118,12 +117,8 @@ def collect_meta_batch(
             budget=budget,
         )
         keys = jax.random.split(jax.random.fold_in(key, step), num_tasks)
-        trajectory = jax.vmap(run, in_axes=(params_axis, None, 0, 0))(
-            params, attack_params, keys, tasks
-        )
-        score = functools.partial(
-            estimate_advantages, discount=config.discount, gae_lambda=config.gae_lambda
-        )
+        trajectory = jax.vmap(run, in_axes=(params_axis, None, 0, 0))(params, attack_params, keys, tasks)
+        score = functools.partial(estimate_advantages, discount=config.discount, gae_lambda=config.gae_lambda)
         return jax.vmap(score)(trajectory)
 
     adapt_one = functools.partial(adapt_step, policy=policy, inner_lr=config.inner_lr)
@@ -169,9 +164,7 @@ def outer_step(
         `(state, metrics)`. A trust-region step that finds no improvement, or anything not
         finite, leaves the policy as it was.
     """
-    key_tasks, key_collect, key_adversary = jax.random.split(
-        jax.random.fold_in(state.key, state.step), 3
-    )
+    key_tasks, key_collect, key_adversary = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
     tasks = jax.vmap(env.sample_task)(jax.random.split(key_tasks, config.maml.num_tasks))
     attack_params = state.attack_params
     if state.adversary is not None:
@@ -195,25 +188,21 @@ def outer_step(
         state.policy_params,
     )
     adversary, adversary_metrics = state.adversary, {}
-    if adgan is not None and state.adversary is not None:
-        adversary, adversary_metrics = _when(
-            train_adversary,
-            lambda: update_adversary(
-                state.adversary,
-                key_adversary,
-                batch.support,
-                batch.query,
-                batch.adapted_params,
-                adgan=adgan,
-                policy=policy,
-                budget=state.budget,
-                config=config.adversary,
-            ),
-            state.adversary,
+    if adgan is not None and adversary is not None:
+        update = functools.partial(
+            update_adversary,
+            adversary,
+            key_adversary,
+            batch.support,
+            batch.query,
+            batch.adapted_params,
+            adgan=adgan,
+            policy=policy,
+            budget=state.budget,
+            config=config.adversary,
         )
-    new_state = state.replace(
-        step=state.step + 1, policy_params=policy_params, adversary=adversary
-    )
+        adversary, adversary_metrics = _when(train_adversary, update, adversary)
+    new_state = state.replace(step=state.step + 1, policy_params=policy_params, adversary=adversary)
     return new_state, {**metrics, **policy_metrics, **adversary_metrics}
 
 
@@ -253,9 +242,7 @@ def _when(
     """`update()` if the switch is on, else what was there and NaN for every metric."""
     if isinstance(switch, bool):
         return update() if switch else (unchanged, {})
-    nothing = jax.tree.map(
-        lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(update)[1]
-    )
+    nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(update)[1])
     return jax.lax.cond(switch, update, lambda: (unchanged, nothing))
 
 

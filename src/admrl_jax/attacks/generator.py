@@ -8,9 +8,7 @@ from admrl_jax.networks import Network
 from admrl_jax.types import Params
 
 
-def raw_perturbation(
-    generator: Network, params: Params, obs: jax.Array, budget: Budget
-) -> jax.Array:
+def raw_perturbation(generator: Network, params: Params, obs: jax.Array, budget: Budget) -> jax.Array:
     """`G(x)` `[..., O]` in unit space, before projection (what the hinge of Eq. 11 reads)."""
     return budget.radius * generator.apply(params, budget.to_units(obs))
 

@@ -4,7 +4,7 @@ from admrl_jax.config import ENV_CONFIGS, ConfigError, EnvConfig, HalfCheetahDir
 from admrl_jax.envs.base import Env
 from admrl_jax.envs.half_cheetah import HalfCheetahDir
 from admrl_jax.envs.navigation import Navigation2D
-from admrl_jax.simulators import gymnasium_model, make_simulator
+from admrl_jax.simulators import make_simulator, resolve
 
 __all__ = ["Env", "HalfCheetahDir", "Navigation2D", "make"]
 
@@ -28,6 +28,10 @@ def make(env: str | EnvConfig, *, simulator: str = "auto", num_threads: int = 0)
     if isinstance(env, NavigationConfig):
         return Navigation2D(env)
     if isinstance(env, HalfCheetahDirConfig):
+        resolve(simulator)
+        # Only here, so that closed-form environments work without a physics engine.
+        from admrl_jax.simulators.models import gymnasium_model
+
         model = gymnasium_model("half_cheetah.xml")
         return HalfCheetahDir(make_simulator(simulator, model, env.frame_skip, num_threads), env)
     raise ConfigError(f"env: no environment is built from {type(env).__name__}")

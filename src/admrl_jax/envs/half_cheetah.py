@@ -52,9 +52,7 @@ class HalfCheetahDir(NamedTuple):
         state = self.simulator.init(qpos, qvel)
         return state, self._observe(state)
 
-    def step(
-        self, state: SimState, action: jax.Array, task: jax.Array
-    ) -> tuple[SimState, TimeStep]:
+    def step(self, state: SimState, action: jax.Array, task: jax.Array) -> tuple[SimState, TimeStep]:
         """One control step of 0.05 s."""
         ctrl = jnp.clip(action / self.config.action_scale, -1.0, 1.0)
         new_state = self.simulator.step(state, ctrl)

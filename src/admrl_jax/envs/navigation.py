@@ -43,9 +43,7 @@ class Navigation2D(NamedTuple):
         position = jnp.zeros_like(task)
         return position, position
 
-    def step(
-        self, state: jax.Array, action: jax.Array, task: jax.Array
-    ) -> tuple[jax.Array, TimeStep]:
+    def step(self, state: jax.Array, action: jax.Array, task: jax.Array) -> tuple[jax.Array, TimeStep]:
         """Moves by the scaled, clipped action."""
         limit = self.config.max_move
         position = state + jnp.clip(action / self.config.action_scale, -limit, limit)

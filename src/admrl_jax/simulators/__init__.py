@@ -2,12 +2,11 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
-from admrl_jax.simulators.base import Simulator, SimulatorError, SimState
+from admrl_jax.simulators.base import SimState, Simulator, SimulatorError
 
 SIMULATORS = ("mujoco", "mjx")
 
@@ -33,14 +32,6 @@ def resolve(name: str) -> str:
     return name
 
 
-def gymnasium_model(file_name: str) -> Path:
-    """Path of a model file that Gymnasium ships, found without importing its environments."""
-    spec = importlib.util.find_spec("gymnasium")
-    if spec is None or spec.origin is None:
-        raise SimulatorError("the model files come with the package gymnasium, which is not installed")
-    return Path(spec.origin).parent / "envs" / "mujoco" / "assets" / file_name
-
-
 @functools.cache
 def make_simulator(name: str, model_path: Path, frame_skip: int, num_threads: int = 0) -> Simulator:
     """Builds one engine for one model; repeated calls return the same object.
@@ -52,7 +43,6 @@ def make_simulator(name: str, model_path: Path, frame_skip: int, num_threads: in
         num_threads: host threads of `mujoco`; 0 takes one per available core.
     """
     name = resolve(name)
-    build: Callable[..., Simulator]
     if name == "mujoco":
         from admrl_jax.simulators.mujoco import make_mujoco
 

@@ -4,19 +4,22 @@ Only positions, velocities and the solver's warm start are carried; the rest of 
 rebuilt inside each control step, which keeps the scan's carry small.
 """
 
+# MuJoCo's classes live in a C extension without type stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import mujoco
 from mujoco import mjx
 
-from admrl_jax.simulators.base import Simulator, SimState
+from admrl_jax.simulators.base import SimState, Simulator
+from admrl_jax.simulators.models import load_model
 
 
 def make_mjx(model_path: Path, frame_skip: int) -> Simulator:
     """MJX for one model file."""
-    model = mujoco.MjModel.from_xml_path(str(model_path))
+    model = load_model(model_path)
     mjx_model = mjx.put_model(model)
 
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:
@@ -24,9 +27,7 @@ def make_mjx(model_path: Path, frame_skip: int) -> Simulator:
 
     def step(state: SimState, ctrl: jax.Array) -> SimState:
         data = mjx.make_data(mjx_model)
-        data = data.replace(
-            qpos=state.qpos, qvel=state.qvel, ctrl=ctrl, qacc_warmstart=state.warmstart
-        )
+        data = data.replace(qpos=state.qpos, qvel=state.qvel, ctrl=ctrl, qacc_warmstart=state.warmstart)
 
         def substep(data, _):
             return mjx.step(mjx_model, data), None

@@ -4,6 +4,9 @@ Every control step of a rollout is one `pure_callback`. Under `vmap` JAX hands t
 whole batch (tasks x trajectories x seeds), which `mujoco.rollout` spreads over its threads.
 """
 
+# MuJoCo's classes live in a C extension without type stubs.
+# pyright: reportAttributeAccessIssue=false
+
 import os
 import threading
 from pathlib import Path
@@ -14,7 +17,15 @@ import mujoco
 import numpy as np
 from mujoco import rollout as mujoco_rollout
 
-from admrl_jax.simulators.base import Simulator, SimState
+from admrl_jax.simulators.base import SimState, Simulator
+from admrl_jax.simulators.models import load_model
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class HostEngine:
@@ -27,7 +38,7 @@ class HostEngine:
     def __init__(self, model: mujoco.MjModel, frame_skip: int, num_threads: int):
         self.model = model
         self.frame_skip = frame_skip
-        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.num_threads = num_threads or available_cores()
         state = mujoco.mjtState
         self._state_size = mujoco.mj_stateSize(model, state.mjSTATE_FULLPHYSICS.value)
         time_size = mujoco.mj_stateSize(model, state.mjSTATE_TIME.value)
@@ -62,6 +73,9 @@ class HostEngine:
                 chunk_size=max(1, size // (self.num_threads * 8)),
             )
             last = states[:, -1]
+            unstable = ~np.all(np.abs(last) < mujoco.mjMAXVAL, axis=-1)
+            if unstable.any():
+                last[unstable] = np.nan
             return (
                 last[:, self._qpos].astype(qpos.dtype).reshape(qpos.shape),
                 last[:, self._qvel].astype(qvel.dtype).reshape(qvel.shape),
@@ -80,7 +94,9 @@ class HostEngine:
 
 def make_mujoco(model_path: Path, frame_skip: int, num_threads: int = 0) -> Simulator:
     """The C engine for one model file. `num_threads` 0 takes one per available core."""
-    model = mujoco.MjModel.from_xml_path(str(model_path))
+    model = load_model(model_path)
+    # An unstable state must come back as it is: reset to the default pose it would look healthy.
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
     engine = HostEngine(model, frame_skip, num_threads)
 
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:

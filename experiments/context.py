@@ -1,0 +1,81 @@
+"""What one run holds throughout its stages: config, environment, networks, attacks, files."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from admrl_jax import adgan as adgan_lib
+from admrl_jax import attacks, envs, networks
+from admrl_jax.attacks import Attack
+from admrl_jax.config import Config
+from admrl_jax.run_log import MetricsLog, StopRequest
+from admrl_jax.training import TrainState
+from admrl_jax.types import Params
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """The run was asked to stop and has saved its state."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number
+
+
+class Context:
+    """Built once per run from its config; the stages read it and never change it."""
+
+    def __init__(self, config: Config, directory: Path):
+        self.config, self.directory = config, directory
+        self.env = envs.make(config.env, simulator=config.simulator, num_threads=config.num_threads)
+        self.policy = networks.make_policy(
+            self.env.obs_size,
+            self.env.action_size,
+            hidden_sizes=config.policy.hidden_sizes,
+            activation=config.policy.activation,
+            init_std=config.policy.init_std,
+            min_std=config.policy.min_std,
+        )
+        self.adgan = adgan_lib.make_adgan(self.env.obs_size, config.train.adversary)
+        self._attacks: dict[str, Attack] = {
+            "none": attacks.no_attack(),
+            "gaussian": attacks.gaussian_noise(),
+            "l2_noise": attacks.l2_noise(),
+            "fgsm": attacks.fgsm(self.policy),
+            "adgan": self.adgan.attack,
+        }
+        self.log = MetricsLog(directory)
+        self.stop = StopRequest()
+        self.seconds: dict[str, float] = {}
+        key_tasks, self.eval_key = jax.random.split(jax.random.key(config.eval.seed))
+        self.tasks = jax.vmap(self.env.sample_task)(jax.random.split(key_tasks, config.eval.num_tasks))
+        self.seed_keys = jnp.stack([jax.random.key(seed) for seed in config.seeds])
+
+    def attack(self, number: jax.Array) -> Attack:
+        """The attack of that number; one compiled program serves them all."""
+        return attacks.select(list(self._attacks.values()), number)
+
+    def number(self, attack: str) -> jax.Array:
+        """Number of an attack by its name."""
+        return jnp.array(list(self._attacks).index(attack), jnp.int32)
+
+    def check_stop(self) -> None:
+        """Raises `Interrupted` if a signal asked for it."""
+        if self.stop.signal is not None:
+            raise Interrupted(self.stop.signal)
+
+
+def generator_of(state: TrainState) -> Params:
+    """Parameters of the generator that a state carries."""
+    assert state.adversary is not None
+    return state.adversary.generator_params
+
+
+def check_budget(excess: Any, where: str) -> None:
+    """Refuses results of an attack that went beyond its budget."""
+    if np.any(np.asarray(excess) > 0):
+        raise RuntimeError(
+            f"{where}: an attack broke its budget by {float(np.max(excess)):.3g}; this is a bug in the attack"
+        )

@@ -1,0 +1,268 @@
+"""The evaluation stages: meta-test grid, convergence curves, trajectories for a picture."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from admrl_jax.files import write_arrays
+
+from admrl_jax import envs, evaluation, training
+from admrl_jax.config import METHODS, MAMLConfig
+from admrl_jax.run_log import Progress
+from admrl_jax.training import TrainState
+from admrl_jax.types import Params
+from experiments.context import Context, check_budget, generator_of
+
+CELLS = (("clean", "attacked"), ("attacked", "clean"), ("attacked", "attacked"))
+CLEAN_CELL = (("clean", "clean"),)
+
+
+class EvalStages:
+    """Raw returns are kept in `returns/*.npz`; what is there is not measured again."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self._program: Any = None
+
+    def meta_test(
+        self, trained: dict[str, TrainState], adaptive: dict[str, Params], no_gan: Params
+    ) -> list[dict[str, Any]]:
+        """Every method under every attack, strength, protocol and support x query cell."""
+        rows = []
+        strengths = self.context.config.eval.strengths
+        # Every attack gets generators; those that have no parameters do not look at them.
+        shared = [generator_of(trained["admrl"])] * len(strengths)
+        for method in METHODS:
+            tests: list[tuple[str, str, Any]] = [
+                *((attack, "", shared) for attack in ("none", "gaussian", "l2_noise", "fgsm")),
+                ("adgan", "paper", shared),
+                ("adgan", "adaptive", _per_strength(adaptive[method], len(strengths))),
+            ]
+            if method == "maml":
+                tests.append(("adgan", "adaptive_no_gan", _per_strength(no_gan, len(strengths))))
+            for attack, protocol, params in tests:
+                rows += self._test(method, trained[method], attack, protocol, params)
+        return rows
+
+    def _test(
+        self, method: str, victim: TrainState, attack: str, protocol: str, params: Any
+    ) -> list[dict[str, Any]]:
+        """All strengths and cells of one attack on one method; cached in `returns/`."""
+        strengths = (0.0,) if attack == "none" else self.context.config.eval.strengths
+        cells = [
+            (i, strength, support, query)
+            for i, strength in enumerate(strengths)
+            for support, query in (CLEAN_CELL if attack == "none" else CELLS)
+        ]
+        name = ".".join(part for part in (method, attack, protocol) if part)
+        path = self.context.directory / "returns" / f"{name}.npz"
+        if not path.exists():
+            progress = Progress(f"{name}: meta-test", len(cells))
+            start = time.monotonic()
+            results = []
+            for i, strength, support, query in cells:
+                results.append(
+                    self._evaluate(
+                        victim,
+                        victim.policy_params,
+                        attack,
+                        params[i],
+                        strength if support == "attacked" else 0.0,
+                        strength if query == "attacked" else 0.0,
+                    )
+                )
+                progress.update(len(results), {"post": float(results[-1].returns[:, :, -1].mean())})
+                self.context.check_stop()
+            progress.close()
+            self.context.seconds[f"{name}: meta-test"] = time.monotonic() - start
+            path.parent.mkdir(exist_ok=True)
+            write_arrays(
+                path,
+                returns=np.stack([r.returns for r in results], axis=1),
+                attack_size=np.stack([r.attack_size for r in results], axis=1),
+            )
+        with np.load(path) as saved:
+            returns, sizes = saved["returns"], saved["attack_size"]
+        return [
+            {
+                "method": method,
+                "seed": seed,
+                "attack": attack,
+                "strength": strength,
+                "protocol": protocol,
+                "support": support,
+                "query": query,
+                "pre": float(returns[s, c, :, 0].mean(dtype=np.float64)),
+                "post": float(returns[s, c, :, -1].mean(dtype=np.float64)),
+                "attack_size": float(sizes[s, c]),
+            }
+            for s, seed in enumerate(self.context.config.seeds)
+            for c, (_, strength, support, query) in enumerate(cells)
+        ]
+
+    def convergence_curves(
+        self, snapshots: dict[str, Params], trained: dict[str, TrainState]
+    ) -> list[dict[str, Any]]:
+        """Returns of the saved policies, clean and under each attack, on the held-out tasks."""
+        schedule = self.context.config.schedule
+        curves = []
+        for method, policies in snapshots.items():
+            is_pretrain = method == "pretrain"
+            first = 0 if is_pretrain else schedule.pretrain_steps
+            last = first + (schedule.pretrain_steps if is_pretrain else schedule.finetune_steps)
+            count = jax.tree.leaves(policies)[0].shape[0]
+            steps = [min(first + (i + 1) * schedule.snapshot_every, last) for i in range(count)]
+            state = trained["admrl" if is_pretrain else method]
+            if is_pretrain:
+                # The untrained policy, so that the curves start where training starts.
+                untrained = jax.vmap(
+                    lambda key: (
+                        training.init(
+                            key, policy=self.context.policy, obs_size=self.context.env.obs_size
+                        ).policy_params
+                    )
+                )(jnp.stack([jax.random.key(seed) for seed in self.context.config.seeds]))
+                policies = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), untrained, policies)
+                steps = [0, *steps]
+            for attack in ("none", "gaussian", "fgsm", "adgan"):
+                curves += self._curve(method, state, policies, steps, attack, generator_of(trained["admrl"]))
+        return curves
+
+    def _curve(
+        self,
+        method: str,
+        state: TrainState,
+        policies: Params,
+        steps: list[int],
+        attack: str,
+        generator: Params,
+    ) -> list[dict[str, Any]]:
+        strength = 0.0 if attack == "none" else self.context.config.eval.curve_strength
+        path = self.context.directory / "returns" / f"curve.{method}.{attack}.npz"
+        if not path.exists():
+            progress = Progress(f"{method}: curve under {attack}", len(steps))
+            results = []
+            for i in range(len(steps)):
+                params = jax.tree.map(lambda x, i=i: x[i], policies)
+                result = self._evaluate(state, params, attack, generator, strength, strength)
+                results.append(result.returns)
+                progress.update(i + 1, {"post": float(result.returns[:, :, -1].mean())})
+                self.context.check_stop()
+            progress.close()
+            path.parent.mkdir(exist_ok=True)
+            write_arrays(path, returns=np.stack(results, axis=1))
+        with np.load(path) as saved:
+            returns = saved["returns"]
+        return [
+            {
+                "method": method,
+                "seed": seed,
+                "step": step,
+                "attack": attack,
+                "strength": strength,
+                "pre": float(returns[s, t, :, 0].mean(dtype=np.float64)),
+                "post": float(returns[s, t, :, -1].mean(dtype=np.float64)),
+            }
+            for s, seed in enumerate(self.context.config.seeds)
+            for t, step in enumerate(steps)
+        ]
+
+    def save_trajectories(self, trained: dict[str, TrainState], adaptive: dict[str, Params]) -> None:
+        """2D navigation: paths to a few goals before and after adaptation, for a picture."""
+        path = self.context.directory / "trajectories.npz"
+        if path.exists() or not isinstance(self.context.env, envs.Navigation2D):
+            return
+        size = 0.8 * self.context.env.config.goal_range
+        goals = size * jnp.array([[1.0, 1.0], [-1.0, 0.6], [-0.6, -1.0], [1.0, -0.5]])
+        arrays: dict[str, Any] = {"goals": np.asarray(goals)}
+        radius = self.context.config.eval.curve_strength
+        index = int(np.argmin(np.abs(np.asarray(self.context.config.eval.strengths) - radius)))
+        collect = jax.jit(
+            lambda params, generator, budget: training.collect_meta_batch(
+                params,
+                generator,
+                self.context.eval_key,
+                goals,
+                env=self.context.env,
+                policy=self.context.policy,
+                attack=self.context.adgan.attack,
+                support_budget=budget,
+                query_budget=budget,
+                config=self._eval_maml,
+            )
+        )
+        for method in METHODS:
+            params, budget, generator = jax.tree.map(
+                lambda x: x[0], (trained[method].policy_params, trained[method].budget, adaptive[method])
+            )
+            generator = jax.tree.map(lambda x: x[index], generator)
+            for cell, strength in (("clean", 0.0), ("attacked", self.context.config.eval.strengths[index])):
+                batch = collect(params, generator, budget._replace(radius=jnp.asarray(strength)))
+                for phase, data in (("pre", batch.support), ("post", batch.query)):
+                    positions = np.asarray(data.trajectory.obs)
+                    mask = np.asarray(data.trajectory.mask)
+                    if phase == "pre":
+                        positions, mask = positions[:, 0], mask[:, 0]
+                    arrays[f"{method}/{cell}/{phase}"] = positions[:, :4]
+                    arrays[f"{method}/{cell}/{phase}/mask"] = mask[:, :4]
+        write_arrays(path, **arrays)
+
+    @property
+    def _eval_maml(self) -> MAMLConfig:
+        return replace(
+            self.context.config.train.maml,
+            num_tasks=self.context.config.eval.num_tasks,
+            num_trajectories=self.context.config.eval.num_trajectories,
+            num_adapt_steps=self.context.config.eval.num_adapt_steps,
+        )
+
+    def _evaluate(
+        self,
+        state: TrainState,
+        policy_params: Params,
+        attack: str,
+        attack_params: Params,
+        support_radius: float,
+        query_radius: float,
+    ) -> evaluation.EvalResult:
+        """One cell, all seeds; returns arrays on the host with leading axis `S`."""
+        if self._program is None:
+
+            def one_seed(index, params, attack_params, key, tasks, budget, support_radius, query_radius):
+                return evaluation.evaluate(
+                    params,
+                    attack_params,
+                    key,
+                    tasks,
+                    env=self.context.env,
+                    policy=self.context.policy,
+                    attack=self.context.attack(index),
+                    support_budget=budget._replace(radius=support_radius),
+                    query_budget=budget._replace(radius=query_radius),
+                    config=self._eval_maml,
+                )
+
+            axes = (None, 0, 0, None, None, 0, None, None)
+            self._program = jax.jit(jax.vmap(one_seed, in_axes=axes))
+        result = jax.device_get(
+            self._program(
+                self.context.number(attack),
+                policy_params,
+                attack_params,
+                self.context.eval_key,
+                self.context.tasks,
+                state.budget,
+                jnp.float32(support_radius),
+                jnp.float32(query_radius),
+            )
+        )
+        check_budget(result.budget_excess, f"meta-test under {attack}")
+        return result
+
+
+def _per_strength(params: Params, count: int) -> list[Params]:
+    """Splits generators `[S, R, ...]` into `R` pytrees `[S, ...]`."""
+    return [jax.tree.map(lambda x, i=i: x[:, i], params) for i in range(count)]

@@ -1,0 +1,239 @@
+"""Entrypoints at toy size: a whole run, kill and resume to the same bits, clear refusals."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from admrl_jax import simulators
+from admrl_jax.config import METHODS, EvalConfig, MAMLConfig, ScheduleConfig, TrainConfig
+from experiments import halfcheetah_dir, navigation_2d
+from experiments.__main__ import run as run_by_name
+from experiments.command_line import main
+
+ROOT = Path(__file__).parent.parent
+TOY = [
+    "--preset=quick",
+    "--seeds=0",
+    "--env.horizon=10",
+    "--train.maml.num-tasks=2",
+    "--train.maml.num-trajectories=4",
+    "--schedule.pretrain-steps=6",
+    "--schedule.warmup-steps=2",
+    "--schedule.finetune-steps=4",
+    "--schedule.chunk-steps=1",
+    "--schedule.checkpoint-every=2",
+    "--schedule.snapshot-every=2",
+    "--eval.num-tasks=2",
+    "--eval.num-trajectories=2",
+    "--eval.adaptive-steps=2",
+    "--eval.adaptive-tasks=2",
+    "--eval.adaptive-trajectories=4",
+]
+
+
+def run(argv: list[str], module=navigation_2d) -> int:
+    """One experiment inside this process."""
+    return main(f"experiments.{module.__name__.rsplit('.')[-1]}", "", module.PRESETS, argv)
+
+
+def toy(run_dir: Path) -> list[str]:
+    return [*TOY, "--eval.strengths", "0.1", "0.2", f"--run-dir={run_dir}"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted toy run of 2D navigation."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    assert run(toy(directory)) == 0
+    return directory
+
+
+def test_run_leaves_every_result(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    rows = results["rows"]
+    # clean + (gaussian, l2_noise, fgsm, adgan x 2 protocols) x 2 strengths x 3 cells; maml also without GAN.
+    per_method = 1 + 5 * 2 * 3
+    assert len(rows) == 4 * per_method + 2 * 3
+    assert {row["method"] for row in rows} == set(METHODS)
+    floor = results["floor"]
+    assert -8 < floor < 0
+    cells = {(r["method"], r["attack"], r["strength"], r["protocol"], r["support"], r["query"]) for r in rows}
+    assert len(cells) == len(rows), "one row per cell"
+    curves = results["curves"]
+    assert {c["step"] for c in curves if c["method"] == "pretrain"} == {0, 2, 4, 6}
+    assert {c["step"] for c in curves if c["method"] == "admrl"} == {8, 10}
+    lines = (finished / "metrics.csv").read_text().splitlines()
+    # pretrain 6, warmup 2, four arms of 4, five attackers of 2 updates at 2 strengths.
+    assert len(lines) == 1 + 6 + 2 + 4 * 4 + 5 * 2 * 2
+    for name in ("report.md", "config.json", "trajectories.npz", "figures/strength.png"):
+        assert (finished / name).stat().st_size > 0
+
+
+def test_pretraining_is_shared_and_arms_differ(finished: Path) -> None:
+    rows = json.loads((finished / "results.json").read_text())["rows"]
+    clean = {r["method"]: r["post"] for r in rows if r["attack"] == "none"}
+    assert len(set(clean.values())) == 4
+
+
+def subprocess_run(argv: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.navigation_2d", *argv]
+    # Compiled as in this process, whose bits must come out.
+    environment = os.environ | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(jax.config.read("jax_disable_most_optimizations")))
+    }
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < end, "the run did not get there in time"
+        time.sleep(0.02)
+
+
+def test_killed_and_interrupted_run_gives_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "broken"
+    argv = toy(directory)
+    # SIGKILL in the middle of pre-training, after the checkpoint of step 2.
+    process = subprocess_run(argv)
+    wait_for((directory / "checkpoints" / "pretrain-pretrain" / "2").exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (directory / "results.json").exists()
+
+    # SIGINT in the middle of an arm: saved, exit code 130, the command that goes on.
+    process = subprocess_run([*argv, "--resume"])
+    wait_for((directory / "checkpoints" / "finetune-random").exists, process)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 130, errors
+    command = errors.strip().splitlines()[-1].strip()
+    assert command.startswith("python -m experiments.navigation_2d") and command.endswith("--resume")
+
+    assert run(shlex.split(command)[3:]) == 0
+    for name in ("results.json", "metrics.csv", "config.json", "report.md", "trajectories.npz"):
+        assert (directory / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_finished_run_is_not_run_again(finished: Path, capsys: pytest.CaptureFixture) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (finished / "returns").iterdir()}
+    results = (finished / "results.json").read_bytes()
+    assert run([*toy(finished), "--resume"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in (finished / "returns").iterdir()} == before
+    assert (finished / "results.json").read_bytes() == results
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture, *words: str) -> None:
+    assert run(argv) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    for word in ("error:", *words):
+        assert word in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--simulator=pybullet", ("simulator", "pybullet", "mujoco")),
+        ("--preset=fast", ("preset", "fast", "quick")),
+        ("--schedule.finetune-steps=-1", ("schedule.finetune_steps", "-1", "at least 1")),
+        ("--train.maml.num-tasks=0", ("train.maml.num_tasks", "0", "at least 1")),
+        ("--units=metres", ("units", "metres", "normalised")),
+        ("--train.adversary.gan-loss=wgan", ("gan_loss", "wgan", "lsgan")),
+        ("--schedule.checkpoint-every=7", ("schedule.checkpoint_every", "7", "multiple")),
+    ],
+)
+def test_bad_settings_are_named(argument: str, words, tmp_path: Path, capsys) -> None:
+    directory = tmp_path / "never"
+    refused(["--preset=quick", f"--run-dir={directory}", argument], capsys, *words)
+    assert not directory.exists()
+
+
+def test_bad_strength_is_named(tmp_path: Path, capsys) -> None:
+    argv = ["--preset=quick", f"--run-dir={tmp_path / 'never'}", "--eval.strengths", "0.2", "-0.5"]
+    refused(argv, capsys, "eval.strengths", "-0.5", "above 0")
+
+
+def test_unknown_environment_is_named(capsys) -> None:
+    assert run_by_name(["walker"]) == 2
+    assert "'walker'" in capsys.readouterr().err
+    assert run_by_name([]) == 2
+    assert "navigation_2d" in capsys.readouterr().err
+
+
+def test_missing_simulator_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    real = simulators.importlib.util.find_spec
+    monkeypatch.setattr(
+        simulators.importlib.util, "find_spec", lambda name: None if name == "mujoco.mjx" else real(name)
+    )
+    argv = ["--preset=quick", "--simulator=mjx", f"--run-dir={tmp_path / 'never'}"]
+    assert run(argv, halfcheetah_dir) == 2
+    assert "mujoco-mjx, which is not installed" in capsys.readouterr().err
+
+
+def test_run_directory_is_never_overwritten(finished: Path, tmp_path: Path, capsys) -> None:
+    saved = (finished / "results.json").read_bytes()
+    refused(toy(finished), capsys, "holds this run already", "--resume")
+    other = [*toy(finished), "--resume", "--train.maml.inner-lr=0.2"]
+    refused(other, capsys, "another config", "train.maml.inner_lr: 0.1 -> 0.2")
+    assert (finished / "results.json").read_bytes() == saved
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(["--preset=quick", f"--run-dir={tmp_path}"], capsys, "not empty")
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    refused(["--preset=quick", "--run-dir=/proc/nothing/here"], capsys, "cannot be written")
+
+
+def test_second_run_in_one_directory_is_refused(finished: Path, capsys) -> None:
+    from admrl_jax.config import from_dict
+    from admrl_jax.run_log import open_run
+
+    config = from_dict(json.loads((finished / "config.json").read_text()))
+    lock = open_run(finished, config, resume=True)
+    refused([*toy(finished), "--resume"], capsys, "in use")
+    os.close(lock)
+
+
+def test_halfcheetah_goes_through_every_stage(tmp_path: Path) -> None:
+    quick = halfcheetah_dir.QUICK
+    tiny = replace(
+        quick,
+        env=replace(quick.env, horizon=4),
+        train=TrainConfig(maml=MAMLConfig(num_tasks=2, num_trajectories=2)),
+        schedule=ScheduleConfig(
+            pretrain_steps=1,
+            warmup_steps=1,
+            finetune_steps=1,
+            chunk_steps=1,
+            checkpoint_every=1,
+            snapshot_every=1,
+        ),
+        eval=EvalConfig(
+            num_tasks=2,
+            num_trajectories=2,
+            strengths=(0.2,),
+            adaptive_steps=1,
+            adaptive_tasks=2,
+            adaptive_trajectories=2,
+        ),
+        units="normalised",
+    )
+    directory = tmp_path / "cheetah"
+    argv = [f"--run-dir={directory}", "--preset=quick"]
+    assert main("experiments.halfcheetah_dir", "", {"quick": tiny}, argv) == 0
+    results = json.loads((directory / "results.json").read_text())
+    assert results["simulator"] == "mujoco"
+    assert abs(results["floor"]) < 1, "a cheetah that does nothing goes nowhere"
+    sizes = [
+        r["attack_size"] for r in results["rows"] if r["attack"] == "l2_noise" and r["query"] == "attacked"
+    ]
+    assert sizes and all(abs(size - 0.2) < 1e-3 for size in sizes), "sizes are in normalised units"
