@@ -14,7 +14,8 @@ from conftest import EngineRun, ParityCase
 from admrl_jax import envs
 from admrl_jax.config import ConfigError, HalfCheetahDirConfig
 from admrl_jax.envs import HalfCheetahDir
-from admrl_jax.simulators import SimState, SimulatorError, gymnasium_model, make_simulator
+from admrl_jax.simulators import SimState, SimulatorError, make_simulator
+from admrl_jax.simulators.models import gymnasium_model
 from admrl_jax.simulators.mujoco import HostEngine
 
 TOLERANCES = {
