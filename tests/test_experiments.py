@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from admrl_jax import simulators
 from admrl_jax.config import METHODS, EvalConfig, MAMLConfig, ScheduleConfig, TrainConfig
@@ -47,6 +49,16 @@ def run(argv: list[str], module=navigation_2d) -> int:
 
 def toy(run_dir: Path) -> list[str]:
     return [*TOY, "--eval.strengths", "0.1", "0.2", f"--run-dir={run_dir}"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs that are killed and resumed compile the same programs again and again."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    compilation_cache_module.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache_module.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +100,8 @@ def subprocess_run(argv: list[str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments.navigation_2d", *argv]
     # Compiled as in this process, whose bits must come out.
     environment = os.environ | {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(jax.config.read("jax_disable_most_optimizations")))
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(jax.config.read("jax_disable_most_optimizations"))),
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
     }
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -108,7 +121,7 @@ def test_killed_and_interrupted_run_gives_the_same_bits(finished: Path, tmp_path
     process = subprocess_run(argv)
     wait_for((directory / "checkpoints" / "pretrain-pretrain" / "2").exists, process)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (directory / "results.json").exists()
 
     # SIGINT in the middle of an arm: saved, exit code 130, the command that goes on.
