@@ -116,9 +116,14 @@ def test_concurrent_calls_agree_with_calls_in_turn() -> None:
     model = mujoco.MjModel.from_xml_path(str(gymnasium_model("half_cheetah.xml")))
     engine = HostEngine(model, frame_skip=5, num_threads=2)
     batches = [tuple(map(np.asarray, random_batch(seed, 4 + seed % 3))) for seed in range(24)]
-    in_turn = [engine.step(*batch) for batch in batches]
+
+    def step(batch: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        qpos, qvel, ctrl = batch
+        return engine.step(qpos, qvel, np.zeros_like(qvel), ctrl)
+
+    in_turn = [step(batch) for batch in batches]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda batch: engine.step(*batch), batches))
+        together = list(pool.map(step, batches))
     for expected, got in zip(in_turn, together, strict=True):
         np.testing.assert_array_equal(expected[0], got[0])
         np.testing.assert_array_equal(expected[1], got[1])
@@ -164,7 +169,7 @@ def test_halfcheetah_tasks_and_reset(cheetah_simulators: dict[int, Any]) -> None
 def test_direction_turns_the_reward(cheetah_simulators: dict[int, Any]) -> None:
     env = HalfCheetahDir(cheetah_simulators[1], HalfCheetahDirConfig(control_cost=0.0))
     qpos, qvel, _ = random_batch(4)
-    step = jax.jit(lambda task: env.step(SimState(qpos, qvel), jnp.zeros(6), task)[1])
+    step = jax.jit(lambda task: env.step(SimState(qpos, qvel, jnp.zeros_like(qvel)), jnp.zeros(6), task)[1])
     forward, backward = step(1.0), step(-1.0)
     assert forward.reward == -backward.reward != 0
     assert not forward.terminated

@@ -1,7 +1,7 @@
 """The simulator interface: generalised coordinates in, generalised coordinates out."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -12,12 +12,12 @@ class SimState(NamedTuple):
     Attributes:
         qpos: `[nq]` generalised positions (m, rad).
         qvel: `[nv]` generalised velocities (m/s, rad/s).
-        warmstart: what the engine carries to speed up its solver; `()` if nothing.
+        warmstart: `[nv]` accelerations from which the contact solver starts (m/s^2, rad/s^2).
     """
 
     qpos: jax.Array
     qvel: jax.Array
-    warmstart: Any = ()
+    warmstart: jax.Array
 
 
 class Simulator(NamedTuple):

@@ -28,6 +28,9 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+CHUNKS_PER_THREAD = 40
+
+
 class HostEngine:
     """One model, its worker threads and reusable buffers; safe to call from any thread.
 
@@ -51,15 +54,28 @@ class HostEngine:
         self._lock = threading.Lock()
         self._buffers: dict[int, tuple] = {}
 
-    def step(self, qpos: np.ndarray, qvel: np.ndarray, ctrl: np.ndarray):
-        """Advances a batch `[..., nq], [..., nv], [..., nu]` by one control step."""
-        qpos, qvel, ctrl = np.asarray(qpos), np.asarray(qvel), np.asarray(ctrl)
+    def step(self, qpos: np.ndarray, qvel: np.ndarray, warmstart: np.ndarray, ctrl: np.ndarray):
+        """Advances a batch by one control step.
+
+        Args:
+            qpos: `[..., nq]`.
+            qvel: `[..., nv]`.
+            warmstart: `[..., nv]` accelerations from which the contact solver starts.
+            ctrl: `[..., nu]`.
+
+        Returns:
+            `(qpos, qvel, warmstart)` after the step. The engine does not hand out its own warm
+            start; the last substep's change of velocity is as good a start and costs nothing.
+        """
+        qpos, qvel = np.asarray(qpos), np.asarray(qvel)
+        warmstart, ctrl = np.asarray(warmstart), np.asarray(ctrl)
         batch_shape = qpos.shape[:-1]
         size = int(np.prod(batch_shape, dtype=np.int64))
         with self._lock:
-            models, initial, control, states = self._buffers_for(size)
+            models, initial, start, control, states = self._buffers_for(size)
             initial[:, self._qpos] = qpos.reshape(size, -1)
             initial[:, self._qvel] = qvel.reshape(size, -1)
+            start[:] = warmstart.reshape(size, -1)
             control[:] = ctrl.reshape(size, 1, -1)
             self._pool.rollout(
                 models,
@@ -69,16 +85,21 @@ class HostEngine:
                 control_spec=self._control_spec,
                 skip_checks=True,
                 nstep=self.frame_skip,
+                initial_warmstart=start,
                 state=states,
-                chunk_size=max(1, size // (self.num_threads * 8)),
+                # Small, so that no thread waits long for the last chunk of another.
+                chunk_size=max(1, size // (self.num_threads * CHUNKS_PER_THREAD)),
             )
             last = states[:, -1]
             unstable = ~np.all(np.abs(last) < mujoco.mjMAXVAL, axis=-1)
             if unstable.any():
                 last[unstable] = np.nan
+            before = states[:, -2] if self.frame_skip > 1 else initial
+            acceleration = (last[:, self._qvel] - before[:, self._qvel]) / self.model.opt.timestep
             return (
                 last[:, self._qpos].astype(qpos.dtype).reshape(qpos.shape),
                 last[:, self._qvel].astype(qvel.dtype).reshape(qvel.shape),
+                acceleration.astype(qvel.dtype).reshape(qvel.shape),
             )
 
     def _buffers_for(self, size: int) -> tuple:
@@ -86,6 +107,7 @@ class HostEngine:
             self._buffers[size] = (
                 [self.model] * size,
                 np.zeros((size, self._state_size)),
+                np.zeros((size, self.model.nv)),
                 np.zeros((size, self.frame_skip, self.model.nu)),
                 np.zeros((size, self.frame_skip, self._state_size)),
             )
@@ -100,14 +122,11 @@ def make_mujoco(model_path: Path, frame_skip: int, num_threads: int = 0) -> Simu
     engine = HostEngine(model, frame_skip, num_threads)
 
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:
-        return SimState(qpos, qvel)
+        return SimState(qpos, qvel, jnp.zeros_like(qvel))
 
     def step(state: SimState, ctrl: jax.Array) -> SimState:
-        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (state.qpos, state.qvel))
-        qpos, qvel = jax.pure_callback(
-            engine.step, shapes, state.qpos, state.qvel, ctrl, vmap_method="broadcast_all"
-        )
-        return SimState(jnp.asarray(qpos), jnp.asarray(qvel))
+        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in state)
+        return SimState(*jax.pure_callback(engine.step, shapes, *state, ctrl, vmap_method="broadcast_all"))
 
     return Simulator(
         name="mujoco",
