@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
 
 from admrl_jax.config import Config, ConfigError, validate
@@ -61,6 +62,8 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
     # How many seeds and which simulator do not make another protocol.
     same = {name: getattr(run_config, name) for name in ("seeds", "simulator", "num_threads")}
     label = preset if run_config == replace(presets[preset], **same) else "custom"
+    # A quick run compiles for longer than it computes.
+    jax.config.update("jax_disable_most_optimizations", preset == "quick")
     try:
         validate(run_config)
         context = Context(run_config, directory)

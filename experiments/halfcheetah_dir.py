@@ -22,6 +22,7 @@ PAPER = Config(
 
 QUICK = replace(
     PAPER,
+    env=HalfCheetahDirConfig(horizon=50),
     train=TrainConfig(maml=MAMLConfig(num_tasks=4, num_trajectories=4)),
     schedule=ScheduleConfig(
         pretrain_steps=4,

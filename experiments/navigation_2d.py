@@ -24,11 +24,11 @@ PAPER = Config(
 QUICK = replace(
     PAPER,
     seeds=(0,),
-    train=TrainConfig(maml=MAMLConfig(num_tasks=8, num_trajectories=8)),
+    train=TrainConfig(maml=MAMLConfig(num_tasks=4, num_trajectories=8)),
     schedule=ScheduleConfig(
-        pretrain_steps=20,
+        pretrain_steps=10,
         warmup_steps=5,
-        finetune_steps=10,
+        finetune_steps=5,
         chunk_steps=5,
         checkpoint_every=5,
         snapshot_every=5,
@@ -36,8 +36,9 @@ QUICK = replace(
     eval=EvalConfig(
         num_tasks=8,
         num_trajectories=8,
-        adaptive_steps=10,
-        adaptive_tasks=8,
+        strengths=(0.1, 0.2, 0.5),
+        adaptive_steps=3,
+        adaptive_tasks=4,
         adaptive_trajectories=8,
     ),
 )
