@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from admrl_jax.files import write_arrays
 
 from admrl_jax import envs, evaluation, training
 from admrl_jax.config import METHODS, MAMLConfig
+from admrl_jax.files import write_arrays
 from admrl_jax.run_log import Progress
 from admrl_jax.training import TrainState
 from admrl_jax.types import Params

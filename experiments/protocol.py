@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from admrl_jax.files import write_text
 
 from admrl_jax import evaluation
 from admrl_jax.config import METHODS, to_dict
+from admrl_jax.files import write_text
 from admrl_jax.report import write_report
 from admrl_jax.training import TrainState
 from experiments.context import Context
