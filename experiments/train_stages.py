@@ -126,7 +126,8 @@ class TrainStages:
         state, _ = self.train(
             method=method,
             stage=stage,
-            state=state.replace(step=jnp.zeros_like(state.step)),
+            # Tasks and episodes that no victim was trained on.
+            state=state.replace(step=jnp.zeros_like(state.step), key=_other_key(state.key, 2)),
             num_steps=evaluation_config.adaptive_steps,
             attack="adgan",
             train_policy=False,
@@ -253,9 +254,7 @@ class TrainStages:
                 jax.random.fold_in(key, number), self.context.adgan, self.context.config.train.adversary
             )
 
-        # A base key no training step uses: steps fold in step numbers from 0 up.
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, 2**31 - 1))(state.key)
-        return state.replace(adversary=jax.vmap(fresh)(keys))
+        return state.replace(adversary=jax.vmap(fresh)(_other_key(state.key, 1)))
 
     def _stage_labels(self, stage: str, state: TrainState) -> list[tuple[str, int | None]]:
         """Names of a stage's rows: one, or one per strength."""
@@ -268,6 +267,14 @@ class TrainStages:
         for label, index in self._stage_labels(stage, state):
             part = metrics if index is None else {k: v[:, index] for k, v in metrics.items()}
             self.context.log.append(method, label, step + 1, self.context.config.seeds, part)
+
+
+def _other_key(key: jax.Array, number: int) -> jax.Array:
+    """Keys beside those of the training steps, which fold in step numbers from 0 up."""
+    fold = jax.random.fold_in
+    for _ in range(key.ndim):
+        fold = jax.vmap(fold, in_axes=(0, None))
+    return fold(key, 2**31 - number)
 
 
 def _with_radius(state: TrainState, radius: float | jax.Array) -> TrainState:
