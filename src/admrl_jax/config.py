@@ -165,7 +165,7 @@ class EvalConfig:
     strengths: tuple[float, ...] = (0.2, 0.5, 0.8)
     adaptive_steps: int = 100
     """adGAN updates of each fresh generator that attacks a frozen victim."""
-    adaptive_tasks: int = 20
+    adaptive_tasks: int = 10
     """Tasks per such update."""
     adaptive_trajectories: int = 10
     """Episodes per task in such an update."""
