@@ -8,6 +8,7 @@ from admrl_jax.config import (
     EvalConfig,
     MAMLConfig,
     NavigationConfig,
+    PolicyConfig,
     ScheduleConfig,
     TrainConfig,
 )
@@ -16,15 +17,22 @@ from experiments.command_line import main
 PAPER = Config(
     env=NavigationConfig(),
     seeds=(0, 1, 2),
-    train=TrainConfig(maml=MAMLConfig(num_tasks=20)),
-    # Radii below the paper's, where the attack still leaves room above doing nothing.
-    eval=EvalConfig(strengths=(0.05, 0.1, 0.2, 0.5, 0.8)),
+    # Exploration that stays wide, and a step that uses it: docs/method.md, "2D navigation".
+    policy=PolicyConfig(min_std=0.5),
+    train=TrainConfig(maml=MAMLConfig(num_tasks=20, inner_lr=0.5)),
+    eval=EvalConfig(
+        # Returns differ between goals by far more than between methods.
+        num_tasks=100,
+        # One below the paper's, where the attack leaves room above doing nothing.
+        strengths=(0.1, 0.2, 0.5, 0.8),
+        adaptive_steps=60,
+    ),
 )
 
 QUICK = replace(
     PAPER,
     seeds=(0,),
-    train=TrainConfig(maml=MAMLConfig(num_tasks=4, num_trajectories=8)),
+    train=TrainConfig(maml=MAMLConfig(num_tasks=4, num_trajectories=8, inner_lr=0.5)),
     schedule=ScheduleConfig(
         pretrain_steps=10,
         warmup_steps=5,
