@@ -5,9 +5,11 @@ same threads, batch, start states and controls, but open loop, all steps in one 
 timed in turn, so that a drifting machine touches both alike.
 """
 
+import copy
 import functools
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,12 @@ from mujoco import rollout as mujoco_rollout
 
 from admrl_jax import attacks, envs, networks
 from admrl_jax.attacks import Attack, Budget
+from admrl_jax.checks import ConfigError
+from admrl_jax.env_config import ENV_CONFIGS
+from admrl_jax.envs import PhysicsEnv, simulators_of
 from admrl_jax.rollout import collect
-from admrl_jax.simulators.models import gymnasium_model, load_model
+from admrl_jax.simulators import ModelParams, SimulatorError, resolve
+from admrl_jax.simulators.models import load_model
 from benchmarks.common import report
 
 
@@ -31,9 +37,9 @@ class Arguments:
     """Closed-loop collection against the engine alone."""
 
     env: tuple[str, ...] = ("halfcheetah_dir",)
-    """navigation_2d, halfcheetah_dir."""
+    """Names of environments, or `all`."""
     simulator: tuple[str, ...] = ("mujoco",)
-    """mujoco, mjx."""
+    """Names of simulators, or `all` that an environment runs on here."""
     attack: tuple[str, ...] = ("none", "generator", "fgsm")
     """none, gaussian, generator, fgsm."""
     num_tasks: int = 40
@@ -55,23 +61,41 @@ def make_attack(name: str, policy: networks.Policy, obs_size: int) -> Attack:
     return {"none": attacks.no_attack, "gaussian": attacks.gaussian_noise}[name]()
 
 
-def open_loop(arguments: Arguments, env: Any, trajectory: Any, threads: int) -> Any:
-    """A function that runs the engine alone over the same batch with the same controls."""
-    model = load_model(gymnasium_model("half_cheetah.xml"))
+def open_loop(
+    env: PhysicsEnv, tasks: Any, qpos: jax.Array, qvel: jax.Array, action: jax.Array, threads: int
+) -> Callable[[], None]:
+    """A function that runs the C engine alone over the same batch, starts and controls.
+
+    Args:
+        env: task family.
+        tasks: `[N, ...]`.
+        qpos: `[N, K, nq]` start.
+        qvel: `[N, K, nv]` start.
+        action: `[N, K, H, A]` raw actions.
+        threads: of the engine.
+    """
+    model = load_model(env.model)
     data = [getattr(mujoco, "MjData")(model) for _ in range(threads)]  # noqa: B009
     pool = mujoco_rollout.Rollout(nthread=threads if threads > 1 else 0)
-    size = arguments.num_tasks * arguments.num_trajectories
-    action = np.asarray(trajectory.action, np.float64).reshape(size, arguments.horizon, -1)
-    control = np.clip(action / env.config.action_scale, -1, 1)
+    num_tasks, num_trajectories, horizon, _ = action.shape
+    size = num_tasks * num_trajectories
+    control = np.asarray(action, np.float64).reshape(size, horizon, -1)
+    control = np.clip(control / env.config.action_scale, -1, 1)
     control = np.ascontiguousarray(np.repeat(control, env.config.frame_skip, axis=1))
-    first = np.asarray(trajectory.obs, np.float64)[..., 0, :].reshape(size, -1)
-    # time, x, the other positions, velocities; the observation holds all but time.
-    initial = np.concatenate([np.zeros((size, 1)), first[:, 17:18], first[:, :17]], axis=1)
+    start = [np.asarray(x, np.float64).reshape(size, -1) for x in (qpos, qvel)]
+    initial = np.concatenate([np.zeros((size, 1)), *start], axis=1)
     states = np.zeros((size, control.shape[1], initial.shape[1]))
+    models = [model] * size
+    if isinstance(tasks, ModelParams):
+        bodies = [copy.copy(model) for _ in range(num_tasks)]
+        for i, body in enumerate(bodies):
+            for name, values in tasks._asdict().items():
+                getattr(body, name)[:] = values[i]
+        models = [body for body in bodies for _ in range(num_trajectories)]
 
     def run() -> None:
         pool.rollout(
-            [model] * size,
+            models,
             data,
             initial,
             control,
@@ -86,7 +110,8 @@ def open_loop(arguments: Arguments, env: Any, trajectory: Any, threads: int) -> 
 
 def measure(arguments: Arguments, name: str, simulator: str, attack_name: str) -> dict[str, Any]:
     """One row: closed-loop steps/s and, for the C engine, the open-loop limit."""
-    env: Any = envs.make(name, simulator=simulator, num_threads=arguments.num_threads)
+    engine = "auto" if simulator == "closed form" else simulator
+    env: Any = envs.make(name, simulator=engine, num_threads=arguments.num_threads)
     policy = networks.make_policy(env.obs_size, env.action_size)
     attack = make_attack(attack_name, policy, env.obs_size)
     key = jax.random.key(0)
@@ -113,11 +138,17 @@ def measure(arguments: Arguments, name: str, simulator: str, attack_name: str) -
     trajectory = jax.block_until_ready(closed())
     raw = None
     threads = arguments.num_threads
-    if simulator == "mujoco" and hasattr(env, "simulator"):
+    if simulator == "mujoco":
         from admrl_jax.simulators.mujoco import available_cores
 
         threads = threads or available_cores()
-        raw = open_loop(arguments, env, trajectory, threads)
+        starts = jax.vmap(
+            lambda key, task: jax.vmap(lambda key: env.start(jax.random.split(key, 3)[0], task))(
+                jax.random.split(key, arguments.num_trajectories)
+            )
+        )
+        qpos, qvel = jax.jit(starts)(keys, tasks)
+        raw = open_loop(env, tasks, qpos, qvel, trajectory.action, threads)
         raw()
     closed_seconds, raw_seconds = [], []
     for _ in range(arguments.repeats):
@@ -148,13 +179,30 @@ def measure(arguments: Arguments, name: str, simulator: str, attack_name: str) -
     return row
 
 
+def engines(name: str, wanted: tuple[str, ...]) -> list[str]:
+    """The engines to time for an environment; of `all`, those that run here."""
+    known = simulators_of(ENV_CONFIGS[name]())
+    if not known:
+        return ["closed form"]
+    if "all" not in wanted:
+        return list(wanted)
+    found = []
+    for simulator in known:
+        try:
+            found.append(resolve(simulator))
+        except SimulatorError as error:
+            print(f"left out: {error}")
+    return found
+
+
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.rollout")
     rows = []
-    for name in arguments.env:
-        simulators = ("closed form",) if name == "navigation_2d" else arguments.simulator
-        for simulator in simulators:
+    for name in ENV_CONFIGS if "all" in arguments.env else arguments.env:
+        if name not in ENV_CONFIGS:
+            raise ConfigError(f"env: {name!r} is not known; accepted: all, {', '.join(ENV_CONFIGS)}")
+        for simulator in engines(name, arguments.simulator):
             for attack in arguments.attack:
                 rows.append(measure(arguments, name, simulator, attack))
     report("Collection with the policy in the loop (control steps per second)", rows, arguments.json)

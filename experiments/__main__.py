@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from admrl_jax.config import ENV_CONFIGS
+from admrl_jax.env_config import ENV_CONFIGS
 from experiments.command_line import fail, main
 
 

@@ -11,11 +11,12 @@ from typing import Annotated
 import jax
 import tyro
 
-from admrl_jax.config import Config, ConfigError, validate
+from admrl_jax.checks import ConfigError
+from admrl_jax.config import Config, validate
 from admrl_jax.run_log import RunError, open_run
 from admrl_jax.simulators import SimulatorError
 from experiments.context import Context, Interrupted
-from experiments.protocol import run_protocol
+from experiments.protocol import UNTIL, run_protocol
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Arguments:
     """Where the run is kept. Default: runs/<environment>-<preset>."""
     resume: bool = False
     """Go on with the run that is in the directory."""
+    until: str = "report"
+    """Last stage: pretrain, finetune or report. With --resume, a later run goes on from there."""
+    compilation_cache: str = "auto"
+    """Where compiled programs are kept, so that a second run starts at once: a directory, `off`, or
+    auto: $JAX_COMPILATION_CACHE_DIR if set, else the user's cache folder."""
 
 
 def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] | None = None) -> int:
@@ -57,6 +63,8 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
         default=Arguments(config=presets[preset], preset=preset),
         config=(tyro.conf.AvoidSubcommands,),
     )
+    if arguments.until not in UNTIL:
+        return fail(f"until: {arguments.until!r} is not known; accepted: {', '.join(UNTIL)}")
     run_config = arguments.config
     directory = arguments.run_dir or Path("runs") / f"{run_config.env.name}-{preset}"
     # How many seeds and which simulator do not make another protocol.
@@ -64,6 +72,7 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
     label = preset if run_config == replace(presets[preset], **same) else "custom"
     # A quick run compiles for longer than it computes.
     jax.config.update("jax_disable_most_optimizations", preset == "quick")
+    _keep_compiled_programs(arguments.compilation_cache)
     try:
         validate(run_config)
         context = Context(run_config, directory)
@@ -73,7 +82,7 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
     if label != "paper":
         print(f"{label} settings: the numbers of this run are not the paper's", file=sys.stderr)
     try:
-        report = run_protocol(context, label)
+        result = run_protocol(context, label, arguments.until)
     except Interrupted as stop:
         again = [a for a in argv if a != "--resume"]
         command = shlex.join(["python", "-m", module, *again, "--resume"])
@@ -83,8 +92,22 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
         return fail(str(error))
     finally:
         os.close(lock)
-    print(f"report: {report}")
+    print(f"{'report' if arguments.until == 'report' else 'stopped as asked; run'}: {result}")
     return 0
+
+
+def _keep_compiled_programs(choice: str) -> None:
+    """Turns on JAX's persistent compilation cache."""
+    if choice == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    jax.config.update("jax_enable_compilation_cache", True)
+    if choice == "auto":
+        if jax.config.values.get("jax_compilation_cache_dir") is not None:
+            return
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        choice = str(caches / "admrl_jax" / "xla")
+    jax.config.update("jax_compilation_cache_dir", choice)
 
 
 def fail(message: str) -> int:

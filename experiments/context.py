@@ -11,6 +11,8 @@ from admrl_jax import adgan as adgan_lib
 from admrl_jax import attacks, envs, networks
 from admrl_jax.attacks import Attack
 from admrl_jax.config import Config
+from admrl_jax.envs import Env
+from admrl_jax.networks import Policy
 from admrl_jax.run_log import MetricsLog, StopRequest
 from admrl_jax.training import TrainState
 from admrl_jax.types import Params
@@ -30,14 +32,7 @@ class Context:
     def __init__(self, config: Config, directory: Path):
         self.config, self.directory = config, directory
         self.env = envs.make(config.env, simulator=config.simulator, num_threads=config.num_threads)
-        self.policy = networks.make_policy(
-            self.env.obs_size,
-            self.env.action_size,
-            hidden_sizes=config.policy.hidden_sizes,
-            activation=config.policy.activation,
-            init_std=config.policy.init_std,
-            min_std=config.policy.min_std,
-        )
+        self.policy = make_policy(config, self.env)
         self.adgan = adgan_lib.make_adgan(self.env.obs_size, config.train.adversary)
         self._attacks: dict[str, Attack] = {
             "none": attacks.no_attack(),
@@ -65,6 +60,18 @@ class Context:
         """Raises `Interrupted` if a signal asked for it."""
         if self.stop.signal is not None:
             raise Interrupted(self.stop.signal)
+
+
+def make_policy(config: Config, env: Env) -> Policy:
+    """The policy that a config describes, for its environment."""
+    return networks.make_policy(
+        env.obs_size,
+        env.action_size,
+        hidden_sizes=config.policy.hidden_sizes,
+        activation=config.policy.activation,
+        init_std=config.policy.init_std,
+        min_std=config.policy.min_std,
+    )
 
 
 def generator_of(state: TrainState) -> Params:

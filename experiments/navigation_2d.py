@@ -7,11 +7,11 @@ from admrl_jax.config import (
     Config,
     EvalConfig,
     MAMLConfig,
-    NavigationConfig,
     PolicyConfig,
     ScheduleConfig,
     TrainConfig,
 )
+from admrl_jax.env_config import NavigationConfig
 from experiments.command_line import main
 
 PAPER = Config(

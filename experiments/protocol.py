@@ -28,15 +28,20 @@ from experiments.train_stages import TrainStages
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "mujoco", "mujoco-mjx", "numpy", "gymnasium")
 
 
-def run_protocol(context: Context, preset: str) -> Path:
+UNTIL = ("pretrain", "finetune", "report")
+"""Where a run may be told to stop; a later one goes on from there."""
+
+
+def run_protocol(context: Context, preset: str, until: str = "report") -> Path:
     """Runs every stage that is not done yet.
 
     Args:
         context: the run.
         preset: `paper`, `quick` or `custom`, for the report.
+        until: the last stage to run, one of `UNTIL`.
 
     Returns:
-        Path of the report.
+        Path of the report, or of the run directory where the run stops earlier.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; everything done so far is saved.
@@ -44,12 +49,18 @@ def run_protocol(context: Context, preset: str) -> Path:
     train, evaluate = TrainStages(context), EvalStages(context)
     with context.stop:
         pretrained, pretrain_snapshots = train.pretrain()
+        if until == "pretrain":
+            context.log.close()
+            return context.directory
         base = train.measure_units(pretrained)
         warmed_up = train.warm_up(base)
         trained: dict[str, TrainState] = {}
         snapshots = {"pretrain": pretrain_snapshots}
         for method in METHODS:
             trained[method], snapshots[method] = train.finetune(method, base, warmed_up)
+        if until == "finetune":
+            context.log.close()
+            return context.directory
         adaptive = {method: train.attack_victim(method, trained[method]) for method in METHODS}
         no_gan = train.attack_victim("maml", trained["maml"], gan_weight=0.0)
         rows = evaluate.meta_test(trained, adaptive, no_gan)

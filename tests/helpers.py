@@ -44,7 +44,7 @@ def random_experience(
     reward, advantage = rng.normal(size=lead) * mask, rng.normal(size=lead) * mask
     fields = (obs, perturbed, action, reward, mask, advantage)
     *trajectory, advantage = (jnp.asarray(x, dtype) for x in fields)
-    return Experience(Trajectory(*trajectory), advantage)
+    return Experience(Trajectory(*trajectory, diverged=jnp.zeros_like(advantage)), advantage)
 
 
 def finite_differences(
@@ -53,6 +53,13 @@ def finite_differences(
     """Central differences of a scalar function of a vector, one entry at a time."""
     sides = jax.vmap(lambda e: (function(x + step * e) - function(x - step * e)) / (2 * step))
     return jax.jit(sides)(jnp.eye(x.size, dtype=x.dtype))
+
+
+def engine_step(engine: Any, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+    """One control step of a host engine: positions, velocities, accelerations."""
+    outputs = tuple(np.empty_like(x) for x in inputs[:3])
+    engine.step(inputs, outputs)
+    return outputs
 
 
 def assert_trees_equal(a: Any, b: Any) -> None:

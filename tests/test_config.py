@@ -10,18 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from admrl_jax import config as config_module
+from admrl_jax.checks import ConfigError
 from admrl_jax.config import (
     Config,
-    ConfigError,
-    HalfCheetahDirConfig,
-    NavigationConfig,
     flatten,
     from_dict,
     to_dict,
     validate,
 )
+from admrl_jax.env_config import ENV_CONFIGS
 
-CONFIGS = {"navigation": Config(env=NavigationConfig()), "halfcheetah": Config(env=HalfCheetahDirConfig())}
+CONFIGS = {name: Config(env=env()) for name, env in ENV_CONFIGS.items()}
+NAVIGATION = CONFIGS["navigation_2d"]
+
+ANY_NUMBER = {
+    f"env.{name}"
+    for name in ("min_velocity", "max_velocity", "alive_bonus", "task_bonus", "min_height", "max_height")
+}
+"""Settings that may be negative."""
+ABOVE_ONE = {"env.body_scale_base", "env.damping_scale_base"}
 
 
 def with_setting(config: Any, name: str, value: Any) -> Any:
@@ -31,14 +38,15 @@ def with_setting(config: Any, name: str, value: Any) -> Any:
     return dataclasses.replace(config, **{head: new})
 
 
-def bad_values(value: Any) -> list[Any]:
-    """Values that no setting with such a default accepts."""
+def bad_values(name: str, value: Any) -> list[Any]:
+    """Values that a setting with such a name and default does not accept."""
     if isinstance(value, bool):
-        return []
+        return [1, 0, "True", None]
     if isinstance(value, int):
         return [-1, -100]
     if isinstance(value, float):
-        return [-0.5, math.nan, math.inf]
+        negative = [] if name in ANY_NUMBER else [-0.5]
+        return [math.nan, math.inf, "1", True, None, *negative, *([0.9, 1.0] if name in ABOVE_ONE else [])]
     if isinstance(value, str):
         return ["nonsense", ""]
     return [(), (-1,)] + ([(value[0], value[0])] if len(value) == 3 else [])
@@ -48,8 +56,8 @@ CASES = [
     (kind, name, bad)
     for kind, config in CONFIGS.items()
     for name, value in flatten(config).items()
-    if kind == "navigation" or name.startswith("env.")
-    for bad in bad_values(value)
+    if config is NAVIGATION or name.startswith("env.")
+    for bad in bad_values(name, value)
 ]
 
 
@@ -65,23 +73,82 @@ def test_bad_values_are_refused_by_name(kind: str, name: str, bad: Any) -> None:
         validate(with_setting(CONFIGS[kind], name, bad))
     message = str(error.value)
     assert message.startswith(f"{name}: {bad!r} is not accepted; accepted: "), message
+    assert "\n" not in message
     assert len(message.split("accepted: ")[-1]) > 3
 
 
 def test_every_setting_is_checked() -> None:
-    names = {
-        name
-        for config in CONFIGS.values()
-        for name, value in flatten(config).items()
-        if not isinstance(value, bool)
-    }
+    names = {name for config in CONFIGS.values() for name in flatten(config)}
     assert names == set(config_module._CHECKS)
+
+
+def test_choices_and_flags_are_accepted() -> None:
+    for kind, name, value in (
+        ("ant_dir", "env.directions", "circle"),
+        ("ant_goal", "env.goal_shape", "disk"),
+        ("ant_vel", "env.ends_early", False),
+        ("ant_vel", "env.observe_xy", False),
+        ("ant_vel", "env.torso_frame", False),
+        ("ant_vel", "env.alive_bonus", -1.0),
+        ("halfcheetah_vel", "env.min_velocity", -2.0),
+        ("halfcheetah_dir", "env.torso_position", False),
+        ("reacher", "env.visible_target", True),
+        ("hopper_params", "env.log_scale_limit", 0.0),
+        ("walker2d_params", "simulator", "mjx"),
+    ):
+        changed = with_setting(CONFIGS[kind], name, value)
+        assert validate(changed) is changed
+        assert from_dict(json.loads(json.dumps(to_dict(changed)))) == changed != CONFIGS[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (
+            "halfcheetah_vel",
+            {"min_velocity": 2.0},  # equal to the upper end: nothing to draw from
+            "env.min_velocity: 2.0 is not accepted; accepted: a number below env.max_velocity (2.0)",
+        ),
+        (
+            "halfcheetah_vel",
+            {"max_velocity": -1.0},
+            "env.min_velocity: 0.0 is not accepted; accepted: a number below env.max_velocity (-1.0)",
+        ),
+        (
+            "ant_goal",
+            {"min_height": 1.5},
+            "env.min_height: 1.5 is not accepted; accepted: a number below env.max_height (1.0)",
+        ),
+        (
+            "ant_dir",
+            {"max_height": 0.2},
+            "env.min_height: 0.2 is not accepted; accepted: a number below env.max_height (0.2)",
+        ),
+        (
+            "ant_vel",
+            {"max_velocity": 0.0},
+            "env.max_velocity: 0.0 is not accepted; accepted: a number above 0",
+        ),
+        (
+            "ant_vel",
+            {"max_velocity": -3.0},
+            "env.max_velocity: -3.0 is not accepted; accepted: a number above 0",
+        ),
+    ],
+)
+def test_empty_ranges_are_refused(kind: str, changes: dict[str, float], message: str) -> None:
+    config = CONFIGS[kind]
+    for name, value in changes.items():
+        config = with_setting(config, f"env.{name}", value)
+    with pytest.raises(ConfigError) as error:
+        validate(config)
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("name", ["train.maml.num_tasks", "env.horizon", "eval.seed", "seeds"])
 @pytest.mark.parametrize("value", [2.5, "3"])
 def test_whole_numbers_are_whole(name: str, value: Any) -> None:
-    config = CONFIGS["navigation"]
+    config = NAVIGATION
     with pytest.raises(ConfigError, match=f"^{name}: "):
         validate(with_setting(config, name, (value,) if name == "seeds" else value))
 
@@ -97,7 +164,7 @@ def test_whole_numbers_are_whole(name: str, value: Any) -> None:
 )
 def test_settings_that_do_not_fit_each_other(name: str, value: int, field: str) -> None:
     with pytest.raises(ConfigError, match=f"^{field}: {value} is not accepted; accepted: "):
-        validate(with_setting(CONFIGS["navigation"], name, value))
+        validate(with_setting(NAVIGATION, name, value))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -118,7 +185,7 @@ def test_json_round_trip(config: Config) -> None:
 )
 @settings(max_examples=30, deadline=None)
 def test_any_accepted_config_round_trips(inner_lr, discount, hidden, strengths, seeds, scale) -> None:
-    config = CONFIGS["navigation"]
+    config = NAVIGATION
     for name, value in {
         "train.maml.inner_lr": inner_lr,
         "train.maml.discount": discount,
@@ -140,12 +207,12 @@ def test_unknown_and_missing_settings_are_refused_by_name(path: str) -> None:
             tree = tree[part]
         return tree
 
-    tree = to_dict(CONFIGS["navigation"])
+    tree = to_dict(NAVIGATION)
     branch(tree)["surprise"] = 1
     with pytest.raises(ConfigError, match=rf"unknown or missing settings: {prefix}surprise$"):
         from_dict(tree)
 
-    tree = to_dict(CONFIGS["navigation"])
+    tree = to_dict(NAVIGATION)
     gone = next(name for name in branch(tree) if name not in ("name", "env"))
     del branch(tree)[gone]
     with pytest.raises(ConfigError, match=rf"unknown or missing settings: {prefix}{gone}$"):
@@ -155,11 +222,11 @@ def test_unknown_and_missing_settings_are_refused_by_name(path: str) -> None:
 @pytest.mark.parametrize("env", [{}, {"name": "walker"}])
 def test_unknown_environments_are_refused(env: dict) -> None:
     with pytest.raises(ConfigError, match="accepted: navigation_2d, halfcheetah_dir"):
-        from_dict({**to_dict(CONFIGS["navigation"]), "env": env})
+        from_dict({**to_dict(NAVIGATION), "env": env})
 
 
 def test_from_dict_validates() -> None:
-    tree = to_dict(CONFIGS["navigation"])
+    tree = to_dict(NAVIGATION)
     tree["train"]["maml"]["inner_lr"] = -1.0
     with pytest.raises(ConfigError, match=r"^train.maml.inner_lr: -1.0 is not accepted"):
         from_dict(tree)

@@ -10,7 +10,8 @@ from helpers import assert_trees_equal, random_like, tiny_policy
 
 from admrl_jax import attacks
 from admrl_jax.attacks import Attack, Budget
-from admrl_jax.config import MAMLConfig, NavigationConfig
+from admrl_jax.config import MAMLConfig
+from admrl_jax.env_config import NavigationConfig
 from admrl_jax.envs import Navigation2D
 from admrl_jax.evaluation import EvalResult, do_nothing_returns, evaluate
 

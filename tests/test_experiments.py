@@ -1,6 +1,9 @@
 """Entrypoints at toy size: a whole run, kill and resume to the same bits, clear refusals."""
 
+import csv
+import importlib
 import json
+import math
 import os
 import shlex
 import signal
@@ -16,7 +19,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from admrl_jax import simulators
-from admrl_jax.config import METHODS, EvalConfig, MAMLConfig, ScheduleConfig, TrainConfig
+from admrl_jax.config import METHODS, Config, EvalConfig, MAMLConfig, ScheduleConfig, TrainConfig
+from admrl_jax.env_config import ENV_CONFIGS
 from experiments import halfcheetah_dir, navigation_2d
 from experiments.__main__ import run as run_by_name
 from experiments.command_line import main
@@ -198,7 +202,7 @@ def test_run_directory_is_never_overwritten(finished: Path, tmp_path: Path, caps
     saved = (finished / "results.json").read_bytes()
     refused(toy(finished), capsys, "holds this run already", "--resume")
     other = [*toy(finished), "--resume", "--train.maml.inner-lr=0.2"]
-    refused(other, capsys, "another config", "train.maml.inner_lr: 0.1 -> 0.2")
+    refused(other, capsys, "another config", "train.maml.inner_lr: 0.5 -> 0.2")
     assert (finished / "results.json").read_bytes() == saved
     (tmp_path / "notes.txt").write_text("mine")
     refused(["--preset=quick", f"--run-dir={tmp_path}"], capsys, "not empty")
@@ -216,11 +220,11 @@ def test_second_run_in_one_directory_is_refused(finished: Path, capsys) -> None:
     os.close(lock)
 
 
-def test_halfcheetah_goes_through_every_stage(tmp_path: Path) -> None:
-    quick = halfcheetah_dir.QUICK
-    tiny = replace(
-        quick,
-        env=replace(quick.env, horizon=4),
+def tiny(preset: Config) -> Config:
+    """Every stage once, on as little as possible."""
+    return replace(
+        preset,
+        env=replace(preset.env, horizon=4),
         train=TrainConfig(maml=MAMLConfig(num_tasks=2, num_trajectories=2)),
         schedule=ScheduleConfig(
             pretrain_steps=1,
@@ -240,9 +244,35 @@ def test_halfcheetah_goes_through_every_stage(tmp_path: Path) -> None:
         ),
         units="normalised",
     )
+
+
+@pytest.mark.parametrize("name", sorted(ENV_CONFIGS.keys() - {"navigation_2d", "halfcheetah_dir"}))
+def test_every_experiment_trains_under_attack(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"experiments.{name}")
+    assert set(module.PRESETS) == {"paper", "quick"}
+    assert module.PRESETS["paper"].env.name == name
+    argv = [f"--run-dir={tmp_path / name}", "--preset=quick", "--until=finetune"]
+    assert main(f"experiments.{name}", "", {"quick": tiny(module.PRESETS["quick"])}, argv) == 0
+    rows = list(csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines()))
+    assert {row["method"] for row in rows if row["stage"] == "finetune"} == set(METHODS)
+    assert all(math.isfinite(float(row["train/post_return"])) for row in rows)
+    assert not (tmp_path / name / "report.md").exists()
+
+
+def test_until_refuses_unknown_stages(tmp_path: Path, capsys) -> None:
+    refused(
+        ["--preset=quick", "--until=lunch", f"--run-dir={tmp_path / 'never'}"],
+        capsys,
+        "until: 'lunch' is not known; accepted: pretrain, finetune, report",
+    )
+    assert not (tmp_path / "never").exists()
+
+
+def test_halfcheetah_goes_through_every_stage(tmp_path: Path) -> None:
     directory = tmp_path / "cheetah"
     argv = [f"--run-dir={directory}", "--preset=quick"]
-    assert main("experiments.halfcheetah_dir", "", {"quick": tiny}, argv) == 0
+    quick = tiny(halfcheetah_dir.PRESETS["quick"])
+    assert main("experiments.halfcheetah_dir", "", {"quick": quick}, argv) == 0
     results = json.loads((directory / "results.json").read_text())
     assert results["simulator"] == "mujoco"
     assert abs(results["floor"]) < 1, "a cheetah that does nothing goes nowhere"

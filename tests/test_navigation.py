@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from admrl_jax import envs
-from admrl_jax.config import NavigationConfig
+from admrl_jax.env_config import NavigationConfig
 from admrl_jax.envs import Navigation2D
 from admrl_jax.evaluation import do_nothing_returns
 

@@ -115,10 +115,8 @@ def test_masked_steps_change_nothing() -> None:
     mask = np.asarray(trajectory.mask)
     assert 0 < mask.sum() < mask.size
     gone = mask == 0
-    garbage = Trajectory(
-        *(jnp.where(gone.reshape(gone.shape + (1,) * (x.ndim - 2)), -777.0, x) for x in trajectory[:-1]),
-        trajectory.mask,
-    )
+    spoil = lambda x: jnp.where(gone.reshape(gone.shape + (1,) * (x.ndim - 2)), -777.0, x)  # noqa: E731
+    garbage = Trajectory(*map(spoil, trajectory))._replace(mask=trajectory.mask)
     clean, dirty = score(trajectory), score(garbage)
     assert_trees_equal(clean.advantage, dirty.advantage)
     np.testing.assert_array_equal(np.asarray(clean.advantage)[gone], 0)

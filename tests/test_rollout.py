@@ -1,7 +1,8 @@
-"""Episodes: masks, early and broken ends, budgets, true-state dynamics, and reproducible randomness."""
+"""Episodes: masks, falls and broken ends, budgets, true-state dynamics, and reproducible randomness."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from helpers import assert_trees_close, assert_trees_equal, random_like, tiny_policy
 
-from admrl_jax import attacks
+from admrl_jax import attacks, envs
 from admrl_jax.attacks import Attack, Budget
-from admrl_jax.config import NavigationConfig
+from admrl_jax.env_config import AntVelConfig, HopperParamsConfig, NavigationConfig, PhysicsConfig
 from admrl_jax.envs import Navigation2D
 from admrl_jax.gaussian import Gaussian
 from admrl_jax.networks import Policy, make_generator
@@ -66,23 +67,90 @@ def test_steps_up_to_termination_count_and_nothing_after() -> None:
     np.testing.assert_array_equal(trajectory.reward, [1, 2, 3, 0, 0, 0])
     np.testing.assert_array_equal(trajectory.obs[:, 0], [0, 1, 2, 3, 3, 3])
     np.testing.assert_array_equal(trajectory.perturbed_obs, trajectory.obs)
+    np.testing.assert_array_equal(trajectory.diverged, 0)
     assert episode_returns(trajectory) == 6
 
 
 def test_full_episodes_are_not_masked() -> None:
     trajectory = counter_rollout()(jnp.array([99.0, 99.0]))
     np.testing.assert_array_equal(trajectory.mask, 1)
+    np.testing.assert_array_equal(trajectory.diverged, 0)
     np.testing.assert_array_equal(trajectory.reward, [1, 2, 3, 4, 5, 6])
     assert trajectory.obs.shape == (6, 1) and trajectory.action.shape == (6, 1)
 
 
 @pytest.mark.parametrize("task", [[99.0, 4.0], [99.0, -96.0]], ids=["observation", "reward"])
 def test_a_broken_simulator_ends_the_episode(task: list[float]) -> None:
-    # Something not finite appears at step 4, so step 4 is not valid and pays nothing.
+    # Something not finite appears at step 4, so step 4 is not valid and pays nothing; it alone has diverged.
     trajectory = counter_rollout()(jnp.array(task))
     np.testing.assert_array_equal(trajectory.mask, [1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(trajectory.diverged, [0, 0, 0, 1, 0, 0])
     np.testing.assert_array_equal(trajectory.reward, [1, 2, 3, 0, 0, 0])
+    np.testing.assert_array_equal(trajectory.obs[:, 0], [0, 1, 2, 3, 3, 3])
     jax.tree.map(lambda x: np.testing.assert_array_equal(np.isfinite(x), True), trajectory)
+
+
+def test_an_episode_that_has_ended_cannot_diverge() -> None:
+    # It ends at step 3; the next step, which would break, no longer counts.
+    trajectory = counter_rollout()(jnp.array([3.0, 4.0]))
+    np.testing.assert_array_equal(trajectory.mask, [1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(trajectory.diverged, 0)
+    # A step that ends the episode and breaks has diverged.
+    trajectory = counter_rollout()(jnp.array([3.0, 3.0]))
+    np.testing.assert_array_equal(trajectory.mask, [1, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(trajectory.diverged, [0, 0, 1, 0, 0, 0])
+
+
+FALLS: dict[str, tuple[PhysicsConfig, Callable[[jax.Array], jax.Array]]] = {
+    # A robot that may not sink below 0.65 m soon does; whether it has fallen can be read off the observation.
+    "ant_vel": (AntVelConfig(min_height=0.65, horizon=20), lambda obs: (obs[2] < 0.65) | (obs[2] > 1.0)),
+    "hopper_params": (HopperParamsConfig(horizon=20), lambda obs: (obs[0] <= 0.7) | (jnp.abs(obs[1]) >= 0.2)),
+}
+
+
+@pytest.mark.parametrize("name", FALLS)
+def test_a_fall_ends_the_episode(name: str) -> None:
+    config, fallen = FALLS[name]
+    env: Any = envs.make(config, simulator="mujoco", num_threads=1)
+
+    # Wild actions; once it has fallen, the policy does as its parameter says.
+    def act(params: jax.Array, obs: jax.Array) -> Gaussian:
+        mean = jnp.where(fallen(obs), params, 0.0)
+        return Gaussian(jnp.full(env.action_size, mean), jnp.full(env.action_size, 2.0))
+
+    policy = Policy(lambda key: jnp.zeros(()), act)
+    task = env.sample_task(jax.random.key(1))
+    run = functools.partial(rollout, env=env, policy=policy, attack=attacks.no_attack(), budget=Budget(0.0))
+    episode = jax.jit(lambda params: run(params, (), jax.random.key(2), task))
+    trajectory, other = episode(0.0), episode(1000.0)
+
+    # The same actions one by one, without `rollout`.
+    step = jax.jit(lambda state, action: env.step(state, action, task))
+    state, obs = env.reset(jax.random.split(jax.random.key(2), 3)[0], task)
+    rewards = []
+    for t in range(20):
+        np.testing.assert_allclose(trajectory.obs[t], obs, atol=1e-5)
+        state, new = step(state, trajectory.action[t])
+        obs = new.obs
+        rewards.append(float(new.reward))
+        if new.terminated:
+            break
+    length = len(rewards)
+    assert 1 < length < 19, "it must fall on the way"
+    assert fallen(obs)
+    # The step of the fall is part of the episode; nothing after it is.
+    np.testing.assert_array_equal(trajectory.mask, np.arange(20) < length)
+    np.testing.assert_array_equal(trajectory.diverged, 0)
+    np.testing.assert_allclose(trajectory.reward[:length], rewards, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(trajectory.reward[length:], 0)
+    np.testing.assert_allclose(trajectory.obs[length], obs, atol=1e-5)
+    for t in range(length, 20):
+        np.testing.assert_array_equal(trajectory.obs[t], trajectory.obs[length])
+    np.testing.assert_allclose(episode_returns(trajectory), np.sum(rewards), rtol=1e-4, atol=1e-3)
+    # What the policy does on the floor changes nothing but the record of its actions.
+    np.testing.assert_array_equal(trajectory.action[:length], other.action[:length])
+    assert np.all(trajectory.action[length:] != other.action[length:])
+    assert_trees_equal(trajectory._replace(action=()), other._replace(action=()))
 
 
 ATTACKS: dict[str, Attack] = {

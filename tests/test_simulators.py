@@ -1,72 +1,32 @@
-"""HalfCheetah's engines: parity with each other and with Gymnasium, batching, threads and errors."""
+"""Engines: agreement, batching, threads, unstable states, Brax's dynamics, and errors."""
 
 import concurrent.futures
+import importlib.util
 from typing import Any
 
-import gymnasium
 import jax
 import jax.numpy as jnp
-import mujoco
 import numpy as np
 import pytest
-from conftest import EngineRun, ParityCase
+from conftest import ParityFactory
+from helpers import engine_step
 
 from admrl_jax import envs
-from admrl_jax.config import ConfigError, HalfCheetahDirConfig
-from admrl_jax.envs import HalfCheetahDir
-from admrl_jax.simulators import SimState, SimulatorError, make_simulator
-from admrl_jax.simulators.models import gymnasium_model
+from admrl_jax.checks import ConfigError
+from admrl_jax.env_config import HalfCheetahDirConfig
+from admrl_jax.envs import HalfCheetahDir, PhysicsEnv
+from admrl_jax.simulators import Model, ModelParams, SimState, SimulatorError, make_simulator
+from admrl_jax.simulators.models import load_model
 from admrl_jax.simulators.mujoco import HostEngine
-
-TOLERANCES = {
-    "mujoco": {"qpos": 3e-5, "qvel": 7e-4, "obs": 7e-4, "reward": 5e-5},
-    "mjx": {"qpos": 6e-4, "qvel": 1.3e-2, "obs": 1.3e-2, "reward": 9e-4},
-}
-"""Largest difference from Gymnasium over 20 control steps, about five times what was measured.
-
-Gymnasium keeps its state in double precision and warm-starts its contact solver. `mujoco` computes in double
-precision as well, but its state passes through float32 between control steps (relative errors of 6e-8, which
-contacts amplify) and every control step starts its solver cold: measured 6e-6 in positions, 1.3e-4 in
-velocities. `mjx` computes in float32 throughout: measured 1.1e-4 and 2.5e-3.
-"""
-
-FIRST_STEP = 4e-6
-"""Largest difference of anything after one control step, where nothing has been amplified; measured 8e-7."""
+from benchmarks.parity import differences
 
 
-@pytest.fixture(scope="module")
-def gymnasium_run(parity_case: ParityCase) -> EngineRun:
-    """The same 20 control steps in Gymnasium, with the task's reward: direction +1, control cost 0.05."""
-    env: Any = gymnasium.make("HalfCheetah-v5", ctrl_cost_weight=0.05).unwrapped
-    env.reset(seed=0)
-    env.set_state(parity_case.qpos.astype(np.float64), parity_case.qvel.astype(np.float64))
-    records = []
-    for action in parity_case.action:
-        obs, reward, terminated, _, _ = env.step(np.clip(action.astype(np.float64) / 10, -1, 1))
-        assert not terminated
-        # Gymnasium's body positions lag the state by one substep; kinematics brings them up to date.
-        mujoco.mj_kinematics(env.model, env.data)
-        torso = env.data.body("torso").xpos.copy()
-        records.append((np.append(obs, torso), env.data.qpos.copy(), env.data.qvel.copy(), reward))
-    env.close()
-    return EngineRun(*(np.array(x) for x in zip(*records, strict=True)))
-
-
-@pytest.mark.parametrize("engine", ["mujoco", "mjx"])
-def test_engines_agree_with_gymnasium_step_by_step(
-    engine: str, gymnasium_run: EngineRun, request: pytest.FixtureRequest
-) -> None:
-    run: EngineRun = request.getfixturevalue(f"{engine}_run")
-    assert run.obs.shape == (20, 20)
-    assert np.abs(gymnasium_run.qpos[:, 0]).max() > 0.05, "the case must move"
-    for name, a, b in zip(EngineRun._fields, run, gymnasium_run, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCES[engine][name], err_msg=name)
-        np.testing.assert_allclose(a[0], b[0], rtol=0, atol=FIRST_STEP, err_msg=name)
-
-
-def test_engines_agree_with_each_other(mujoco_run: EngineRun, mjx_run: EngineRun) -> None:
-    for name, a, b in zip(EngineRun._fields, mujoco_run, mjx_run, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCES["mjx"][name], err_msg=name)
+def test_engines_agree_with_each_other(parity: ParityFactory) -> None:
+    # How far each is from Gymnasium, and why, is in test_environments.py; measured here: 1.0e-4 and 2.1e-3.
+    tolerances = {"qpos": 6e-4, "qvel": 1.3e-2, "obs": 1.3e-2, "reward": 9e-4, "ended": 0}
+    mujoco, mjx = (parity("halfcheetah_dir", engine).run for engine in ("mujoco", "mjx"))
+    for name, difference in differences(mujoco, mjx).items():
+        assert difference <= tolerances[name], name
 
 
 def random_batch(seed: int, *lead: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -113,13 +73,12 @@ def test_number_of_threads_changes_no_bit(cheetah_simulators: dict[int, Any]) ->
 
 
 def test_concurrent_calls_agree_with_calls_in_turn() -> None:
-    model = mujoco.MjModel.from_xml_path(str(gymnasium_model("half_cheetah.xml")))
-    engine = HostEngine(model, frame_skip=5, num_threads=2)
+    engine = HostEngine(load_model(HalfCheetahDir.model), frame_skip=5, num_threads=2)
     batches = [tuple(map(np.asarray, random_batch(seed, 4 + seed % 3))) for seed in range(24)]
 
     def step(batch: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         qpos, qvel, ctrl = batch
-        return engine.step(qpos, qvel, np.zeros_like(qvel), ctrl)
+        return engine_step(engine, qpos, qvel, np.zeros_like(qvel), ctrl)
 
     in_turn = [step(batch) for batch in batches]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -139,22 +98,23 @@ def test_an_unstable_state_does_not_come_back_finite(
     assert not np.all(np.isfinite(new.qpos[0]))
 
 
-def test_halfcheetah_observation_and_reward(mujoco_run: EngineRun, parity_case: ParityCase) -> None:
+def test_halfcheetah_observation_and_reward(parity: ParityFactory) -> None:
+    _, case, run, _ = parity("halfcheetah_dir", "mujoco")
     # Observation: positions without the root's x, velocities, torso (x, 0, z), z = root z + 0.7.
-    np.testing.assert_array_equal(mujoco_run.obs[:, :8], mujoco_run.qpos[:, 1:])
-    np.testing.assert_array_equal(mujoco_run.obs[:, 8:17], mujoco_run.qvel)
-    np.testing.assert_array_equal(mujoco_run.obs[:, 17], mujoco_run.qpos[:, 0])
-    np.testing.assert_array_equal(mujoco_run.obs[:, 18], 0)
-    np.testing.assert_allclose(mujoco_run.obs[:, 19], mujoco_run.qpos[:, 1] + 0.7, rtol=1e-6)
+    np.testing.assert_array_equal(run.obs[:, :8], run.qpos[:, 1:])
+    np.testing.assert_array_equal(run.obs[:, 8:17], run.qvel)
+    np.testing.assert_array_equal(run.obs[:, 17], run.qpos[:, 0])
+    np.testing.assert_array_equal(run.obs[:, 18], 0)
+    np.testing.assert_allclose(run.obs[:, 19], run.qpos[:, 1] + 0.7, rtol=1e-6)
     # Reward: velocity over 0.05 s less 0.05 * sum of squared controls, after scaling and clipping.
-    x = np.append(parity_case.qpos[0], mujoco_run.qpos[:, 0])
-    ctrl = np.clip(parity_case.action / 10, -1, 1)
-    expected = np.diff(x) / 0.05 - 0.05 * (ctrl**2).sum(-1)
-    np.testing.assert_allclose(mujoco_run.reward, expected, atol=1e-5)
+    x = np.append(case.qpos[0], run.qpos[:, 0])
+    ctrl = np.clip(case.actions / 10, -1, 1)
+    expected = case.task * np.diff(x) / 0.05 - 0.05 * (ctrl**2).sum(-1)
+    np.testing.assert_allclose(run.reward, expected, atol=1e-5)
 
 
 def test_halfcheetah_tasks_and_reset(cheetah_simulators: dict[int, Any]) -> None:
-    env = HalfCheetahDir(cheetah_simulators[1])
+    env = HalfCheetahDir(cheetah_simulators[1], HalfCheetahDirConfig())
     assert (env.obs_size, env.action_size, env.horizon) == (20, 6, 100)
     keys = jax.random.split(jax.random.key(0), 64)
     tasks = np.asarray(jax.jit(jax.vmap(env.sample_task))(keys))
@@ -176,14 +136,105 @@ def test_direction_turns_the_reward(cheetah_simulators: dict[int, Any]) -> None:
 
 
 def test_wrong_names_are_told_what_is_accepted() -> None:
-    with pytest.raises(ConfigError, match=r"env: 'walker'.*accepted: navigation_2d, halfcheetah_dir"):
+    with pytest.raises(ConfigError, match=r"env: 'walker'.*accepted: navigation_2d, halfcheetah_dir, "):
         envs.make("walker")
-    with pytest.raises(SimulatorError, match=r"simulator: 'bullet'.*accepted: auto, mujoco, mjx"):
+    with pytest.raises(SimulatorError, match=r"simulator: 'bullet'.*accepted: auto, mujoco, mjx, "):
         envs.make("halfcheetah_dir", simulator="bullet")
 
 
 def test_auto_takes_the_host_engine_on_a_cpu_and_engines_are_shared() -> None:
-    path = gymnasium_model("half_cheetah.xml")
+    model = HalfCheetahDir.model
     if jax.default_backend() == "cpu":
-        assert make_simulator("auto", path, 5, 1).name == "mujoco"
-    assert make_simulator("mujoco", path, 5, 1) is make_simulator("mujoco", path, 5, 1)
+        assert make_simulator("auto", model, 5, 1).name == "mujoco"
+    assert make_simulator("mujoco", model, 5, 1) is make_simulator("mujoco", model, 5, 1)
+    assert make_simulator("mujoco", model, 5, 1) is not make_simulator("mujoco", model, 4, 1)
+
+
+def test_missing_packages_and_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(
+            SimulatorError, match=r"^simulator: 'mjx-warp' needs the package mujoco, which is not"
+        ):
+            make_simulator("mjx-warp", HalfCheetahDir.model, 5)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    if jax.default_backend() == "cpu":
+        with pytest.raises(
+            SimulatorError,
+            match=r"^simulator: 'mjx-warp' needs a CUDA device.*cpu; accepted here: auto, mujoco",
+        ):
+            make_simulator("mjx-warp", HalfCheetahDir.model, 5)
+
+
+def test_missing_model_files_are_named() -> None:
+    for file in ("no_such_body.xml", "/nowhere/no_such_body.xml"):
+        with pytest.raises(SimulatorError, match=r"^model: there is no file /.*no_such_body\.xml$"):
+            make_simulator("mujoco", Model(file), 5)
+
+
+BRAX_STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def brax_run() -> tuple[Any, Any, Any]:
+    """HalfCheetah on Brax's cheapest engine: the same start and actions for both directions `[2, H, ...]`."""
+    env = envs.make("halfcheetah_dir", simulator="brax-spring")
+    actions = 7.0 * jax.random.normal(jax.random.key(1), (BRAX_STEPS, env.action_size))
+
+    def run(task: jax.Array):
+        def step(state: Any, action: jax.Array):
+            state, new = env.step(state, action, task)
+            return state, (state._replace(internal=()), new)
+
+        return jax.lax.scan(step, env.reset(jax.random.key(0), task)[0], actions)[1]
+
+    state, new = jax.jit(jax.vmap(run))(jnp.array([1.0, -1.0]))
+    return env, state, (actions, new)
+
+
+def test_brax_runs_the_same_environment(brax_run: Any) -> None:
+    env, state, (actions, new) = brax_run
+    assert env.simulator.name == "brax-spring"
+    # Control steps last as long as in MuJoCo: 16 of Brax's of 0.003125 s.
+    np.testing.assert_allclose(env.simulator.dt, 0.05, rtol=1e-6)
+    assert new.obs.shape == (2, BRAX_STEPS, env.obs_size) == (2, BRAX_STEPS, 20)
+    assert np.all(np.isfinite(new.obs)) and np.all(np.isfinite(new.reward))
+    np.testing.assert_array_equal(new.obs[..., :8], state.qpos[..., 1:])
+    np.testing.assert_array_equal(new.obs[..., 8:17], state.qvel)
+    assert np.abs(np.diff(new.obs[0], axis=0)).max() > 0.1, "the body must move"
+    # The direction changes the reward alone, and there the velocity alone: what the two share is the
+    # control cost, -0.05 * sum of squares of the scaled, clipped controls.
+    np.testing.assert_array_equal(new.obs[0], new.obs[1])
+    cost = 0.05 * np.sum(np.clip(np.asarray(actions) / 10, -1, 1) ** 2, axis=-1)
+    np.testing.assert_allclose((new.reward[0] + new.reward[1]) / 2, -cost, rtol=1e-4, atol=1e-5)
+    velocity = np.diff(np.asarray(state.qpos[0, :, 0], np.float64)) / 0.05
+    np.testing.assert_allclose((new.reward[0] - new.reward[1])[1:] / 2, velocity, rtol=1e-3, atol=1e-4)
+    assert np.all(np.abs(velocity) > 0.01)
+
+
+@pytest.mark.parametrize("engine", ["spring", "positional", "generalized"])
+def test_brax_has_an_ant(engine: str) -> None:
+    env = envs.make("ant_vel", simulator=f"brax-{engine}")
+    assert isinstance(env, PhysicsEnv)
+    assert (env.simulator.name, env.obs_size, env.action_size) == (f"brax-{engine}", 41, 8)
+    np.testing.assert_allclose(env.simulator.dt, 0.05, rtol=1e-6)
+    task = jnp.float32(1.0)
+    state, obs = jax.eval_shape(env.reset, jax.random.key(0), task)
+    _, new = jax.eval_shape(env.step, state, jnp.zeros(8), task)
+    assert obs.shape == new.obs.shape == (41,)
+
+
+def test_brax_refuses_what_it_cannot_do(cheetah_simulators: dict[int, Any]) -> None:
+    with pytest.raises(
+        SimulatorError, match=r"^simulator: Brax has no body for reacher.xml; accepted: auto, "
+    ):
+        make_simulator("brax-spring", Model("reacher.xml"), 2)
+    # A control step of 0.01 s is 3.2 of Brax's steps.
+    with pytest.raises(SimulatorError, match=r"0.003125 s does not divide the control step of 0.01 s"):
+        make_simulator("brax-spring", HalfCheetahDir.model, 1)
+    simulator = make_simulator("brax-spring", HalfCheetahDir.model, 5)
+    body = cheetah_simulators[1].default_params()
+    assert isinstance(body, ModelParams) and simulator.default_params is None
+    state = SimState(jnp.zeros(9), jnp.zeros(9), ())
+    with pytest.raises(SimulatorError, match=r"cannot change the body per task; accepted: mujoco, mjx"):
+        simulator.step(state, jnp.zeros(6), body)

@@ -1,7 +1,8 @@
-"""The outer step: metrics, chunking, retracing, seeds, frozen policies, and a probe that must learn."""
+"""The outer step: metrics, chunks, retracing, seeds, frozen policies, broken simulators, a learning probe."""
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -15,12 +16,13 @@ from admrl_jax.attacks import Budget
 from admrl_jax.config import (
     AdversaryConfig,
     MAMLConfig,
-    NavigationConfig,
     TrainConfig,
     TRPOConfig,
 )
+from admrl_jax.env_config import NavigationConfig
 from admrl_jax.envs import Navigation2D
 from admrl_jax.networks import make_policy
+from admrl_jax.types import TimeStep
 
 ENV = Navigation2D(NavigationConfig(horizon=10))
 POLICY = make_policy(2, 2, hidden_sizes=(8,))
@@ -90,6 +92,7 @@ def test_outer_step_trains_and_reports(noise_chunk) -> None:
         *("train/pre_return", "train/post_return", "train/env_steps", "train/std"),
         *("train/loss_before", "train/loss_after", "train/kl", "train/accepted", "train/line_search_steps"),
         *("train/gradient_norm", "train/cg_residual", "attack/size", "attack/budget_excess"),
+        "train/diverged",
     }
     assert all(np.all(np.isfinite(value)) for value in metrics.values())
     assert metrics["train/accepted"] == 1 and 0 < metrics["train/kl"] <= CONFIG.trpo.max_kl
@@ -97,6 +100,7 @@ def test_outer_step_trains_and_reports(noise_chunk) -> None:
     # 20 tasks x 20 episodes x 10 steps, before and after adaptation; hardly any reaches its goal.
     assert 7600 <= metrics["train/env_steps"] <= 8000
     assert metrics["train/post_return"] < 0
+    assert metrics["train/diverged"] == 0
     moved = jax.tree.map(lambda a, b: a - b, state.policy_params, before.policy_params)
     assert_no_leaf_is_zero(moved)
     assert_trees_equal(jax.random.key_data(state.key), jax.random.key_data(before.key))
@@ -164,3 +168,47 @@ def test_a_few_outer_steps_learn_to_adapt(noise_chunk) -> None:
     post, pre = (np.concatenate([m[f"train/{name}_return"] for m in history]) for name in ("post", "pre"))
     assert post[-4:].mean() > post[0] + 1.2
     assert post[-4:].mean() > pre[-4:].mean() + 1.2
+
+
+class Breaking(NamedTuple):
+    """Pays for small actions. The task is the step, from 1, at which the simulator breaks: 1, 3 or never."""
+
+    obs_size: int = 2
+    action_size: int = 2
+    horizon: int = 6
+
+    def sample_task(self, key: jax.Array) -> jax.Array:
+        """Any of the three."""
+        return jax.random.choice(key, jnp.array([1.0, 3.0, 99.0]))
+
+    def reset(self, key: jax.Array, task: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Starts at a random place, counting steps from 0."""
+        place = jax.random.normal(key, (2,))
+        return jnp.append(place, 0.0), place
+
+    def step(self, state: jax.Array, action: jax.Array, task: jax.Array) -> tuple[jax.Array, TimeStep]:
+        """Moves by the action; a broken simulator returns NaN in its state, observation and reward."""
+        state = state + jnp.append(0.1 * action, 1.0)
+        state = jnp.where(state[2] == task, jnp.nan, state)
+        reward = -jnp.sum(jnp.square(action)) + 0.0 * state[0]
+        return state, TimeStep(state[:2], reward, jnp.array(False))
+
+
+def test_diverged_episodes_are_counted_and_harm_nothing() -> None:
+    maml = dataclasses.replace(CONFIG.maml, num_tasks=12, num_trajectories=6)
+    config = dataclasses.replace(CONFIG, maml=maml)
+    step = functools.partial(
+        training.outer_step, env=Breaking(), policy=POLICY, attack=attacks.gaussian_noise(), config=config
+    )
+    before = initial_state()
+    after, metrics = jax.jit(step)(before)
+    # An episode diverges once: that makes 6 before and 6 after adaptation in each broken task.
+    broken, rest = divmod(int(metrics["train/diverged"]), 2 * 6)
+    assert rest == 0 and 2 <= broken < 12
+    # Whole episodes last 6 steps, those that break at step 3 last 2, those that break at once none.
+    late, rest = divmod(int(metrics["train/env_steps"]) - 2 * 6 * (12 - broken) * 6, 2 * 6 * 2)
+    assert rest == 0 and 1 <= late < broken
+    for path, leaf in jax.tree_util.tree_leaves_with_path((after.policy_params, metrics)):
+        assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
+    assert metrics["train/accepted"] == 1
+    assert_no_leaf_is_zero(jax.tree.map(lambda a, b: a - b, after.policy_params, before.policy_params))

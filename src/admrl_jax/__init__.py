@@ -17,28 +17,47 @@ from admrl_jax.attacks import (
     no_attack,
     select,
 )
+from admrl_jax.checks import ConfigError
 from admrl_jax.config import (
     METHODS,
     AdversaryConfig,
     Config,
-    ConfigError,
     EvalConfig,
-    HalfCheetahDirConfig,
     MAMLConfig,
-    NavigationConfig,
     PolicyConfig,
     ScheduleConfig,
     TrainConfig,
     TRPOConfig,
 )
-from admrl_jax.envs import Env, make
+from admrl_jax.env_config import (
+    ENV_CONFIGS,
+    AntDirConfig,
+    AntGoalConfig,
+    AntVelConfig,
+    EnvConfig,
+    HalfCheetahDirConfig,
+    HalfCheetahVelConfig,
+    HopperParamsConfig,
+    NavigationConfig,
+    ReacherConfig,
+    Walker2dParamsConfig,
+)
+from admrl_jax.envs import Env, FunctionEnv, PhysicsEnv, from_brax, from_model_file, make
 from admrl_jax.evaluation import EvalResult, do_nothing_returns, evaluate
 from admrl_jax.gaussian import Gaussian
 from admrl_jax.maml import adapt, adapt_and_predict, adapt_step, inner_loss, surrogate_loss
 from admrl_jax.networks import Policy, make_policy
 from admrl_jax.returns import estimate_advantages
 from admrl_jax.rollout import collect, episode_returns, rollout
-from admrl_jax.simulators import SIMULATORS, SimState, Simulator, SimulatorError
+from admrl_jax.simulators import (
+    SIMULATORS,
+    Model,
+    ModelParams,
+    SimState,
+    Simulator,
+    SimulatorError,
+    make_simulator,
+)
 from admrl_jax.training import (
     MetaBatch,
     TrainState,
@@ -51,27 +70,39 @@ from admrl_jax.trpo import TRPOInfo, trpo_update
 from admrl_jax.types import Experience, TimeStep, Trajectory
 
 __all__ = [
+    "ENV_CONFIGS",
     "METHODS",
     "SIMULATORS",
     "AdGAN",
     "AdversaryConfig",
     "AdversaryState",
+    "AntDirConfig",
+    "AntGoalConfig",
+    "AntVelConfig",
     "Attack",
     "Budget",
     "Config",
     "ConfigError",
     "Env",
+    "EnvConfig",
     "EvalConfig",
     "EvalResult",
     "Experience",
+    "FunctionEnv",
     "Gaussian",
     "HalfCheetahDirConfig",
+    "HalfCheetahVelConfig",
+    "HopperParamsConfig",
     "MAMLConfig",
     "Measurement",
     "MetaBatch",
+    "Model",
+    "ModelParams",
     "NavigationConfig",
+    "PhysicsEnv",
     "Policy",
     "PolicyConfig",
+    "ReacherConfig",
     "ScheduleConfig",
     "SimState",
     "Simulator",
@@ -82,6 +113,7 @@ __all__ = [
     "TrainConfig",
     "TrainState",
     "Trajectory",
+    "Walker2dParamsConfig",
     "adapt",
     "adapt_and_predict",
     "adapt_step",
@@ -92,6 +124,8 @@ __all__ = [
     "estimate_advantages",
     "evaluate",
     "fgsm",
+    "from_brax",
+    "from_model_file",
     "gaussian_noise",
     "generator_attack",
     "init",
@@ -101,6 +135,7 @@ __all__ = [
     "make",
     "make_adgan",
     "make_policy",
+    "make_simulator",
     "measure_by",
     "no_attack",
     "outer_step",

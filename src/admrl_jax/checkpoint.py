@@ -52,3 +52,14 @@ class StageCheckpoints:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self._checkpointer.load(step, jax.tree.map(abstract, like))
+
+
+def read_latest(directory: Path) -> Any:
+    """The newest checkpoint of a stage as plain lists, dictionaries and arrays; None if there is none."""
+    if not directory.is_dir():
+        return None
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    with ocp.training.Checkpointer(str(directory.absolute())) as checkpointer, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        latest = checkpointer.latest
+        return None if latest is None else checkpointer.load(latest)

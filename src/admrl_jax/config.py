@@ -1,61 +1,31 @@
-"""Frozen dataclasses with every number of a run: no presets, no parsing of command lines, no files."""
+"""Frozen dataclasses with every number of a run: no presets, no parsing of command lines, no files.
+
+The environments' numbers are in `env_config`.
+"""
 
 import dataclasses
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, get_type_hints
+
+from admrl_jax.checks import (
+    COUNT,
+    COUNT_OR_ZERO,
+    FLAG,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SIZES,
+    UNIT,
+    Check,
+    ConfigError,
+    distinct,
+    one_of,
+)
+from admrl_jax.env_config import ENV_CHECKS, ENV_CONFIGS, EnvConfig, validate_ranges
 
 METHODS = ("maml", "random", "fgsm", "admrl")
 """The four training methods, in the order of the paper's Table I."""
-
-
-class ConfigError(ValueError):
-    """A setting that is not accepted; the message names field, value and what is accepted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnvConfig:
-    """Numbers of an environment; subclasses add their own."""
-
-    name: ClassVar[str] = ""
-
-    horizon: int = 100
-    """Steps per episode."""
-    action_scale: float = 10.0
-    """Raw actions are divided by this before they are clipped. It sets how much a policy of unit
-    standard deviation explores, so every report states it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NavigationConfig(EnvConfig):
-    """2D navigation. Defaults: MAML's definition (goals in a unit square, moves up to 0.1)."""
-
-    name: ClassVar[str] = "navigation_2d"
-
-    goal_range: float = 0.5
-    """Goals are uniform in [-goal_range, goal_range]^2."""
-    max_move: float = 0.1
-    """Longest move per axis and step."""
-    goal_radius: float = 0.01
-    """The episode ends when both coordinates are this close to the goal."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HalfCheetahDirConfig(EnvConfig):
-    """HalfCheetah running forwards or backwards. Defaults: pytorch-maml-rl's definition."""
-
-    name: ClassVar[str] = "halfcheetah_dir"
-
-    frame_skip: int = 5
-    """Physics steps of 0.01 s per control step."""
-    control_cost: float = 0.05
-    """Weight of the sum of squared controls, after scaling and clipping."""
-    reset_noise: float = 0.1
-    """Half width of the uniform noise on positions, standard deviation of that on velocities."""
-
-
-ENV_CONFIGS: dict[str, type[EnvConfig]] = {cls.name: cls for cls in (NavigationConfig, HalfCheetahDirConfig)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +153,8 @@ class Config:
 
     env: EnvConfig
     simulator: str = "auto"
-    """auto, mujoco or mjx; environments in closed form need none."""
+    """auto, mujoco, mjx, mjx-warp, brax-spring, brax-positional or brax-generalized; environments in
+    closed form need none."""
     num_threads: int = 0
     """Host threads of the mujoco simulator; 0 takes one per core."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -197,96 +168,67 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
-_Check = tuple[Callable[[Any], bool], str]
-
-
-def _whole(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool)
-
-
-def _number(x: Any) -> bool:
-    return _whole(x) or (isinstance(x, float) and math.isfinite(x))
-
-
-_POSITIVE: _Check = (lambda x: _number(x) and x > 0, "a number above 0")
-_NOT_NEGATIVE: _Check = (lambda x: _number(x) and x >= 0, "a number of at least 0")
-_COUNT: _Check = (lambda x: _whole(x) and x >= 1, "a whole number of at least 1")
-_COUNT_OR_ZERO: _Check = (lambda x: _whole(x) and x >= 0, "a whole number of at least 0")
-_FRACTION: _Check = (lambda x: _number(x) and 0 < x < 1, "a number between 0 and 1")
-_UNIT: _Check = (lambda x: _number(x) and 0 <= x <= 1, "a number from 0 to 1")
-_SIZES: _Check = (
-    lambda x: isinstance(x, tuple) and len(x) > 0 and all(_whole(size) and size >= 1 for size in x),
-    "one or more whole numbers of at least 1",
+SIMULATORS = (
+    "mujoco",
+    "mjx",
+    "mjx-warp",
+    "brax-spring",
+    "brax-positional",
+    "brax-generalized",
 )
+"""Physics engines; which of them an environment runs on is in `docs/environments.md`."""
 
-
-def _one_of(*names: str) -> _Check:
-    return (lambda x: x in names, "one of " + ", ".join(names))
-
-
-_CHECKS: dict[str, _Check] = {
-    "simulator": _one_of("auto", "mujoco", "mjx"),
-    "num_threads": _COUNT_OR_ZERO,
-    "seeds": (
-        lambda x: len(x) > 0 and len(set(x)) == len(x) and all(_whole(s) and 0 <= s < 2**31 for s in x),
-        "one or more different whole numbers from 0 to 2147483647",
-    ),
-    "units": _one_of("paper", "normalised"),
-    "env.horizon": _COUNT,
-    "env.action_scale": _POSITIVE,
-    "env.goal_range": _POSITIVE,
-    "env.max_move": _POSITIVE,
-    "env.goal_radius": _NOT_NEGATIVE,
-    "env.frame_skip": _COUNT,
-    "env.control_cost": _NOT_NEGATIVE,
-    "env.reset_noise": _NOT_NEGATIVE,
-    "policy.hidden_sizes": _SIZES,
-    "policy.activation": _one_of("tanh", "relu"),
-    "policy.init_std": _POSITIVE,
-    "policy.min_std": _POSITIVE,
-    "train.maml.num_tasks": _COUNT,
-    "train.maml.num_trajectories": _COUNT,
-    "train.maml.num_adapt_steps": _COUNT,
-    "train.maml.inner_lr": _POSITIVE,
-    "train.maml.discount": _UNIT,
-    "train.maml.gae_lambda": _UNIT,
-    "train.maml.task_block": _COUNT_OR_ZERO,
-    "train.trpo.max_kl": _POSITIVE,
-    "train.trpo.cg_iterations": _COUNT,
-    "train.trpo.cg_damping": _NOT_NEGATIVE,
-    "train.trpo.line_search_steps": _COUNT,
-    "train.trpo.backtrack_ratio": _FRACTION,
-    "train.adversary.perturbation_bound": _POSITIVE,
-    "train.adversary.gan_weight": _NOT_NEGATIVE,
-    "train.adversary.hinge_weight": _NOT_NEGATIVE,
-    "train.adversary.gan_loss": _one_of("lsgan", "bce", "bce_paper"),
-    "train.adversary.hidden_sizes": _SIZES,
-    "train.adversary.generator_lr": _POSITIVE,
-    "train.adversary.discriminator_lr": _POSITIVE,
-    "train.adversary.num_epochs": _COUNT,
-    "train.adversary.num_minibatches": _COUNT,
-    "train.adversary.clip_ratio": _FRACTION,
-    "train.noise_std": _NOT_NEGATIVE,
-    "train.fgsm_radius": _NOT_NEGATIVE,
-    "schedule.pretrain_steps": _COUNT,
-    "schedule.warmup_steps": _COUNT_OR_ZERO,
-    "schedule.finetune_steps": _COUNT,
-    "schedule.chunk_steps": _COUNT,
-    "schedule.checkpoint_every": _COUNT,
-    "schedule.snapshot_every": _COUNT,
-    "eval.num_tasks": _COUNT,
-    "eval.num_trajectories": _COUNT,
-    "eval.num_adapt_steps": _COUNT,
-    "eval.strengths": (
-        lambda x: len(x) > 0 and len(set(x)) == len(x) and all(_number(s) and s > 0 for s in x),
-        "one or more different numbers above 0",
-    ),
-    "eval.adaptive_steps": _COUNT,
-    "eval.adaptive_tasks": _COUNT,
-    "eval.adaptive_trajectories": _COUNT,
-    "eval.adaptive_epochs": _COUNT,
-    "eval.curve_strength": _POSITIVE,
-    "eval.seed": (lambda x: _whole(x) and 0 <= x < 2**31, "a whole number from 0 to 2147483647"),
+_CHECKS: dict[str, Check] = {
+    "simulator": one_of("auto", *SIMULATORS),
+    "num_threads": COUNT_OR_ZERO,
+    "seeds": distinct(SEED, "whole numbers from 0 to 2147483647"),
+    "units": one_of("paper", "normalised"),
+    **{f"env.{name}": check for name, check in ENV_CHECKS.items()},
+    "policy.hidden_sizes": SIZES,
+    "policy.activation": one_of("tanh", "relu"),
+    "policy.init_std": POSITIVE,
+    "policy.min_std": POSITIVE,
+    "train.maml.num_tasks": COUNT,
+    "train.maml.num_trajectories": COUNT,
+    "train.maml.num_adapt_steps": COUNT,
+    "train.maml.inner_lr": POSITIVE,
+    "train.maml.first_order": FLAG,
+    "train.maml.discount": UNIT,
+    "train.maml.gae_lambda": UNIT,
+    "train.maml.task_block": COUNT_OR_ZERO,
+    "train.trpo.max_kl": POSITIVE,
+    "train.trpo.cg_iterations": COUNT,
+    "train.trpo.cg_damping": NOT_NEGATIVE,
+    "train.trpo.line_search_steps": COUNT,
+    "train.trpo.backtrack_ratio": FRACTION,
+    "train.adversary.perturbation_bound": POSITIVE,
+    "train.adversary.gan_weight": NOT_NEGATIVE,
+    "train.adversary.hinge_weight": NOT_NEGATIVE,
+    "train.adversary.gan_loss": one_of("lsgan", "bce", "bce_paper"),
+    "train.adversary.hidden_sizes": SIZES,
+    "train.adversary.generator_lr": POSITIVE,
+    "train.adversary.discriminator_lr": POSITIVE,
+    "train.adversary.num_epochs": COUNT,
+    "train.adversary.num_minibatches": COUNT,
+    "train.adversary.clip_ratio": FRACTION,
+    "train.noise_std": NOT_NEGATIVE,
+    "train.fgsm_radius": NOT_NEGATIVE,
+    "schedule.pretrain_steps": COUNT,
+    "schedule.warmup_steps": COUNT_OR_ZERO,
+    "schedule.finetune_steps": COUNT,
+    "schedule.chunk_steps": COUNT,
+    "schedule.checkpoint_every": COUNT,
+    "schedule.snapshot_every": COUNT,
+    "eval.num_tasks": COUNT,
+    "eval.num_trajectories": COUNT,
+    "eval.num_adapt_steps": COUNT,
+    "eval.strengths": distinct(POSITIVE, "numbers above 0"),
+    "eval.adaptive_steps": COUNT,
+    "eval.adaptive_tasks": COUNT,
+    "eval.adaptive_trajectories": COUNT,
+    "eval.adaptive_epochs": COUNT,
+    "eval.curve_strength": POSITIVE,
+    "eval.seed": SEED,
 }
 
 
@@ -309,6 +251,7 @@ def validate(config: Config) -> Config:
         check = _CHECKS.get(name)
         if check is not None and not check[0](value):
             raise ConfigError(f"{name}: {value!r} is not accepted; accepted: {check[1]}")
+    validate_ranges(config.env)
     schedule, maml, adversary = config.schedule, config.train.maml, config.train.adversary
     for name in ("checkpoint_every", "snapshot_every"):
         if getattr(schedule, name) % schedule.chunk_steps:

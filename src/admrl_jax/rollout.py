@@ -60,7 +60,8 @@ def rollout(
         finite = jnp.all(jnp.isfinite(new.obs)) & jnp.isfinite(new.reward)
         valid = alive & finite
         reward = jnp.where(valid, new.reward, 0.0)
-        record = Trajectory(obs, perturbed, action, reward, valid.astype(obs.dtype))
+        mask, diverged = (x.astype(obs.dtype) for x in (valid, alive & ~finite))
+        record = Trajectory(obs, perturbed, action, reward, mask, diverged)
         state, obs = jax.tree.map(lambda a, b: jnp.where(valid, a, b), (new_state, new.obs), (state, obs))
         return (state, obs, valid & ~new.terminated), record
 

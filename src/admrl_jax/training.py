@@ -254,7 +254,7 @@ def train_chunk(
 
 
 def batch_metrics(batch: MetaBatch, attack: Attack, budget: Budget) -> Metrics:
-    """Returns, steps and perturbation sizes of a meta-batch."""
+    """Returns, steps, diverged episodes and perturbation sizes of a meta-batch."""
     support, query = batch.support.trajectory, batch.query.trajectory
     before = attack.measure(support.obs, support.perturbed_obs, budget)
     after = attack.measure(query.obs, query.perturbed_obs, budget)
@@ -263,6 +263,7 @@ def batch_metrics(batch: MetaBatch, attack: Attack, budget: Budget) -> Metrics:
         "train/pre_return": jnp.mean(episode_returns(support)[:, 0]),
         "train/post_return": jnp.mean(episode_returns(query)),
         "train/env_steps": jnp.sum(support.mask) + jnp.sum(query.mask),
+        "train/diverged": jnp.sum(support.diverged) + jnp.sum(query.diverged),
         "attack/size": jnp.sum(after.size * query.mask) / valid,
         "attack/budget_excess": jnp.maximum(jnp.max(before.excess), jnp.max(after.excess)),
     }

@@ -1,67 +1,77 @@
-"""HalfCheetah task families: run in a given direction (Finn et al. 2017, section 5.3.2)."""
+"""HalfCheetah: run in a given direction or at a given velocity (Finn et al. 2017, section 5.3.2)."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.config import HalfCheetahDirConfig
-from admrl_jax.simulators import SimState, Simulator
-from admrl_jax.types import TimeStep
+from admrl_jax.env_config import HalfCheetahConfig, HalfCheetahDirConfig, HalfCheetahVelConfig
+from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.simulators import Model, SimState
+from admrl_jax.types import Task
 
 TORSO_HEIGHT = 0.7
 """Height of the torso's frame in the model file where its root joint reads 0 (m)."""
 
 
-class HalfCheetahDir(NamedTuple):
-    """Task `[]`: direction -1 or +1. Reward: direction x velocity minus control cost.
+@dataclass(frozen=True)
+class HalfCheetah(PhysicsEnv):
+    """A planar body with two legs and six motors.
 
-    The observation `[20]` is joint positions without the root's x, all velocities, and the
-    position of the torso's frame, which follows from the root joints.
+    Observes joint positions without the root's x, all velocities (17 numbers), and the position of
+    the torso's frame (20), which follows from the root joints.
     """
 
-    simulator: Simulator
-    config: HalfCheetahDirConfig = HalfCheetahDirConfig()
+    config: HalfCheetahConfig
+
+    model: ClassVar[Model] = Model("half_cheetah.xml", brax="halfcheetah")
 
     @property
     def obs_size(self) -> int:
-        """8 positions, 9 velocities, 3 torso coordinates."""
-        return 20
+        """8 positions, 9 velocities and, by default, 3 torso coordinates."""
+        return 20 if self.config.torso_position else 17
 
-    @property
-    def action_size(self) -> int:
-        """Six joint torques."""
-        return 6
+    def observe(self, state: SimState, task: Task) -> jax.Array:
+        """Observation `[20]` or `[17]`."""
+        obs = jnp.concatenate([state.qpos[1:], state.qvel])
+        if not self.config.torso_position:
+            return obs
+        x, z = state.qpos[0], state.qpos[1] + TORSO_HEIGHT
+        return jnp.concatenate([obs, jnp.stack([x, jnp.zeros_like(x), z])])
 
-    @property
-    def horizon(self) -> int:
-        """Steps per episode."""
-        return self.config.horizon
+
+@dataclass(frozen=True)
+class HalfCheetahDir(HalfCheetah):
+    """Task `[]`: direction -1 or +1. Reward: direction x velocity minus control cost."""
+
+    config_type = HalfCheetahDirConfig
 
     def sample_task(self, key: jax.Array) -> jax.Array:
         """Draws a direction."""
         return jax.random.rademacher(key, (), dtype=jnp.float32)
 
-    def reset(self, key: jax.Array, task: jax.Array) -> tuple[SimState, jax.Array]:
-        """Starts near the default pose, almost at rest."""
-        key_qpos, key_qvel = jax.random.split(key)
-        qpos0 = jnp.asarray(self.simulator.qpos0, jnp.float32)
-        noise = self.config.reset_noise
-        qpos = qpos0 + jax.random.uniform(key_qpos, qpos0.shape, minval=-noise, maxval=noise)
-        qvel = noise * jax.random.normal(key_qvel, (self.simulator.nv,))
-        state = self.simulator.init(qpos, qvel)
-        return state, self._observe(state)
+    def reward(
+        self, state: SimState, action: jax.Array, ctrl: jax.Array, new_state: SimState, task: Task
+    ) -> jax.Array:
+        """Direction x velocity minus control cost."""
+        return task * self.velocity(state, new_state)[0] - self.control_cost(ctrl)
 
-    def step(self, state: SimState, action: jax.Array, task: jax.Array) -> tuple[SimState, TimeStep]:
-        """One control step of 0.05 s."""
-        ctrl = jnp.clip(action / self.config.action_scale, -1.0, 1.0)
-        new_state = self.simulator.step(state, ctrl)
-        velocity = (new_state.qpos[0] - state.qpos[0]) / self.simulator.dt
-        cost = self.config.control_cost * jnp.sum(jnp.square(ctrl))
-        reward = task * velocity - cost
-        return new_state, TimeStep(self._observe(new_state), reward, jnp.array(False))
 
-    def _observe(self, state: SimState) -> jax.Array:
-        x, z = state.qpos[0], state.qpos[1] + TORSO_HEIGHT
-        torso = jnp.stack([x, jnp.zeros_like(x), z])
-        return jnp.concatenate([state.qpos[1:], state.qvel, torso])
+@dataclass(frozen=True)
+class HalfCheetahVel(HalfCheetah):
+    """Task `[]`: target velocity (m/s). Reward: minus the distance to it, minus control cost."""
+
+    config: HalfCheetahVelConfig
+
+    config_type = HalfCheetahVelConfig
+
+    def sample_task(self, key: jax.Array) -> jax.Array:
+        """Draws a velocity."""
+        return jax.random.uniform(key, (), minval=self.config.min_velocity, maxval=self.config.max_velocity)
+
+    def reward(
+        self, state: SimState, action: jax.Array, ctrl: jax.Array, new_state: SimState, task: Task
+    ) -> jax.Array:
+        """Minus the distance to the target velocity, minus control cost."""
+        return -jnp.abs(self.velocity(state, new_state)[0] - task) - self.control_cost(ctrl)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.config import NavigationConfig
+from admrl_jax.env_config import NavigationConfig
 from admrl_jax.types import TimeStep
 
 

@@ -1,23 +1,38 @@
-"""Physics engines behind one interface: `mujoco` on the host, `mjx` on the device."""
+"""Physics engines behind one interface: `mujoco` on the host, `mjx` and Brax's on the device."""
 
 import functools
 import importlib.util
-from pathlib import Path
 
 import jax
 
-from admrl_jax.simulators.base import SimState, Simulator, SimulatorError
+from admrl_jax.config import SIMULATORS
+from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator, SimulatorError
 
-SIMULATORS = ("mujoco", "mjx")
+__all__ = [
+    "SIMULATORS",
+    "Model",
+    "ModelParams",
+    "SimState",
+    "Simulator",
+    "SimulatorError",
+    "make_simulator",
+    "resolve",
+]
 
-__all__ = ["SIMULATORS", "SimState", "Simulator", "SimulatorError", "make_simulator", "resolve"]
+# What each engine imports, and the wheel that brings it.
+_PACKAGES = {
+    "mujoco": (("mujoco", "mujoco"),),
+    "mjx": (("mujoco", "mujoco"), ("mujoco.mjx", "mujoco-mjx")),
+    "mjx-warp": (("mujoco", "mujoco"), ("mujoco.mjx", "mujoco-mjx"), ("warp", "warp-lang")),
+    **{name: (("brax", "brax"),) for name in SIMULATORS if name.startswith("brax-")},
+}
 
 
 def resolve(name: str) -> str:
     """Turns `auto` into this machine's default and refuses what cannot run.
 
     Raises:
-        SimulatorError: the name is unknown, or its package is not installed.
+        SimulatorError: the name is unknown, its package is not installed, or it needs another device.
     """
     if name == "auto":
         name = "mujoco" if jax.default_backend() == "cpu" else "mjx"
@@ -25,28 +40,39 @@ def resolve(name: str) -> str:
         raise SimulatorError(
             f"simulator: {name!r} is not known; accepted: {', '.join(('auto', *SIMULATORS))}"
         )
-    package = "mujoco.mjx" if name == "mjx" else "mujoco"
-    if importlib.util.find_spec("mujoco") is None or importlib.util.find_spec(package) is None:
-        wheel = "mujoco-mjx" if name == "mjx" else "mujoco"
-        raise SimulatorError(f"simulator: {name!r} needs the package {wheel}, which is not installed")
+    for package, wheel in _PACKAGES[name]:
+        if importlib.util.find_spec(package) is None:
+            raise SimulatorError(f"simulator: {name!r} needs the package {wheel}, which is not installed")
+    if name == "mjx-warp" and jax.default_backend() != "gpu":
+        raise SimulatorError(
+            f"simulator: 'mjx-warp' needs a CUDA device, and this machine's default is "
+            f"{jax.default_backend()}; accepted here: auto, mujoco, mjx, brax-*"
+        )
     return name
 
 
 @functools.cache
-def make_simulator(name: str, model_path: Path, frame_skip: int, num_threads: int = 0) -> Simulator:
+def make_simulator(name: str, model: Model, frame_skip: int, num_threads: int = 0) -> Simulator:
     """Builds one engine for one model; repeated calls return the same object.
 
     Args:
-        name: `auto`, `mujoco` or `mjx`.
-        model_path: MJCF file.
-        frame_skip: physics substeps per control step.
+        name: `auto` or one of `SIMULATORS`.
+        model: where the engines find the body.
+        frame_skip: physics steps per control step.
         num_threads: host threads of `mujoco`; 0 takes one per available core.
+
+    Raises:
+        SimulatorError: this engine cannot run here, or has no such body.
     """
     name = resolve(name)
     if name == "mujoco":
         from admrl_jax.simulators.mujoco import make_mujoco
 
-        return make_mujoco(model_path, frame_skip, num_threads)
-    from admrl_jax.simulators.mjx import make_mjx
+        return make_mujoco(model, frame_skip, num_threads)
+    if name.startswith("mjx"):
+        from admrl_jax.simulators.mjx import make_mjx
 
-    return make_mjx(model_path, frame_skip)
+        return make_mjx(model, frame_skip, "warp" if name == "mjx-warp" else "jax")
+    from admrl_jax.simulators.brax import make_brax
+
+    return make_brax(model, frame_skip, name.removeprefix("brax-"))

@@ -1,7 +1,8 @@
 """The simulator interface: generalised coordinates in, generalised coordinates out."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -12,12 +13,53 @@ class SimState(NamedTuple):
     Attributes:
         qpos: `[nq]` generalised positions (m, rad).
         qvel: `[nv]` generalised velocities (m/s, rad/s).
-        warmstart: `[nv]` accelerations from which the contact solver starts (m/s^2, rad/s^2).
+        internal: whatever else the engine carries from step to step, a pytree of arrays: `[nv]`
+            accelerations from which MuJoCo's contact solver starts, Brax's pipeline state.
     """
 
     qpos: jax.Array
     qvel: jax.Array
-    warmstart: jax.Array
+    internal: Any
+
+
+class ModelParams(NamedTuple):
+    """The numbers of a body that a task may change. Everything else stays as in the model file.
+
+    Constants that MuJoCo's compiler derives from them (inverse inertias at the default pose, which
+    scale contact softness) stay at the model file's values too, as in the published random-dynamics
+    tasks, which overwrite the fields of a compiled model.
+
+    Attributes:
+        body_mass: `[nbody]` (kg).
+        body_inertia: `[nbody, 3]` diagonal, in the body's inertial frame (kg m^2).
+        geom_friction: `[ngeom, 3]` sliding, torsional and rolling coefficients.
+        dof_damping: `[nv]` (N s/m, N m s/rad).
+    """
+
+    body_mass: jax.Array
+    body_inertia: jax.Array
+    geom_friction: jax.Array
+    dof_damping: jax.Array
+
+
+class StepFn(Protocol):
+    """One control step: `frame_skip` physics steps under constant controls."""
+
+    def __call__(self, state: SimState, ctrl: jax.Array, model_params: ModelParams | None = None) -> SimState:
+        """Advances `state` under `ctrl` `[nu]`, with the file's own body where `model_params` is None."""
+        ...
+
+
+class Model(NamedTuple):
+    """Where each engine finds a body.
+
+    Attributes:
+        file: MJCF file: a path, or the name of one of Gymnasium's.
+        brax: name of the Brax environment with the same joints and motors; empty if there is none.
+    """
+
+    file: str | Path
+    brax: str = ""
 
 
 class Simulator(NamedTuple):
@@ -26,20 +68,24 @@ class Simulator(NamedTuple):
     Attributes:
         name: `mujoco`, `mjx`, ...
         init: `(qpos, qvel) -> SimState`.
-        step: `(SimState, ctrl [nu]) -> SimState`, one control step of `frame_skip` substeps.
+        step: `(SimState, ctrl [nu], ModelParams | None) -> SimState`.
+        default_params: `() -> ModelParams` of the model file; `None` where the engine has no such thing.
         qpos0: default generalised positions, a tuple of length `nq`.
         nv: number of generalised velocities.
         nu: number of controls.
         dt: seconds per control step.
+        ctrl_range: lowest and highest value of each control.
     """
 
     name: str
     init: Callable[[jax.Array, jax.Array], SimState]
-    step: Callable[[SimState, jax.Array], SimState]
+    step: StepFn
+    default_params: Callable[[], ModelParams] | None
     qpos0: tuple[float, ...]
     nv: int
     nu: int
     dt: float
+    ctrl_range: tuple[tuple[float, float], ...]
 
 
 class SimulatorError(ValueError):

@@ -7,40 +7,65 @@ rebuilt inside each control step, which keeps the scan's carry small.
 # MuJoCo's classes live in a C extension without type stubs.
 # pyright: reportAttributeAccessIssue=false
 
-from pathlib import Path
+import functools
 
 import jax
 import jax.numpy as jnp
 from mujoco import mjx
 
-from admrl_jax.simulators.base import SimState, Simulator
-from admrl_jax.simulators.models import load_model
+from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator
+from admrl_jax.simulators.models import control_range, default_params, load_model
+
+SOLVER_ITERATIONS = 100
+LINE_SEARCH_ITERATIONS = 50
 
 
-def make_mjx(model_path: Path, frame_skip: int) -> Simulator:
-    """MJX for one model file."""
-    model = load_model(model_path)
-    mjx_model = mjx.put_model(model)
+def make_mjx(
+    model: Model,
+    frame_skip: int,
+    implementation: str = "jax",
+    *,
+    solver_iterations: int = SOLVER_ITERATIONS,
+    line_search_iterations: int = LINE_SEARCH_ITERATIONS,
+) -> Simulator:
+    """MJX for one model.
+
+    Args:
+        model: where the model file is.
+        frame_skip: physics steps per control step.
+        implementation: `jax`, or `warp` for the kernels of MuJoCo Warp (CUDA devices).
+        solver_iterations: upper bound on the contact solver's iterations, and
+        line_search_iterations: on those of its line search; a batch waits for its slowest member.
+    """
+    mj_model = load_model(model)
+    mj_model.opt.iterations = min(mj_model.opt.iterations, solver_iterations)
+    mj_model.opt.ls_iterations = min(mj_model.opt.ls_iterations, line_search_iterations)
+    mjx_model = mjx.put_model(mj_model, impl=implementation)
 
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:
         return SimState(qpos, qvel, jnp.zeros_like(qvel))
 
-    def step(state: SimState, ctrl: jax.Array) -> SimState:
-        data = mjx.make_data(mjx_model)
-        data = data.replace(qpos=state.qpos, qvel=state.qvel, ctrl=ctrl, qacc_warmstart=state.warmstart)
+    def step(state: SimState, ctrl: jax.Array, model_params: ModelParams | None = None) -> SimState:
+        changes = {} if model_params is None else model_params._asdict()
+        body = mjx_model.replace(**changes)
+        data = mjx.make_data(mjx_model, impl=implementation).replace(
+            qpos=state.qpos, qvel=state.qvel, ctrl=ctrl, qacc_warmstart=state.internal
+        )
 
         def substep(data, _):
-            return mjx.step(mjx_model, data), None
+            return mjx.step(body, data), None
 
         data, _ = jax.lax.scan(substep, data, None, length=frame_skip)
         return SimState(data.qpos, data.qvel, data.qacc_warmstart)
 
     return Simulator(
-        name="mjx",
+        name="mjx" if implementation == "jax" else f"mjx-{implementation}",
         init=init,
         step=step,
-        qpos0=tuple(float(x) for x in model.qpos0),
-        nv=model.nv,
-        nu=model.nu,
-        dt=float(model.opt.timestep) * frame_skip,
+        default_params=functools.partial(default_params, mj_model),
+        qpos0=tuple(float(x) for x in mj_model.qpos0),
+        nv=mj_model.nv,
+        nu=mj_model.nu,
+        dt=float(mj_model.opt.timestep) * frame_skip,
+        ctrl_range=control_range(mj_model),
     )

@@ -3,30 +3,61 @@
 # MuJoCo's classes live in a C extension without type stubs.
 # pyright: reportAttributeAccessIssue=false
 
+import contextlib
 import importlib.util
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
 import mujoco
 
-from admrl_jax.simulators.base import SimulatorError
+from admrl_jax.simulators.base import Model, ModelParams, SimulatorError
 
 
-def gymnasium_model(file_name: str) -> Path:
-    """Path of a model file that Gymnasium ships, found without importing its environments."""
-    spec = importlib.util.find_spec("gymnasium")
-    if spec is None or spec.origin is None:
-        raise SimulatorError("the model files come with the package gymnasium, which is not installed")
-    return Path(spec.origin).parent / "envs" / "mujoco" / "assets" / file_name
+def model_path(model: Model) -> Path:
+    """Path of a model's MJCF file, found without importing Gymnasium's environments.
+
+    Raises:
+        SimulatorError: there is no such file.
+    """
+    path = Path(model.file)
+    if path.parent == Path():
+        spec = importlib.util.find_spec("gymnasium")
+        if spec is None or spec.origin is None:
+            raise SimulatorError("the model files come with the package gymnasium, which is not installed")
+        path = Path(spec.origin).parent / "envs" / "mujoco" / "assets" / path
+    if not path.is_file():
+        raise SimulatorError(f"model: there is no file {path}")
+    return path
 
 
-def load_model(path: Path) -> mujoco.MjModel:
-    """Loads an MJCF file.
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keeps MuJoCo from warning while a model file is read.
 
-    Gymnasium's files use an attribute that MuJoCo calls deprecated; the warning, which would also
-    leave a log file in the current folder, is not for our users.
+    Gymnasium's and Brax's files use an attribute that MuJoCo calls deprecated; the warning, which
+    would also leave a log file in the current folder, is not for our users.
     """
     mujoco.set_mju_user_warning(lambda message: None)
     try:
-        return mujoco.MjModel.from_xml_path(str(path))
+        yield
     finally:
         mujoco.set_mju_user_warning(None)
+
+
+def load_model(model: Model) -> mujoco.MjModel:
+    """Loads a model's MJCF file."""
+    with quiet_loading():
+        return mujoco.MjModel.from_xml_path(str(model_path(model)))
+
+
+def control_range(model: mujoco.MjModel) -> tuple[tuple[float, float], ...]:
+    """Lowest and highest value of each control; infinite where the file sets no limit."""
+    limits = zip(model.actuator_ctrlrange, model.actuator_ctrllimited, strict=True)
+    return tuple((float(low), float(high)) if on else (-math.inf, math.inf) for (low, high), on in limits)
+
+
+def default_params(model: mujoco.MjModel) -> ModelParams:
+    """The numbers of the model file, copied."""
+    return ModelParams(*(jnp.array(getattr(model, name), jnp.float32) for name in ModelParams._fields))

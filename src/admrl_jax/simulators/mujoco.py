@@ -1,15 +1,18 @@
 """MuJoCo's C engine, called from inside jit: a whole batch per call, threads inside.
 
-Every control step of a rollout is one `pure_callback`. Under `vmap` JAX hands the callback the
-whole batch (tasks x trajectories x seeds), which `mujoco.rollout` spreads over its threads.
+Every control step of a rollout is one `host_call`. Under `vmap` it gets the whole batch (tasks x
+trajectories x seeds), which `mujoco.rollout` spreads over its threads.
 """
 
 # MuJoCo's classes live in a C extension without type stubs.
 # pyright: reportAttributeAccessIssue=false
 
+import copy
+import functools
+import hashlib
 import os
 import threading
-from pathlib import Path
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +20,9 @@ import mujoco
 import numpy as np
 from mujoco import rollout as mujoco_rollout
 
-from admrl_jax.simulators.base import SimState, Simulator
-from admrl_jax.simulators.models import load_model
+from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator
+from admrl_jax.simulators.host_call import host_call
+from admrl_jax.simulators.models import control_range, default_params, load_model
 
 
 def available_cores() -> int:
@@ -53,26 +57,35 @@ class HostEngine:
         self._data = [mujoco.MjData(model) for _ in range(self.num_threads)]
         self._lock = threading.Lock()
         self._buffers: dict[int, tuple] = {}
+        # Bodies that differ from task to task: one model each, kept while the numbers stay the same.
+        self._variants: list[mujoco.MjModel] = []
+        self._variant_params = np.zeros((0, 0))
+        self._variant_of_env: list[mujoco.MjModel] = []
 
-    def step(self, qpos: np.ndarray, qvel: np.ndarray, warmstart: np.ndarray, ctrl: np.ndarray):
+    @property
+    def name(self) -> str:
+        """Stands for this engine in compiled programs: equal engines, equal names."""
+        model = np.empty(mujoco.mj_sizeModel(self.model), np.uint8)
+        mujoco.mj_saveModel(self.model, None, model)
+        return f"mujoco-{hashlib.sha256(model.tobytes()).hexdigest()}-{self.frame_skip}-{self.num_threads}"
+
+    def step(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
         """Advances a batch by one control step.
 
         Args:
-            qpos: `[..., nq]`.
-            qvel: `[..., nv]`.
-            warmstart: `[..., nv]` accelerations from which the contact solver starts.
-            ctrl: `[..., nu]`.
-
-        Returns:
-            `(qpos, qvel, warmstart)` after the step. The engine does not hand out its own warm
-            start; the last substep's change of velocity is as good a start and costs nothing.
+            inputs: positions `[..., nq]`, velocities `[..., nv]`, accelerations `[..., nv]` from which
+                the contact solver starts, controls `[..., nu]`; then, where bodies differ, the fields
+                of `ModelParams`, each `[..., *shape]`.
+            outputs: positions, velocities and accelerations after the step. The engine does not hand
+                out its own warm start; the last substep's change of velocity is as good a start and
+                costs nothing.
         """
-        qpos, qvel = np.asarray(qpos), np.asarray(qvel)
-        warmstart, ctrl = np.asarray(warmstart), np.asarray(ctrl)
-        batch_shape = qpos.shape[:-1]
-        size = int(np.prod(batch_shape, dtype=np.int64))
+        qpos, qvel, warmstart, ctrl, *model_params = inputs
+        size = int(np.prod(qpos.shape[:-1], dtype=np.int64))
         with self._lock:
             models, initial, start, control, states = self._buffers_for(size)
+            if model_params:
+                models = self._models_for([x.reshape(size, -1) for x in model_params])
             initial[:, self._qpos] = qpos.reshape(size, -1)
             initial[:, self._qvel] = qvel.reshape(size, -1)
             start[:] = warmstart.reshape(size, -1)
@@ -95,12 +108,28 @@ class HostEngine:
             if unstable.any():
                 last[unstable] = np.nan
             before = states[:, -2] if self.frame_skip > 1 else initial
-            acceleration = (last[:, self._qvel] - before[:, self._qvel]) / self.model.opt.timestep
-            return (
-                last[:, self._qpos].astype(qpos.dtype).reshape(qpos.shape),
-                last[:, self._qvel].astype(qvel.dtype).reshape(qvel.shape),
-                acceleration.astype(qvel.dtype).reshape(qvel.shape),
-            )
+            new_qpos, new_qvel, acceleration = (x.reshape(size, -1) for x in outputs)
+            new_qpos[:] = last[:, self._qpos]
+            new_qvel[:] = last[:, self._qvel]
+            acceleration[:] = (last[:, self._qvel] - before[:, self._qvel]) / self.model.opt.timestep
+
+    def _models_for(self, fields: list[np.ndarray]) -> list[mujoco.MjModel]:
+        """One model per environment; models are rebuilt only when their numbers change."""
+        params = np.concatenate(fields, axis=1)
+        if np.array_equal(params, self._variant_params):
+            return self._variant_of_env
+        rows, which = np.unique(params, axis=0, return_inverse=True)
+        while len(self._variants) < len(rows):
+            self._variants.append(copy.copy(self.model))
+        splits = np.cumsum([field.shape[1] for field in fields])[:-1]
+        for variant, row in zip(self._variants, rows, strict=False):
+            for name, values in zip(ModelParams._fields, np.split(row, splits), strict=True):
+                target = getattr(variant, name)
+                target[:] = values.reshape(target.shape)
+            _sum_subtree_masses(variant)
+        self._variant_params = params
+        self._variant_of_env = [self._variants[i] for i in which.ravel()]
+        return self._variant_of_env
 
     def _buffers_for(self, size: int) -> tuple:
         if size not in self._buffers:
@@ -114,26 +143,38 @@ class HostEngine:
         return self._buffers[size]
 
 
-def make_mujoco(model_path: Path, frame_skip: int, num_threads: int = 0) -> Simulator:
-    """The C engine for one model file. `num_threads` 0 takes one per available core."""
-    model = load_model(model_path)
+def _sum_subtree_masses(model: mujoco.MjModel) -> None:
+    """Brings the masses of subtrees, which place the engine's centres of mass, up to date."""
+    mass = model.body_mass.copy()
+    for body in range(model.nbody - 1, 0, -1):
+        mass[model.body_parentid[body]] += mass[body]
+    model.body_subtreemass[:] = mass
+
+
+def make_mujoco(model: Model, frame_skip: int, num_threads: int = 0) -> Simulator:
+    """The C engine for one model. `num_threads` 0 takes one per available core."""
+    mj_model = load_model(model)
     # An unstable state must come back as it is: reset to the default pose it would look healthy.
-    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
-    engine = HostEngine(model, frame_skip, num_threads)
+    mj_model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+    engine = HostEngine(mj_model, frame_skip, num_threads)
+    name = engine.name
 
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:
         return SimState(qpos, qvel, jnp.zeros_like(qvel))
 
-    def step(state: SimState, ctrl: jax.Array) -> SimState:
+    def step(state: SimState, ctrl: jax.Array, model_params: ModelParams | None = None) -> SimState:
         shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in state)
-        return SimState(*jax.pure_callback(engine.step, shapes, *state, ctrl, vmap_method="broadcast_all"))
+        inputs = (*state, ctrl, *(() if model_params is None else model_params))
+        return SimState(*host_call(engine.step, name, shapes, *inputs))
 
     return Simulator(
         name="mujoco",
         init=init,
         step=step,
-        qpos0=tuple(float(x) for x in model.qpos0),
-        nv=model.nv,
-        nu=model.nu,
-        dt=float(model.opt.timestep) * frame_skip,
+        default_params=functools.partial(default_params, mj_model),
+        qpos0=tuple(float(x) for x in mj_model.qpos0),
+        nv=mj_model.nv,
+        nu=mj_model.nu,
+        dt=float(mj_model.opt.timestep) * frame_skip,
+        ctrl_range=control_range(mj_model),
     )

@@ -1,0 +1,151 @@
+"""What bounding MJX's contact solver costs and saves: `python -m benchmarks.mjx_solver`.
+
+States are those that a trained policy visits on the C engine. From each, one control step is taken
+on `mjx` with bounded solver and line-search iterations and on the C engine with its own; the same
+policy's return is measured on both.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from admrl_jax import gaussian
+from admrl_jax.attacks import Budget, no_attack
+from admrl_jax.config import MAMLConfig
+from admrl_jax.envs import PhysicsEnv
+from admrl_jax.evaluation import evaluate
+from admrl_jax.networks import Policy
+from admrl_jax.simulators import SimState
+from admrl_jax.simulators.mjx import make_mjx
+from admrl_jax.training import collect_meta_batch
+from admrl_jax.types import Params, Task
+from benchmarks.common import compile_and_time, report
+from experiments.trained import load_policy
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """One-step error, speed and return of MJX under bounded solver iterations."""
+
+    run_dir: Path = Path("results/halfcheetah_dir")
+    """A run with a trained policy."""
+    method: str = "pretrain"
+    """pretrain, maml, random, fgsm or admrl."""
+    iterations: tuple[int, ...] = (100, 8, 4, 2, 1)
+    """Bounds on the solver's iterations."""
+    line_search: tuple[int, ...] = (50, 8, 6, 4, 4)
+    """Bounds on its line search, one for each of `iterations`."""
+    states: int = 512
+    """Visited states from which a step is taken."""
+    episodes: int = 0
+    """Episodes per task whose returns are compared; 0 leaves returns out (slow on a CPU)."""
+    repeats: int = 3
+    json: Path | None = None
+    """Also write the figures here."""
+
+
+TASKS = 8
+
+
+def visited(
+    env: PhysicsEnv, policy: Policy, params: Params, config: MAMLConfig, count: int
+) -> tuple[SimState, jax.Array]:
+    """States and controls `[count, ...]` of adapted policies on the C engine."""
+    tasks = jax.vmap(env.sample_task)(jax.random.split(jax.random.key(7), TASKS))
+
+    def episode(params: Params, key: jax.Array, task: Task) -> tuple[SimState, jax.Array]:
+        state, obs = env.reset(key, task)
+
+        def step(carry: Any, key: jax.Array) -> Any:
+            state, obs = carry
+            action = gaussian.sample(policy.apply(params, obs), key)
+            new, seen = env.step(state, action, task)
+            ctrl = jnp.clip(action / env.config.action_scale, -1, 1)
+            return (new, seen.obs), (state, ctrl)
+
+        return jax.lax.scan(step, (state, obs), jax.random.split(key, env.horizon))[1]
+
+    @jax.jit
+    def run(params: Params) -> tuple[SimState, jax.Array]:
+        batch = collect_meta_batch(
+            params,
+            (),
+            jax.random.key(8),
+            tasks,
+            env=env,
+            policy=policy,
+            attack=no_attack(),
+            support_budget=Budget(0.0),
+            query_budget=Budget(0.0),
+            config=config,
+        )
+        return jax.vmap(episode)(batch.adapted_params, jax.random.split(jax.random.key(9), TASKS), tasks)
+
+    states, ctrl = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), run(params))
+    pick = np.random.default_rng(0).permutation(ctrl.shape[0])[:count]
+    return jax.tree.map(lambda x: x[pick], (states, ctrl))
+
+
+def returns(
+    env: PhysicsEnv, policy: Policy, params: Params, config: MAMLConfig, episodes: int
+) -> tuple[float, float]:
+    """Mean return after adaptation and its standard error over tasks."""
+    tasks = jax.vmap(env.sample_task)(jax.random.split(jax.random.key(1), TASKS))
+    run = functools.partial(
+        evaluate,
+        env=env,
+        policy=policy,
+        attack=no_attack(),
+        support_budget=Budget(0.0),
+        query_budget=Budget(0.0),
+        config=replace(config, num_trajectories=episodes),
+    )
+    post = np.asarray(jax.jit(run)(params, (), jax.random.key(2), tasks).returns[:, -1].mean(-1))
+    return float(post.mean()), float(post.std(ddof=1) / TASKS**0.5)
+
+
+def main() -> None:
+    """Runs the benchmark from the command line."""
+    arguments = tyro.cli(Arguments, prog="python -m benchmarks.mjx_solver", description=__doc__)
+    config, env, policy, params = load_policy(arguments.run_dir, arguments.method, simulator="mujoco")
+    assert isinstance(env, PhysicsEnv)
+    maml = config.train.maml
+    params = jax.tree.map(lambda x: x[0], params)
+    states, ctrl = visited(env, policy, params, maml, arguments.states)
+    truth = jax.jit(jax.vmap(env.simulator.step))(states, ctrl)
+    rows = []
+    for iterations, line_search in zip(arguments.iterations, arguments.line_search, strict=True):
+        engine = make_mjx(
+            env.model, env.config.frame_skip, solver_iterations=iterations, line_search_iterations=line_search
+        )
+        compile_seconds, seconds, new = compile_and_time(
+            jax.vmap(engine.step), states, ctrl, repeats=arguments.repeats
+        )
+        error = np.abs(np.asarray(new.qvel) - np.asarray(truth.qvel)).max(axis=-1)
+        row: dict[str, Any] = {
+            "iterations": iterations,
+            "line search": line_search,
+            "compile_s": compile_seconds,
+            "steps_per_s": arguments.states / seconds,
+            "qvel error, median": float(np.median(error)),
+            "99 %": float(np.quantile(error, 0.99)),
+            "largest": float(error.max()),
+        }
+        if arguments.episodes:
+            mjx_env = type(env)(engine, env.config)
+            row["return"], row["s.e."] = returns(mjx_env, policy, params, maml, arguments.episodes)
+        rows.append(row)
+    if arguments.episodes:
+        mean, error = returns(env, policy, params, maml, arguments.episodes)
+        print(f"return on mujoco: {mean:.1f} (standard error {error:.1f})")
+    report("MJX with bounded solver iterations against the C engine, one control step", rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
