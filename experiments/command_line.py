@@ -1,6 +1,7 @@
 """The command line shared by all experiments: presets, settings, errors and exit codes."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
@@ -12,7 +13,7 @@ import jax
 import tyro
 
 from admrl_jax.checks import ConfigError
-from admrl_jax.config import Config, validate
+from admrl_jax.config import MACHINE_SETTINGS, Config, validate
 from admrl_jax.run_log import RunError, open_run
 from admrl_jax.simulators import SimulatorError
 from experiments.context import Context, Interrupted
@@ -67,12 +68,16 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
         return fail(f"until: {arguments.until!r} is not known; accepted: {', '.join(UNTIL)}")
     run_config = arguments.config
     directory = arguments.run_dir or Path("runs") / f"{run_config.env.name}-{preset}"
-    # How many seeds and which simulator do not make another protocol.
-    same = {name: getattr(run_config, name) for name in ("seeds", "simulator", "num_threads")}
+    # How many seeds, and where they are computed, does not make another protocol.
+    same = {name: getattr(run_config, name) for name in ("seeds", *MACHINE_SETTINGS)}
     label = preset if run_config == replace(presets[preset], **same) else "custom"
     # A quick run compiles for longer than it computes.
     jax.config.update("jax_disable_most_optimizations", preset == "quick")
     _keep_compiled_programs(arguments.compilation_cache)
+    if run_config.num_devices > 1:
+        # Too late where JAX has looked for devices already; then those there are must do.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", run_config.num_devices)
     try:
         validate(run_config)
         context = Context(run_config, directory)

@@ -1,5 +1,6 @@
 """What one run holds throughout its stages: config, environment, networks, attacks, files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from admrl_jax.config import Config
 from admrl_jax.envs import Env
 from admrl_jax.networks import Policy
 from admrl_jax.run_log import MetricsLog, StopRequest
+from admrl_jax.sharding import TASKS, replicate, spread_tasks, task_mesh
 from admrl_jax.training import TrainState
 from admrl_jax.types import Params
 
@@ -41,6 +43,8 @@ class Context:
             "fgsm": attacks.fgsm(self.policy),
             "adgan": self.adgan.attack,
         }
+        self.mesh = None if config.num_devices == 1 else task_mesh(config.num_devices)
+        self.axis_name = None if self.mesh is None else TASKS
         self.log = MetricsLog(directory)
         self.stop = StopRequest()
         self.seconds: dict[str, float] = {}
@@ -55,6 +59,14 @@ class Context:
     def number(self, attack: str) -> jax.Array:
         """Number of an attack by its name."""
         return jnp.array(list(self._attacks).index(attack), jnp.int32)
+
+    def spread(self, function: Callable[..., Any], out_specs: Any = None) -> Callable[..., Any]:
+        """Runs a function on every device, where tasks are spread over several."""
+        return function if self.mesh is None else spread_tasks(function, self.mesh, out_specs)
+
+    def place(self, tree: Any) -> Any:
+        """Puts arrays on every device, where tasks are spread over several."""
+        return tree if self.mesh is None else replicate(tree, self.mesh)
 
     def check_stop(self) -> None:
         """Raises `Interrupted` if a signal asked for it."""

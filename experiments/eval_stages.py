@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from admrl_jax import envs, evaluation, training
+from admrl_jax import envs, evaluation, mapped_axis, training
 from admrl_jax.config import METHODS, MAMLConfig
 from admrl_jax.files import write_arrays
 from admrl_jax.run_log import Progress
+from admrl_jax.sharding import TASKS
 from admrl_jax.training import TrainState
 from admrl_jax.types import Params
 from experiments.context import Context, check_budget, generator_of
@@ -236,29 +238,34 @@ class EvalStages:
                     params,
                     attack_params,
                     key,
-                    tasks,
+                    mapped_axis.share(tasks, self.context.axis_name),
                     env=self.context.env,
                     policy=self.context.policy,
                     attack=self.context.attack(index),
                     support_budget=budget._replace(radius=support_radius),
                     query_budget=budget._replace(radius=query_radius),
                     config=self._eval_maml,
+                    axis_name=self.context.axis_name,
                 )
 
             axes = (None, 0, 0, None, None, 0, None, None)
-            self._program = jax.jit(jax.vmap(one_seed, in_axes=axes))
-        result = jax.device_get(
-            self._program(
-                self.context.number(attack),
-                policy_params,
-                attack_params,
-                self.context.eval_key,
-                self.context.tasks,
-                state.budget,
-                jnp.float32(support_radius),
-                jnp.float32(query_radius),
+            one, each_task = PartitionSpec(), PartitionSpec(None, TASKS)
+            self._program = jax.jit(
+                self.context.spread(
+                    jax.vmap(one_seed, in_axes=axes), evaluation.EvalResult._make((each_task, one, one))
+                )
             )
+        inputs = (
+            self.context.number(attack),
+            policy_params,
+            attack_params,
+            self.context.eval_key,
+            self.context.tasks,
+            state.budget,
+            jnp.float32(support_radius),
+            jnp.float32(query_radius),
         )
+        result = jax.device_get(self._program(*self.context.place(inputs)))
         check_budget(result.budget_excess, f"meta-test under {attack}")
         return result
 

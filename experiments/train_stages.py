@@ -233,6 +233,7 @@ class TrainStages:
                     adgan=self.context.adgan,
                     train_policy=False if is_victim_frozen else train_policy,
                     train_adversary=True if is_victim_frozen else train_adversary,
+                    axis_name=self.context.axis_name,
                 )
                 return training.train_chunk(state, num_steps=size, step_fn=step)
 
@@ -240,10 +241,9 @@ class TrainStages:
             program = jax.vmap(chunk, in_axes=axes)
             if is_victim_frozen:
                 program = jax.vmap(program, in_axes=axes)
-            self._programs[key] = jax.jit(program)
-        state, metrics = self._programs[key](
-            state, self.context.number(attack), jnp.array(train_policy), jnp.array(attack == "adgan")
-        )
+            self._programs[key] = jax.jit(self.context.spread(program))
+        inputs = (state, self.context.number(attack), jnp.array(train_policy), jnp.array(attack == "adgan"))
+        state, metrics = self._programs[key](*self.context.place(inputs))
         metrics = jax.device_get(metrics)
         # What a stage does not train has no metrics.
         return state, {k: v for k, v in metrics.items() if not np.isnan(v).all()}

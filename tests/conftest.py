@@ -18,6 +18,8 @@ from benchmarks.parity import Case, Run, make_case, make_env, run_engine, run_gy
 jax.config.update(
     "jax_disable_most_optimizations", os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
 )
+# Fake devices over which tasks are spread.
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture

@@ -220,6 +220,27 @@ def test_second_run_in_one_directory_is_refused(finished: Path, capsys) -> None:
     os.close(lock)
 
 
+def test_a_run_moves_from_two_devices_to_one(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "moves"
+    assert run([*toy(directory), "--until=pretrain", "--num-devices=2"]) == 0
+    rows, expected = (
+        list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+        for folder in (directory, finished)
+    )
+    assert len(rows) == 6
+    for name in ("train/pre_return", "train/post_return", "train/kl"):
+        # The first step differs by the order of sums alone; what follows amplifies it.
+        assert math.isclose(float(rows[0][name]), float(expected[0][name]), rel_tol=1e-3), name
+    assert run([*toy(directory), "--resume", "--until=finetune"]) == 0
+    rows = list(csv.DictReader((directory / "metrics.csv").read_text().splitlines()))
+    assert {row["method"] for row in rows} == {"pretrain", *METHODS}
+
+
+def test_devices_must_divide_the_tasks(tmp_path: Path, capsys) -> None:
+    argv = [*toy(tmp_path / "never"), "--num-devices=3"]
+    refused(argv, capsys, "num_devices: 3 is not accepted", "a divisor of train.maml.num_tasks (2)")
+
+
 def tiny(preset: Config) -> Config:
     """Every stage once, on as little as possible."""
     return replace(

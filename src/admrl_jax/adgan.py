@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from admrl_jax import gaussian
+from admrl_jax import gaussian, mapped_axis
 from admrl_jax.attacks import Attack, Budget, generator_attack, safe_norm
 from admrl_jax.attacks.generator import perturb_with, raw_perturbation
 from admrl_jax.config import AdversaryConfig
@@ -101,6 +101,7 @@ def adversarial_loss(
     policy: Policy,
     budget: Budget,
     clip_ratio: float,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Surrogate return of the victim `[]`, which the generator minimises (Eq. 10).
 
@@ -116,6 +117,7 @@ def adversarial_loss(
         policy: victim's policy.
         budget: radius and units; the projection is part of the attack.
         clip_ratio: largest relative change of a probability that still earns.
+        axis_name: mapped axis over which tasks are spread; this is one device's part of the loss.
     """
     perturbed = perturb_with(adgan.generator, generator_params, steps.obs, budget)
     dist = jax.vmap(policy.apply)(jax.lax.stop_gradient(adapted_params), perturbed)
@@ -123,11 +125,17 @@ def adversarial_loss(
     ratio = jnp.exp(gaussian.log_prob(dist, steps.action) - steps.log_prob)
     clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
     surrogate = jnp.maximum(ratio * steps.advantage, clipped * steps.advantage)
-    return jnp.sum(surrogate * steps.weight) / jnp.maximum(jnp.sum(steps.weight), 1e-12)
+    return _weighted_mean(surrogate, steps.weight, axis_name)
 
 
 def hinge_loss(
-    generator_params: Params, obs: jax.Array, weight: jax.Array, *, adgan: AdGAN, budget: Budget
+    generator_params: Params,
+    obs: jax.Array,
+    weight: jax.Array,
+    *,
+    adgan: AdGAN,
+    budget: Budget,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Mean of `max(0, ||G(x)||_2 - c)` per sample `[]`, before projection (Eq. 11).
 
@@ -137,36 +145,44 @@ def hinge_loss(
         weight: `[...]`.
         adgan: networks.
         budget: `c` is its radius.
+        axis_name: mapped axis over which tasks are spread; this is one device's part of the loss.
     """
     size = safe_norm(raw_perturbation(adgan.generator, generator_params, obs, budget))
-    return _weighted_mean(jnp.maximum(size - budget.radius, 0.0), weight)
+    return _weighted_mean(jnp.maximum(size - budget.radius, 0.0), weight, axis_name)
 
 
-def generator_gan_loss(score_perturbed: jax.Array, weight: jax.Array, kind: str) -> jax.Array:
+def generator_gan_loss(
+    score_perturbed: jax.Array, weight: jax.Array, kind: str, axis_name: str | None = None
+) -> jax.Array:
     """What the generator gains `[]` when perturbed observations pass for clean ones (Eq. 9).
 
     Args:
         score_perturbed: `[...]` discriminator scores of perturbed observations.
         weight: `[...]`.
         kind: `lsgan`, `bce` (non-saturating) or `bce_paper` (the saturating form as printed).
+        axis_name: mapped axis over which tasks are spread; this is one device's part of the loss.
     """
     losses = {
         "lsgan": lambda s: jnp.square(s - 1),
         "bce": lambda s: jax.nn.softplus(-s),
         "bce_paper": lambda s: -jax.nn.softplus(s),
     }
-    return _weighted_mean(losses[kind](score_perturbed), weight)
+    return _weighted_mean(losses[kind](score_perturbed), weight, axis_name)
 
 
 def discriminator_loss(
-    score_clean: jax.Array, score_perturbed: jax.Array, weight: jax.Array, kind: str
+    score_clean: jax.Array,
+    score_perturbed: jax.Array,
+    weight: jax.Array,
+    kind: str,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """The discriminator's loss `[]`: clean towards 1, perturbed towards 0 (Eq. 9, negated)."""
     if kind == "lsgan":
         loss = 0.5 * (jnp.square(score_clean - 1) + jnp.square(score_perturbed))
     else:
         loss = jax.nn.softplus(-score_clean) + jax.nn.softplus(score_perturbed)
-    return _weighted_mean(loss, weight)
+    return _weighted_mean(loss, weight, axis_name)
 
 
 def update_adversary(
@@ -180,6 +196,7 @@ def update_adversary(
     policy: Policy,
     budget: Budget,
     config: AdversaryConfig,
+    axis_name: str | None = None,
 ) -> tuple[AdversaryState, Metrics]:
     """One pass (or `config.num_epochs`) of discriminator and generator over a meta-batch.
 
@@ -196,6 +213,7 @@ def update_adversary(
         policy: victim's policy.
         budget: the budget the data was collected under.
         config: loss kind, clip, passes and minibatches; the loss weights stand in `state`.
+        axis_name: mapped axis over which tasks are spread.
 
     Returns:
         `(state, metrics)`, metrics averaged over minibatches.
@@ -214,7 +232,7 @@ def update_adversary(
         action=action,
         log_prob=gaussian.log_prob(victim, action),
         advantage=samples(query.advantage, 0),
-        weight=query_weights(query),
+        weight=query_weights(query, axis_name),
     )
     support_obs = samples(support.trajectory.obs, 1)
     support_mask = samples(support.trajectory.mask, 0)
@@ -236,11 +254,12 @@ def update_adversary(
             perturbed = perturb_with(adgan.generator, state.generator_params, clean, budget)
             real = score(params, budget.to_units(clean))
             fake = score(params, budget.to_units(perturbed))
-            return discriminator_loss(real, fake, weight, config.gan_loss), (real, fake)
+            return discriminator_loss(real, fake, weight, config.gan_loss, axis_name), (real, fake)
 
         (d_loss, (real, fake)), d_gradient = jax.value_and_grad(discriminate, has_aux=True)(
             state.discriminator_params
         )
+        d_gradient = mapped_axis.total(d_gradient, axis_name)
         d_updates, d_opt_state = adgan.discriminator_optimizer.update(
             d_gradient, state.discriminator_opt_state, state.discriminator_params
         )
@@ -255,34 +274,37 @@ def update_adversary(
                 policy=policy,
                 budget=budget,
                 clip_ratio=config.clip_ratio,
+                axis_name=axis_name,
             )
             perturbed = perturb_with(adgan.generator, params, clean, budget)
             fake = score(discriminator_params, budget.to_units(perturbed))
-            gan = generator_gan_loss(fake, weight, config.gan_loss)
-            hinge = hinge_loss(params, clean, weight, adgan=adgan, budget=budget)
+            gan = generator_gan_loss(fake, weight, config.gan_loss, axis_name)
+            hinge = hinge_loss(params, clean, weight, adgan=adgan, budget=budget, axis_name=axis_name)
             total = adversarial + state.weights.gan * gan + state.weights.hinge * hinge
             return total, (adversarial, gan, hinge)
 
         (_, (adversarial, gan, hinge)), g_gradient = jax.value_and_grad(generate, has_aux=True)(
             state.generator_params
         )
+        g_gradient = mapped_axis.total(g_gradient, axis_name)
         g_updates, g_opt_state = adgan.generator_optimizer.update(
             g_gradient, state.generator_opt_state, state.generator_params
         )
         generator_params = optax.apply_updates(state.generator_params, g_updates)
         threshold = 0.5 if config.gan_loss == "lsgan" else 0.0
         size = safe_norm(raw_perturbation(adgan.generator, generator_params, clean, budget))
-        metrics = {
+        parts = {
             "adversary/adversarial_loss": adversarial,
             "adversary/gan_loss": gan,
             "adversary/hinge_loss": hinge,
             "adversary/discriminator_loss": d_loss,
-            "adversary/clean_accuracy": _weighted_mean(real > threshold, weight),
-            "adversary/perturbed_accuracy": _weighted_mean(fake < threshold, weight),
-            "adversary/raw_size": _weighted_mean(size, weight),
-            "adversary/at_bound": _weighted_mean(size >= budget.radius, weight),
-            "adversary/generator_gradient_norm": optax.tree.norm(g_gradient),
+            "adversary/clean_accuracy": _weighted_mean(real > threshold, weight, axis_name),
+            "adversary/perturbed_accuracy": _weighted_mean(fake < threshold, weight, axis_name),
+            "adversary/raw_size": _weighted_mean(size, weight, axis_name),
+            "adversary/at_bound": _weighted_mean(size >= budget.radius, weight, axis_name),
         }
+        metrics = mapped_axis.total(parts, axis_name)
+        metrics["adversary/generator_gradient_norm"] = optax.tree.norm(g_gradient)
         new_state = AdversaryState(
             weights=state.weights,
             generator_params=generator_params,
@@ -302,5 +324,6 @@ def update_adversary(
     return state, jax.tree.map(jnp.mean, metrics)
 
 
-def _weighted_mean(value: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.sum(value * weight) / jnp.maximum(jnp.sum(weight), 1e-12)
+def _weighted_mean(value: jax.Array, weight: jax.Array, axis_name: str | None) -> jax.Array:
+    """This device's part of the mean over all devices; the parts sum to it."""
+    return jnp.sum(value * weight) / jnp.maximum(mapped_axis.total(jnp.sum(weight), axis_name), 1e-12)

@@ -24,6 +24,9 @@ from admrl_jax.checks import (
 )
 from admrl_jax.env_config import ENV_CHECKS, ENV_CONFIGS, EnvConfig, validate_ranges
 
+MACHINE_SETTINGS = ("simulator", "num_threads", "num_devices")
+"""Settings of a `Config` that say where a run is computed and not what."""
+
 METHODS = ("maml", "random", "fgsm", "admrl")
 """The four training methods, in the order of the paper's Table I."""
 
@@ -157,6 +160,8 @@ class Config:
     closed form need none."""
     num_threads: int = 0
     """Host threads of the mujoco simulator; 0 takes one per core."""
+    num_devices: int = 1
+    """Devices over which tasks are spread; 0 takes all. On a CPU, as many are made of its cores."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Trained together in one program."""
     units: str = "paper"
@@ -181,6 +186,7 @@ SIMULATORS = (
 _CHECKS: dict[str, Check] = {
     "simulator": one_of("auto", *SIMULATORS),
     "num_threads": COUNT_OR_ZERO,
+    "num_devices": COUNT_OR_ZERO,
     "seeds": distinct(SEED, "whole numbers from 0 to 2147483647"),
     "units": one_of("paper", "normalised"),
     **{f"env.{name}": check for name, check in ENV_CHECKS.items()},
@@ -259,10 +265,20 @@ def validate(config: Config) -> Config:
                 f"schedule.{name}: {getattr(schedule, name)} is not accepted; accepted: a multiple of "
                 f"schedule.chunk_steps ({schedule.chunk_steps})"
             )
-    if maml.task_block and maml.num_tasks % maml.task_block:
+    for name, tasks in (
+        ("train.maml.num_tasks", maml.num_tasks),
+        ("eval.num_tasks", config.eval.num_tasks),
+        ("eval.adaptive_tasks", config.eval.adaptive_tasks),
+    ):
+        if config.num_devices and tasks % config.num_devices:
+            raise ConfigError(
+                f"num_devices: {config.num_devices} is not accepted; accepted: 0 or a divisor of "
+                f"{name} ({tasks})"
+            )
+    if maml.task_block and maml.num_tasks % (maml.task_block * max(config.num_devices, 1)):
         raise ConfigError(
             f"train.maml.task_block: {maml.task_block} is not accepted; accepted: 0 or a divisor of "
-            f"train.maml.num_tasks ({maml.num_tasks})"
+            f"train.maml.num_tasks ({maml.num_tasks}) per device"
         )
     for name, trajectories in (
         ("train.maml.num_trajectories", maml.num_trajectories),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from admrl_jax import mapped_axis
 from admrl_jax.attacks import Attack, Budget, no_attack
 from admrl_jax.config import MAMLConfig
 from admrl_jax.envs.base import Env
@@ -41,6 +42,7 @@ def evaluate(
     support_budget: Budget,
     query_budget: Budget,
     config: MAMLConfig,
+    axis_name: str | None = None,
 ) -> EvalResult:
     """Adapts to each task and measures the return at every stage of adaptation.
 
@@ -58,6 +60,8 @@ def evaluate(
         support_budget: budget during adaptation.
         query_budget: budget after the last adaptation step.
         config: trajectories and adaptation settings.
+        axis_name: mapped axis over which tasks are spread; `tasks` and the returns are then those of
+            this device.
     """
     batch = collect_meta_batch(
         policy_params,
@@ -70,15 +74,18 @@ def evaluate(
         support_budget=support_budget,
         query_budget=query_budget,
         config=config,
+        axis_name=axis_name,
     )
     support, query = batch.support.trajectory, batch.query.trajectory
     returns = jnp.concatenate([episode_returns(support), episode_returns(query)[:, None]], axis=1)
     before = attack.measure(support.obs, support.perturbed_obs, support_budget)
     after = attack.measure(query.obs, query.perturbed_obs, query_budget)
+    size, valid = mapped_axis.total((jnp.sum(after.size * query.mask), jnp.sum(query.mask)), axis_name)
+    excess = jnp.maximum(jnp.max(before.excess), jnp.max(after.excess))
     return EvalResult(
         returns=returns,
-        attack_size=jnp.sum(after.size * query.mask) / jnp.maximum(jnp.sum(query.mask), 1.0),
-        budget_excess=jnp.maximum(jnp.max(before.excess), jnp.max(after.excess)),
+        attack_size=size / jnp.maximum(valid, 1.0),
+        budget_excess=mapped_axis.largest(excess, axis_name),
     )
 
 

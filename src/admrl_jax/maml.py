@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from admrl_jax import gaussian
+from admrl_jax import gaussian, mapped_axis
 from admrl_jax.gaussian import Gaussian
 from admrl_jax.networks import Policy
 from admrl_jax.types import Experience, Params
@@ -131,11 +131,14 @@ def map_blocks(function: Callable, data, block: int):
     return jax.lax.map(function, data, batch_size=block if block > 1 else None)
 
 
-def query_weights(query: Experience) -> jax.Array:
-    """Weight `[N, K H]` of each query sample: tasks count equally, then their valid steps."""
+def query_weights(query: Experience, axis_name: str | None = None) -> jax.Array:
+    """Weight `[N, K H]` of each query sample: tasks count equally, then their valid steps.
+
+    The weights of all tasks, those of other devices on `axis_name` included, sum to one.
+    """
     mask = query.trajectory.mask.reshape(query.trajectory.mask.shape[0], -1)
     count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0)
-    return mask / (count * mask.shape[0])
+    return mask / (count * mask.shape[0] * mapped_axis.size(axis_name))
 
 
 def surrogate_loss(query: Experience, weights: jax.Array) -> Callable[[Gaussian, Gaussian], jax.Array]:

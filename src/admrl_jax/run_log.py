@@ -92,11 +92,18 @@ def _claim(config_path: Path, config: Config, *, resume: bool) -> None:
 
 
 def config_difference(saved: Config, wanted: Config) -> str:
-    """`name: saved -> wanted` for every setting that differs; empty if none does."""
+    """`name: saved -> wanted` for every setting that differs; empty if none does.
+
+    Where a run is computed may change from one session to the next, all but the engine.
+    """
     if type(saved.env) is not type(wanted.env):
         return f"env: {saved.env.name} -> {wanted.env.name}"
     old, new = flatten(saved), flatten(wanted)
-    return "; ".join(f"{name}: {old[name]} -> {new[name]}" for name in old if old[name] != new[name])
+    return "; ".join(
+        f"{name}: {old[name]} -> {new[name]}"
+        for name in old
+        if old[name] != new[name] and name not in ("num_threads", "num_devices")
+    )
 
 
 class MetricsLog:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from admrl_jax import mapped_axis
 from admrl_jax.adgan import AdGAN, AdversaryState, update_adversary
 from admrl_jax.attacks import Attack, Budget
 from admrl_jax.config import MAMLConfig, TrainConfig
@@ -90,6 +91,7 @@ def collect_meta_batch(
     support_budget: Budget,
     query_budget: Budget,
     config: MAMLConfig,
+    axis_name: str | None = None,
 ) -> MetaBatch:
     """Collects support data, adapts to each task, and collects query data.
 
@@ -104,6 +106,7 @@ def collect_meta_batch(
         support_budget: budget before and during adaptation; radius 0 leaves it clean.
         query_budget: budget after adaptation.
         config: trajectories, adaptation and advantage settings.
+        axis_name: mapped axis over which tasks are spread; `tasks` are then those of this device.
     """
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
 
@@ -116,7 +119,9 @@ def collect_meta_batch(
             attack=attack,
             budget=budget,
         )
-        keys = jax.random.split(jax.random.fold_in(key, step), num_tasks)
+        # One key per task of the whole batch, so that spreading it changes no episode.
+        keys = jax.random.split(jax.random.fold_in(key, step), num_tasks * mapped_axis.size(axis_name))
+        keys = mapped_axis.share(keys, axis_name)
         trajectory = jax.vmap(run, in_axes=(params_axis, None, 0, 0))(params, attack_params, keys, tasks)
         score = functools.partial(estimate_advantages, discount=config.discount, gae_lambda=config.gae_lambda)
         return jax.vmap(score)(trajectory)
@@ -145,6 +150,7 @@ def outer_step(
     adgan: AdGAN | None = None,
     train_policy: bool | jax.Array = True,
     train_adversary: bool | jax.Array = True,
+    axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One outer step (Algorithms 1 to 3).
 
@@ -159,13 +165,17 @@ def outer_step(
         train_policy: False freezes the policy, as in adGAN's warm-up and in adaptive attacks.
         train_adversary: False freezes adGAN. Both switches may be arrays `[]`; they then are
             decided when the program runs, and metrics of what is frozen are NaN.
+        axis_name: mapped axis over which tasks are spread, inside a `shard_map`; every device then
+            holds the same state, works on its share of `config.maml.num_tasks`, and sums over the axis.
 
     Returns:
         `(state, metrics)`. A trust-region step that finds no improvement, or anything not
         finite, leaves the policy as it was.
     """
     key_tasks, key_collect, key_adversary = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
-    tasks = jax.vmap(env.sample_task)(jax.random.split(key_tasks, config.maml.num_tasks))
+    tasks = jax.vmap(env.sample_task)(
+        mapped_axis.share(jax.random.split(key_tasks, config.maml.num_tasks), axis_name)
+    )
     attack_params = state.attack_params
     if state.adversary is not None:
         attack_params = state.adversary.generator_params
@@ -180,11 +190,12 @@ def outer_step(
         support_budget=state.budget,
         query_budget=state.budget,
         config=config.maml,
+        axis_name=axis_name,
     )
-    metrics = batch_metrics(batch, attack, state.budget)
+    metrics = batch_metrics(batch, attack, state.budget, axis_name)
     policy_params, policy_metrics = _when(
         train_policy,
-        lambda: update_policy(state.policy_params, batch, policy=policy, config=config),
+        lambda: update_policy(state.policy_params, batch, policy=policy, config=config, axis_name=axis_name),
         state.policy_params,
     )
     adversary, adversary_metrics = state.adversary, {}
@@ -200,6 +211,7 @@ def outer_step(
             policy=policy,
             budget=state.budget,
             config=config.adversary,
+            axis_name=axis_name,
         )
         adversary, adversary_metrics = _when(train_adversary, update, adversary)
     new_state = state.replace(step=state.step + 1, policy_params=policy_params, adversary=adversary)
@@ -207,10 +219,15 @@ def outer_step(
 
 
 def update_policy(
-    policy_params: Params, batch: MetaBatch, *, policy: Policy, config: TrainConfig
+    policy_params: Params,
+    batch: MetaBatch,
+    *,
+    policy: Policy,
+    config: TrainConfig,
+    axis_name: str | None = None,
 ) -> tuple[Params, Metrics]:
     """The trust-region step on the meta-parameters, through the adaptation."""
-    weights = query_weights(batch.query)
+    weights = query_weights(batch.query, axis_name)
     predict = adapt_and_predict(
         batch.support,
         batch.query,
@@ -230,6 +247,7 @@ def update_policy(
         cg_damping=config.trpo.cg_damping,
         line_search_steps=config.trpo.line_search_steps,
         backtrack_ratio=config.trpo.backtrack_ratio,
+        axis_name=axis_name,
     )
     metrics = {f"train/{name}": jnp.float32(value) for name, value in info._asdict().items()}
     metrics["train/std"] = jnp.mean(jnp.exp(policy_params["log_std"]))
@@ -253,17 +271,24 @@ def train_chunk(
     return jax.lax.scan(lambda carry, _: step_fn(carry), state, None, length=num_steps)
 
 
-def batch_metrics(batch: MetaBatch, attack: Attack, budget: Budget) -> Metrics:
+def batch_metrics(batch: MetaBatch, attack: Attack, budget: Budget, axis_name: str | None = None) -> Metrics:
     """Returns, steps, diverged episodes and perturbation sizes of a meta-batch."""
     support, query = batch.support.trajectory, batch.query.trajectory
     before = attack.measure(support.obs, support.perturbed_obs, budget)
     after = attack.measure(query.obs, query.perturbed_obs, budget)
-    valid = jnp.maximum(jnp.sum(query.mask), 1.0)
-    return {
+    means = {
         "train/pre_return": jnp.mean(episode_returns(support)[:, 0]),
         "train/post_return": jnp.mean(episode_returns(query)),
+    }
+    sums = {
         "train/env_steps": jnp.sum(support.mask) + jnp.sum(query.mask),
         "train/diverged": jnp.sum(support.diverged) + jnp.sum(query.diverged),
-        "attack/size": jnp.sum(after.size * query.mask) / valid,
-        "attack/budget_excess": jnp.maximum(jnp.max(before.excess), jnp.max(after.excess)),
+    }
+    size, valid = mapped_axis.total((jnp.sum(after.size * query.mask), jnp.sum(query.mask)), axis_name)
+    excess = jnp.maximum(jnp.max(before.excess), jnp.max(after.excess))
+    return {
+        **mapped_axis.mean(means, axis_name),
+        **mapped_axis.total(sums, axis_name),
+        "attack/size": size / jnp.maximum(valid, 1.0),
+        "attack/budget_excess": mapped_axis.largest(excess, axis_name),
     }

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from admrl_jax import gaussian
+from admrl_jax import gaussian, mapped_axis
 from admrl_jax.gaussian import Gaussian
 from admrl_jax.types import Params
 
@@ -116,6 +116,7 @@ def trpo_update(
     cg_damping: float = 1e-5,
     line_search_steps: int = 15,
     backtrack_ratio: float = 0.8,
+    axis_name: str | None = None,
 ) -> tuple[Params, TRPOInfo]:
     """One trust-region step (Schulman et al. 2015) that lowers a surrogate loss.
 
@@ -129,6 +130,8 @@ def trpo_update(
         cg_damping: multiple of the identity added to the Fisher matrix.
         line_search_steps: candidates at most.
         backtrack_ratio: step ratio between candidates.
+        axis_name: mapped axis over which the data is spread; `weights` sum to one over all of it, and
+            losses, divergences and gradients are summed over it.
 
     Returns:
         `(params, info)`. A candidate is accepted when the loss falls and the KL bound holds;
@@ -138,9 +141,11 @@ def trpo_update(
         old, pull, product = fisher_product(predict_fn, params, weights)
         loss_before, output_gradient = jax.value_and_grad(surrogate_fn)(old, old)
         gradient, unravel = ravel_pytree(pull(output_gradient))
+        loss_before, gradient = mapped_axis.total((loss_before, gradient), axis_name)
 
         def damped(vector: jax.Array) -> jax.Array:
-            return ravel_pytree(product(unravel(vector)))[0] + cg_damping * vector
+            part = ravel_pytree(product(unravel(vector)))[0]
+            return mapped_axis.total(part, axis_name) + cg_damping * vector
 
         direction, residual = conjugate_gradient(damped, gradient, iterations=cg_iterations)
         # A x = b - residual, so x.A.x costs no further product.
@@ -159,7 +164,8 @@ def trpo_update(
         def try_step(carry):
             i, _, _, _ = carry
             new = predict_fn(unravel(candidate(i)))
-            loss, kl = surrogate_fn(new, old), mean_kl(old, new, weights)
+            parts = surrogate_fn(new, old), mean_kl(old, new, weights)
+            loss, kl = mapped_axis.total(parts, axis_name)
             # Comparisons with NaN are false, so a broken candidate is never accepted.
             return i + 1, loss, kl, (loss < loss_before) & (kl <= max_kl)
 
