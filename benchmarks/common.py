@@ -69,3 +69,21 @@ def report(title: str, rows: Sequence[dict[str, Any]], json_path: Path | None) -
         json_path.write_text(
             json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=1) + "\n"
         )
+
+
+def markdown_table(rows: Sequence[dict[str, Any]], number: str) -> str:
+    """A table for a document; floats are formatted as `number` says."""
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "|".join("---" for _ in columns) + "|"]
+    for row in rows:
+        cells = [format(v, number) if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def replace_section(document: Path, name: str, text: str) -> None:
+    """Puts `text` between the markers `<!-- name: begin -->` and `<!-- name: end -->` of a document."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = document.read_text().split(begin)
+    after = rest.split(end)[1]
+    document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")

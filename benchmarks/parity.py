@@ -28,10 +28,9 @@ from admrl_jax.envs import PhysicsEnv
 from admrl_jax.networks import make_policy
 from admrl_jax.rollout import collect, episode_returns
 from admrl_jax.simulators.models import quiet_loading
-from benchmarks.common import machine
+from benchmarks.common import machine, markdown_table, replace_section
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "environments.md"
-BEGIN, END = "<!-- parity: begin -->", "<!-- parity: end -->"
 ENVIRONMENTS = tuple(name for name in ENV_CONFIGS if name != "navigation_2d")
 STEPS = 20
 
@@ -294,15 +293,6 @@ def untrained_rows(names: Sequence[str], num_episodes: int, horizon: int) -> lis
     return rows
 
 
-def _table(rows: Sequence[dict[str, Any]], number: str) -> str:
-    columns = list(rows[0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + "|".join("---" for _ in columns) + "|"]
-    for row in rows:
-        cells = [format(v, number) if isinstance(v, float) else str(v) for v in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 @dataclass(frozen=True)
 class Arguments:
     """Differences from Gymnasium over 20 control steps, and returns of untrained policies."""
@@ -318,8 +308,8 @@ class Arguments:
 def main() -> None:
     """Runs the comparison from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.parity", description=__doc__)
-    parity = _table(parity_rows(arguments.env, arguments.simulator, arguments.seeds), ".1e")
-    untrained = _table(untrained_rows(arguments.env, arguments.episodes, 100), ".2f")
+    parity = markdown_table(parity_rows(arguments.env, arguments.simulator, arguments.seeds), ".1e")
+    untrained = markdown_table(untrained_rows(arguments.env, arguments.episodes, 100), ".2f")
     versions = ", ".join(f"{k} {v}" for k, v in machine().items() if k in ("jax", "mujoco", "mujoco-mjx"))
     first = (
         f"Largest absolute difference from Gymnasium {gymnasium.__version__} over {STEPS} control steps and "
@@ -329,12 +319,10 @@ def main() -> None:
         f"Untrained policies (tanh 64x64, standard deviation 1): {arguments.episodes} episodes, each with a "
         "task and a policy of its own,\nhorizon 100, `mujoco`."
     )
-    text = "\n\n".join((BEGIN, first, parity, second, untrained, END))
+    text = "\n\n".join((first, parity, second, untrained))
     print(text)
     if arguments.write:
-        document = DOCUMENT.read_text()
-        before, rest = document.split(BEGIN)
-        DOCUMENT.write_text(before + text + rest.split(END)[1])
+        replace_section(DOCUMENT, "parity", text)
 
 
 if __name__ == "__main__":
