@@ -26,6 +26,8 @@ PAPER = Config(
         # One below the paper's, where the attack leaves room above doing nothing.
         strengths=(0.1, 0.2, 0.5, 0.8),
         adaptive_steps=60,
+        adaptive_tasks=10,
+        adaptive_trajectories=10,
     ),
 )
 

@@ -102,7 +102,7 @@ class TrainStages:
         )
 
     def attack_victim(self, method: str, victim: TrainState, *, gan_weight: float | None = None) -> Params:
-        """Trains fresh generators `[S, R]`, one per seed and strength, against a frozen victim."""
+        """Trains fresh generators, one per seed and strength, on a frozen victim; the strongest `[S, R]`."""
         evaluation_config, train = self.context.config.eval, self.context.config.train
         adversary = replace(train.adversary, num_epochs=evaluation_config.adaptive_epochs)
         maml = replace(
@@ -134,7 +134,7 @@ class TrainStages:
             train_config=replace(train, maml=maml, adversary=adversary),
         )
         assert state.adversary is not None
-        return state.adversary.generator_params
+        return state.adversary.strongest_params
 
     def train(
         self,

@@ -22,7 +22,7 @@ from admrl_jax.config import AdversaryConfig
 from admrl_jax.gaussian import Gaussian
 from admrl_jax.networks import Network, Policy
 
-CONFIG = AdversaryConfig(hidden_sizes=(4,), num_minibatches=2)
+CONFIG = AdversaryConfig(hidden_sizes=(4,), num_epochs=1, num_minibatches=2)
 ADGAN = adgan.make_adgan(2, CONFIG)
 POLICY = tiny_policy()
 BUDGET = Budget(jnp.float32(0.3), jnp.zeros(2), jnp.ones(2))
@@ -64,6 +64,7 @@ def bandit_gradient(
         policy=LINEAR_POLICY,
         budget=Budget(1.0),
         clip_ratio=0.2,
+        horizon=1,
     )
     scores = (action - mean) / sigma**2 * w * advantage
     return gradient[0], scores.std() / num_samples**0.5, -2 * w * (mean - target)
@@ -96,12 +97,20 @@ def test_adversarial_loss_golden() -> None:
         weight=jnp.ones((1, 4)),
     )
     loss = functools.partial(
-        adgan.adversarial_loss, adgan=CONSTANT_ADGAN, policy=LINEAR_POLICY, budget=Budget(1.0), clip_ratio=0.2
+        adgan.adversarial_loss,
+        adgan=CONSTANT_ADGAN,
+        policy=LINEAR_POLICY,
+        budget=Budget(1.0),
+        clip_ratio=0.2,
+        horizon=1,
     )
     np.testing.assert_allclose(loss(jnp.zeros(1), steps, params), (1 - 1.2 + 0.8 + 2) / 4, rtol=1e-6)
     # Weights pick samples out.
     half = steps._replace(weight=jnp.array([[0.0, 3.0, 1.0, 0.0]]))
     np.testing.assert_allclose(loss(jnp.zeros(1), half, params), (-1.2 * 3 + 0.8) / 4, rtol=1e-6)
+    # The return is a sum over an episode's steps.
+    episode = functools.partial(loss, horizon=2)(jnp.zeros(1), steps, params)
+    np.testing.assert_allclose(episode, 2 * (1 - 1.2 + 0.8 + 2) / 4, rtol=1e-6)
 
 
 def test_hinge_loss_golden() -> None:
@@ -157,7 +166,7 @@ def test_gradients_go_where_they_should() -> None:
 
     def generator_total(params, victims):
         adversarial = adgan.adversarial_loss(
-            params, steps, victims, adgan=ADGAN, policy=POLICY, budget=BUDGET, clip_ratio=0.9
+            params, steps, victims, adgan=ADGAN, policy=POLICY, budget=BUDGET, clip_ratio=0.9, horizon=4
         )
         perturbed = adgan.perturb_with(ADGAN.generator, params, steps.obs, BUDGET)
         gan = adgan.generator_gan_loss(
@@ -263,7 +272,28 @@ def test_a_generator_step_lowers_the_surrogate_return(state: adgan.AdversaryStat
     log_prob = taken(victims, perturbed)
     steps = AttackedSteps(obs, action, log_prob, query.advantage.reshape(3, 8), adgan.query_weights(query))
     loss = jax.jit(
-        functools.partial(adgan.adversarial_loss, adgan=ADGAN, policy=POLICY, budget=BUDGET, clip_ratio=0.2)
+        functools.partial(
+            adgan.adversarial_loss, adgan=ADGAN, policy=POLICY, budget=BUDGET, clip_ratio=0.2, horizon=4
+        )
     )
     before, after = (loss(s.generator_params, steps, victims) for s in (state, new))
     assert after < before - 1e-6
+
+
+def test_the_strongest_generator_is_kept(state: adgan.AdversaryState) -> None:
+    support, query, victims = meta_batch()
+
+    def update(state: adgan.AdversaryState, reward: float) -> adgan.AdversaryState:
+        attacked = query.trajectory._replace(reward=jnp.full_like(query.trajectory.reward, reward))
+        return updater(CONFIG)(
+            state, jax.random.key(1), support, query._replace(trajectory=attacked), victims
+        )[0]
+
+    first = update(state, 1.0)
+    second = update(first, 3.0)
+    third = update(second, -1.0)
+    horizon = query.trajectory.reward.shape[-1]
+    # A batch is collected by the generator as it was before the update that reads it.
+    for after, before, attacked_return in ((first, state, 1), (second, state, 1), (third, second, -1)):
+        assert_trees_equal(after.strongest_params, before.generator_params)
+        assert after.strongest_return == attacked_return * horizon

@@ -18,6 +18,7 @@ from admrl_jax.attacks.generator import perturb_with, raw_perturbation
 from admrl_jax.config import AdversaryConfig
 from admrl_jax.maml import query_weights
 from admrl_jax.networks import Network, Policy, make_discriminator, make_generator
+from admrl_jax.rollout import episode_returns
 from admrl_jax.types import Experience, Metrics, Params
 
 
@@ -39,13 +40,26 @@ class LossWeights(NamedTuple):
 
 
 class AdversaryState(struct.PyTreeNode):
-    """Everything of adGAN that training carries."""
+    """Everything of adGAN that training carries.
+
+    Attributes:
+        weights: of the losses.
+        generator_params: the generator that attacks.
+        discriminator_params: its critic.
+        generator_opt_state: Adam's.
+        discriminator_opt_state: Adam's.
+        strongest_params: of all generators so far, the one whose query batch returned least. Against a frozen
+            victim that is the attacker's choice; training wanders off and back.
+        strongest_return: `[]` mean return of that batch.
+    """
 
     weights: LossWeights
     generator_params: Params
     discriminator_params: Params
     generator_opt_state: optax.OptState
     discriminator_opt_state: optax.OptState
+    strongest_params: Params
+    strongest_return: jax.Array
 
 
 def make_adgan(obs_size: int, config: AdversaryConfig) -> AdGAN:
@@ -71,6 +85,8 @@ def init_adversary(key: jax.Array, adgan: AdGAN, config: AdversaryConfig) -> Adv
         discriminator_params=discriminator_params,
         generator_opt_state=adgan.generator_optimizer.init(generator_params),
         discriminator_opt_state=adgan.discriminator_optimizer.init(discriminator_params),
+        strongest_params=generator_params,
+        strongest_return=jnp.float32(jnp.inf),
     )
 
 
@@ -101,13 +117,14 @@ def adversarial_loss(
     policy: Policy,
     budget: Budget,
     clip_ratio: float,
+    horizon: int,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Surrogate return of the victim `[]`, which the generator minimises (Eq. 10).
+    """Surrogate return of the victim's episodes `[]`, which the generator minimises (Eq. 10).
 
     With the generator that collected the data the ratio is 1 and the gradient is that of
-    `mean(log_prob * advantage)`, the score function. The clipped ratio keeps further steps on
-    the same data honest (as in PPO, with the sign turned).
+    `sum(log_prob * advantage)` over an episode's steps, the score function. The clipped ratio keeps
+    further steps on the same data honest (as in PPO, with the sign turned).
 
     Args:
         generator_params: differentiated.
@@ -117,6 +134,7 @@ def adversarial_loss(
         policy: victim's policy.
         budget: radius and units; the projection is part of the attack.
         clip_ratio: largest relative change of a probability that still earns.
+        horizon: steps of an episode: the return is a sum over them, not a mean.
         axis_name: mapped axis over which tasks are spread; this is one device's part of the loss.
     """
     perturbed = perturb_with(adgan.generator, generator_params, steps.obs, budget)
@@ -125,7 +143,7 @@ def adversarial_loss(
     ratio = jnp.exp(gaussian.log_prob(dist, steps.action) - steps.log_prob)
     clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
     surrogate = jnp.maximum(ratio * steps.advantage, clipped * steps.advantage)
-    return _weighted_mean(surrogate, steps.weight, axis_name)
+    return horizon * _weighted_mean(surrogate, steps.weight, axis_name)
 
 
 def hinge_loss(
@@ -274,6 +292,7 @@ def update_adversary(
                 policy=policy,
                 budget=budget,
                 clip_ratio=config.clip_ratio,
+                horizon=taken.reward.shape[-1],
                 axis_name=axis_name,
             )
             perturbed = perturb_with(adgan.generator, params, clean, budget)
@@ -305,8 +324,7 @@ def update_adversary(
         }
         metrics = mapped_axis.total(parts, axis_name)
         metrics["adversary/generator_gradient_norm"] = optax.tree.norm(g_gradient)
-        new_state = AdversaryState(
-            weights=state.weights,
+        new_state = state.replace(
             generator_params=generator_params,
             discriminator_params=discriminator_params,
             generator_opt_state=g_opt_state,
@@ -320,8 +338,22 @@ def update_adversary(
         obs, obs_mask = minibatches(key_support, (support_obs, support_mask))
         return jax.lax.scan(step, state, (steps, steps_mask, obs, obs_mask))
 
+    state = _keep_strongest(state, mapped_axis.mean(jnp.mean(episode_returns(taken)), axis_name))
     state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, config.num_epochs))
     return state, jax.tree.map(jnp.mean, metrics)
+
+
+def _keep_strongest(state: AdversaryState, attacked_return: jax.Array) -> AdversaryState:
+    """Notes the generator that collected a batch if no earlier one lowered the return further."""
+    is_stronger = attacked_return < state.strongest_return
+    return state.replace(
+        strongest_params=jax.tree.map(
+            lambda new, old: jnp.where(is_stronger, new, old),
+            state.generator_params,
+            state.strongest_params,
+        ),
+        strongest_return=jnp.where(is_stronger, attacked_return, state.strongest_return),
+    )
 
 
 def _weighted_mean(value: jax.Array, weight: jax.Array, axis_name: str | None) -> jax.Array:

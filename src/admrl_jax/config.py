@@ -89,11 +89,11 @@ class AdversaryConfig:
     hidden_sizes: tuple[int, ...] = (64, 64)
     generator_lr: float = 1e-3
     discriminator_lr: float = 1e-3
-    num_epochs: int = 1
+    num_epochs: int = 2
     """Passes over a meta-batch per update."""
-    num_minibatches: int = 4
+    num_minibatches: int = 8
     """Generator and discriminator steps per pass."""
-    clip_ratio: float = 0.2
+    clip_ratio: float = 0.5
     """Clip of the probability ratio in the adversarial loss, which lets one meta-batch serve several
     generator steps."""
 
@@ -136,11 +136,11 @@ class EvalConfig:
     num_trajectories: int = 20
     num_adapt_steps: int = 1
     strengths: tuple[float, ...] = (0.2, 0.5, 0.8)
-    adaptive_steps: int = 100
-    """adGAN updates of each fresh generator that attacks a frozen victim."""
-    adaptive_tasks: int = 10
+    adaptive_steps: int = 80
+    """adGAN updates of each fresh generator that attacks a frozen victim; the strongest one is kept."""
+    adaptive_tasks: int = 20
     """Tasks per such update."""
-    adaptive_trajectories: int = 10
+    adaptive_trajectories: int = 20
     """Episodes per task in such an update."""
     adaptive_epochs: int = 4
     """Passes over the data of such an update."""

@@ -88,9 +88,10 @@ def make_policy(
 def make_generator(obs_size: int, *, hidden_sizes: Sequence[int] = (64, 64)) -> Network:
     """AdGAN generator body `[..., O] -> [..., O]`, in units of the perturbation radius.
 
-    The last layer starts small, so training starts from almost no perturbation.
+    The last layer starts at 0.3 of the usual size: about as large as the budget. Starting from almost
+    nothing would start where a trained victim's return is flat, at its maximum.
     """
-    return _network(MLP(tuple(hidden_sizes), obs_size, "tanh", output_scale=0.01), obs_size)
+    return _network(MLP(tuple(hidden_sizes), obs_size, "tanh", output_scale=0.3), obs_size)
 
 
 def make_discriminator(obs_size: int, *, hidden_sizes: Sequence[int] = (64, 64)) -> Network:
