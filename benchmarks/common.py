@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -56,8 +59,25 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(title: str, rows: Sequence[dict[str, Any]], json_path: Path | None) -> None:
-    """Prints a table and, if asked, writes the same rows with the machine as JSON."""
+def report(
+    title: str,
+    rows: Sequence[dict[str, Any]],
+    json_path: Path | None,
+    *,
+    bars: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    unit: str = "",
+) -> None:
+    """Prints a table and, if asked, writes the same rows with the machine as JSON, and a picture.
+
+    Args:
+        title: of the table.
+        rows: the same columns in each.
+        json_path: where to; the picture lies beside it.
+        bars: columns that the picture shows, side by side for each row; none, no picture.
+        labels: columns that name a row in the picture.
+        unit: of the bars.
+    """
     table = Table(title=title)
     for column in rows[0]:
         table.add_column(column)
@@ -69,6 +89,32 @@ def report(title: str, rows: Sequence[dict[str, Any]], json_path: Path | None) -
         json_path.write_text(
             json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=1) + "\n"
         )
+        if bars:
+            figure = bar_chart(f"{title}\n{machine()['cpu']}, {machine()['device']}", rows, bars, labels, unit)
+            figure.savefig(json_path.with_suffix(".png"), dpi=110)
+
+
+def bar_chart(
+    title: str, rows: Sequence[dict[str, Any]], bars: Sequence[str], labels: Sequence[str], unit: str
+) -> Figure:
+    """Horizontal bars, one group for each row; what is no number is left out."""
+    height = 0.8 / len(bars)
+    figure = Figure(figsize=(8, 1.3 + 0.3 * len(rows) * max(1, 0.7 * len(bars))), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    place = np.arange(len(rows), dtype=float)
+    for i, name in enumerate(bars):
+        values = [float(row[name]) if isinstance(row[name], (int, float)) else 0.0 for row in rows]
+        drawn = ax.barh(place + (i - (len(bars) - 1) / 2) * height, values, height, label=name)
+        ax.bar_label(drawn, [f"{v:,.3g}" if v else "" for v in values], padding=3, fontsize=7)
+    ax.set_yticks(place, [", ".join(str(row[label]) for label in labels) for row in rows], fontsize=8)
+    ax.invert_yaxis()
+    ax.margins(x=0.12)
+    ax.set_xlabel(unit)
+    ax.set_title(title, fontsize=9)
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(fontsize=8, frameon=False)
+    return figure
 
 
 def markdown_table(rows: Sequence[dict[str, Any]], number: str) -> str:

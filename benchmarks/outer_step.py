@@ -142,7 +142,14 @@ def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.outer_step")
     rows = [measure(name, arguments, block) for name in arguments.env for block in arguments.task_block]
-    report("TRPO step against its matrix products alone", rows, arguments.json)
+    report(
+        "TRPO step against its matrix products alone",
+        rows,
+        arguments.json,
+        bars=("step_s", "products_s"),
+        labels=("env", "tasks", "hidden", "task_block"),
+        unit="seconds",
+    )
 
 
 if __name__ == "__main__":

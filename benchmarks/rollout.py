@@ -205,7 +205,14 @@ def main() -> None:
         for simulator in engines(name, arguments.simulator):
             for attack in arguments.attack:
                 rows.append(measure(arguments, name, simulator, attack))
-    report("Collection with the policy in the loop (control steps per second)", rows, arguments.json)
+    report(
+        "Collection with the policy in the loop (control steps per second)",
+        rows,
+        arguments.json,
+        bars=("steps_per_s", "raw_steps_per_s"),
+        labels=("env", "simulator", "attack"),
+        unit="control steps per second",
+    )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from experiments.command_line import main
 PAPER = Config(
     env=NavigationConfig(),
     seeds=(0, 1, 2),
-    # Exploration that stays wide, and a step that uses it: docs/method.md, "2D navigation".
+    # Exploration that stays wide: docs/method.md, "2D navigation".
     policy=PolicyConfig(min_std=0.5),
-    train=TrainConfig(maml=MAMLConfig(num_tasks=20, inner_lr=0.5)),
+    train=TrainConfig(maml=MAMLConfig(num_tasks=20)),
     eval=EvalConfig(
         # Returns differ between goals by far more than between methods.
         num_tasks=100,
@@ -34,7 +34,7 @@ PAPER = Config(
 QUICK = replace(
     PAPER,
     seeds=(0,),
-    train=TrainConfig(maml=MAMLConfig(num_tasks=4, num_trajectories=8, inner_lr=0.5)),
+    train=TrainConfig(maml=MAMLConfig(num_tasks=4, num_trajectories=8)),
     schedule=ScheduleConfig(
         pretrain_steps=10,
         warmup_steps=5,

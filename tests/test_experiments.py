@@ -202,7 +202,7 @@ def test_run_directory_is_never_overwritten(finished: Path, tmp_path: Path, caps
     saved = (finished / "results.json").read_bytes()
     refused(toy(finished), capsys, "holds this run already", "--resume")
     other = [*toy(finished), "--resume", "--train.maml.inner-lr=0.2"]
-    refused(other, capsys, "another config", "train.maml.inner_lr: 0.5 -> 0.2")
+    refused(other, capsys, "another config", "train.maml.inner_lr: 0.1 -> 0.2")
     assert (finished / "results.json").read_bytes() == saved
     (tmp_path / "notes.txt").write_text("mine")
     refused(["--preset=quick", f"--run-dir={tmp_path}"], capsys, "not empty")
