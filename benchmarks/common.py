@@ -90,7 +90,8 @@ def report(
             json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=1) + "\n"
         )
         if bars:
-            figure = bar_chart(f"{title}\n{machine()['cpu']}, {machine()['device']}", rows, bars, labels, unit)
+            where = machine()
+            figure = bar_chart(f"{title}\n{where['cpu']}, {where['device']}", rows, bars, labels, unit)
             figure.savefig(json_path.with_suffix(".png"), dpi=110)
 
 

@@ -81,7 +81,8 @@ def settings_section(results: Row) -> str:
         f"and after adaptation; strengths {get('eval.strengths')}",
         "adaptive attacker": f"{get('eval.adaptive_steps')} adGAN updates per victim and strength; each on "
         f"{get('eval.adaptive_tasks')} tasks, {get('eval.adaptive_trajectories')} episodes each before "
-        f"and after adaptation, with {get('eval.adaptive_epochs')} passes over that data; the strongest is kept",
+        f"and after adaptation, with {get('eval.adaptive_epochs')} passes over that data; the strongest "
+        "generator is kept",
         "simulator": results["simulator"],
         "device": results["device"],
         "versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
