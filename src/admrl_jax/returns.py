@@ -83,8 +83,45 @@ def linear_baseline(features: jax.Array, target: jax.Array, mask: jax.Array) -> 
     precision = jax.lax.Precision.HIGHEST
     gram = jnp.matmul(x.T, x, precision=precision) / count + RIDGE * jnp.eye(x.shape[-1], dtype=x.dtype)
     moment = jnp.matmul(x.T, y, precision=precision) / count
-    weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram), moment)
+    weights = solve_positive_definite(gram, moment)
     return jnp.matmul(x, weights, precision=precision).reshape(target.shape) * mask
+
+
+def solve_positive_definite(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    """Solves `matrix @ x = vector` by Cholesky's factorisation, column by column.
+
+    Not `jax.scipy.linalg`: on a CPU that calls LAPACK, and jaxlib (seen in 0.10.2) hands the matrices of a
+    batch to the pool of threads on which it already runs and waits for them there. As many devices as the
+    pool has threads, each at such a call, wait for each other for ever.
+
+    Args:
+        matrix: `[F, F]`, symmetric and positive definite.
+        vector: `[F]`.
+
+    Returns:
+        `x [F]`.
+    """
+    size = vector.shape[0]
+    index = jnp.arange(size)
+
+    def eliminate(j, carry):
+        rest, factor, y = carry
+        # In exact arithmetic pivots are positive; rounding must not bring a root of something negative.
+        pivot = jnp.sqrt(jnp.maximum(rest[j, j], 1e-12))
+        column = jnp.where(index >= j, rest[:, j], 0.0) / pivot
+        solved = y[j] / pivot
+        y = jnp.where(index > j, y - solved * column, y).at[j].set(solved)
+        return rest - column[:, None] * column[None, :], factor.at[:, j].set(column), y
+
+    def substitute(i, carry):
+        factor, x = carry
+        j = size - 1 - i
+        later = jnp.sum(jnp.where(index > j, factor[:, j] * x, 0.0))
+        return factor, x.at[j].set((x[j] - later) / factor[j, j])
+
+    start = (matrix, jnp.zeros_like(matrix), vector)
+    _, factor, y = jax.lax.fori_loop(0, size, eliminate, start)
+    return jax.lax.fori_loop(0, size, substitute, (factor, y))[1]
 
 
 def normalise_advantages(advantage: jax.Array, mask: jax.Array) -> jax.Array:
