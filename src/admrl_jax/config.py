@@ -126,6 +126,8 @@ class ScheduleConfig:
     checkpoint_every: int = 25
     snapshot_every: int = 50
     """Policies kept for the convergence curves."""
+    max_bad_steps: int = 10
+    """Outer steps in a row in which nothing was learned because numbers were not finite; then the run stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +227,7 @@ _CHECKS: dict[str, Check] = {
     "schedule.chunk_steps": COUNT,
     "schedule.checkpoint_every": COUNT,
     "schedule.snapshot_every": COUNT,
+    "schedule.max_bad_steps": COUNT,
     "eval.num_tasks": COUNT,
     "eval.num_trajectories": COUNT,
     "eval.num_adapt_steps": COUNT,
