@@ -207,7 +207,8 @@ class TrainStages:
                     shown = {k: float(metrics[v].mean()) for k, v in SHOWN.items() if v in metrics}
                     rate = metrics["train/env_steps"].sum() / seconds
                     progress.update(done, {**shown, "env steps/s": f"{rate:,.0f}"})
-                    streak = self._count_bad(streak, metrics, f"{name}: step {first_step + done}", checkpoints)
+                    where = f"{name}: step {first_step + done}"
+                    streak = self._count_bad(streak, metrics, where, checkpoints)
                     self.context.check_stop()
             finally:
                 progress.close()
@@ -229,9 +230,9 @@ class TrainStages:
                 seed = self.context.config.seeds[int(np.argwhere(streak >= limit)[0][0])]
                 last = checkpoints.latest_step
                 raise Diverged(
-                    f"{where}, seed {seed}: numbers were not finite for schedule.max_bad_steps = {limit} outer "
-                    "steps in a row; train/diverged, train/skipped and adversary/skipped in metrics.csv say "
-                    "which. No such step has changed a parameter; last good checkpoint: "
+                    f"{where}, seed {seed}: numbers were not finite for {limit} outer steps in a row "
+                    "(schedule.max_bad_steps); train/diverged, train/skipped and adversary/skipped in "
+                    "metrics.csv say where. No such update is ever taken; last good checkpoint: "
                     + ("none in this stage" if last is None else str(checkpoints.directory / str(last)))
                 )
         return streak

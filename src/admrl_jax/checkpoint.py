@@ -5,10 +5,12 @@ atomic: a checkpoint cut short by a kill is not a checkpoint. Orbax does not che
 a manifest, written last, holds the SHA-256 of every file and what run the checkpoint belongs to.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -41,7 +43,7 @@ class StageCheckpoints:
     def __init__(self, directory: Path, config: Config):
         self.directory, self._config = directory, config
         _set_damaged_aside(directory, config)
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        _silence_orbax()
         self._checkpointer = ocp.training.Checkpointer(
             str(directory.absolute()),
             preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),  # pyright: ignore[reportArgumentType]
@@ -52,7 +54,9 @@ class StageCheckpoints:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._checkpointer.close()
+        # After a failed save, closing fails with the same error again.
+        with contextlib.suppress(*((Exception,) if exc[0] else ())):
+            self._checkpointer.close()
 
     @property
     def latest_step(self) -> int | None:
@@ -71,10 +75,12 @@ class StageCheckpoints:
         try:
             self._checkpointer.save(step, state)
         except ValueError as error:
-            # Orbax hands on the array library's errors, which know the cause only in words.
-            if "OS error" in str(error) or "No space left" in str(error):
-                raise OSError(f"{type(error).__name__} while saving step {step}: {_cause(error)}") from error
-            raise
+            # The array library's errors know the cause only in words.
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
+                raise
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(self.directory / str(step))) from error
         _write_manifest(self.directory / str(step), self._config)
 
     def load(self, step: int, like: Any) -> Any:
@@ -100,10 +106,15 @@ def read_latest(directory: Path) -> Any:
     ]
     if not whole:
         return None
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    _silence_orbax()
     with ocp.training.Checkpointer(str(directory.absolute())) as checkpointer, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return checkpointer.load(int(whole[0].name))
+
+
+def _silence_orbax() -> None:
+    """What goes wrong comes as an exception, besides a page per thread."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -189,8 +200,3 @@ def _check_origin(path: Path, content: dict[str, Any], config: Config) -> None:
         difference = str(error)
     if difference:
         raise RunError(f"checkpoint: {path} belongs to another config: {difference}")
-
-
-def _cause(error: Exception) -> str:
-    """The last part of a long message in one line."""
-    return " ".join(str(error).split())[-200:]

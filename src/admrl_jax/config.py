@@ -127,7 +127,7 @@ class ScheduleConfig:
     snapshot_every: int = 50
     """Policies kept for the convergence curves."""
     max_bad_steps: int = 10
-    """Outer steps in a row in which nothing was learned because numbers were not finite; then the run stops."""
+    """The run stops after so many outer steps in a row in which numbers were not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
