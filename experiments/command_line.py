@@ -101,6 +101,7 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
     except OSError as error:
         return fail(f"run-dir: {directory}: {error}; what was saved is intact, --resume goes on from there")
     finally:
+        context.log.close()
         os.close(lock)
     print(f"{'report' if arguments.until == 'report' else 'stopped as asked; run'}: {result}")
     return 0

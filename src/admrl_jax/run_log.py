@@ -1,22 +1,25 @@
 """A run's directory and what is written into it: config, metrics, TensorBoard events, progress."""
 
+import contextlib
 import csv
 import fcntl
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
 from admrl_jax.config import Config, flatten, from_dict, to_dict
 from admrl_jax.files import write_text
@@ -215,23 +218,29 @@ class EventFile:
 
     def __init__(self, folder: Path, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
+        self._writer = RecordWriter(
+            str(folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
+        )
+        self._write(file_version="brain.Event:2")
         # Hides what an interrupted run wrote from this step on.
-        start = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the scalars of one step."""
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+        self._write(step=step, summary=Summary(value=scalars))
 
     def flush(self) -> None:
         """Hands everything to the operating system."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes the file."""
-        self._writer.close()
+        """Closes the file; what did not go to the disk when it was written does not go now either."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _write(self, **fields: Any) -> None:
+        self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
 
 class Progress:
