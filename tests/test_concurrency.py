@@ -1,4 +1,4 @@
-"""The MuJoCo engine called at once from several devices, seeds and threads: the numbers of one caller alone."""
+"""The MuJoCo engine called at once from several devices, seeds and threads: the numbers of one caller."""
 
 import concurrent.futures
 import contextlib

@@ -353,7 +353,7 @@ def one_step(config: Config) -> tuple[training.TrainState, Any]:
 
 
 @given(accepted())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_accepted_configs_fit_together_in_an_outer_step(config: Config) -> None:
     state, step = one_step(config)
     after, metrics = jax.eval_shape(step, state)
@@ -367,4 +367,5 @@ def test_accepted_configs_run_a_step(config: Config) -> None:
     state, step = one_step(config)
     after, metrics = jax.jit(step)(state)
     assert after.step == 1 and metrics["train/env_steps"] > 0
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((after.policy_params, metrics)))
+    assert np.isfinite(metrics["train/post_return"]) and metrics["train/diverged"] == 0
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after.policy_params))
