@@ -4,6 +4,8 @@ import pytest
 
 from tests.faults.determinism import compare
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 
 @pytest.mark.parametrize(
     ("env", "names"),

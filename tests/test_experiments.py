@@ -11,13 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from admrl_jax import simulators
 from admrl_jax.config import METHODS, Config, EvalConfig, MAMLConfig, ScheduleConfig, TrainConfig, flatten
@@ -27,6 +25,7 @@ from experiments import halfcheetah_dir, navigation_2d
 from experiments.__main__ import run as run_by_name
 from experiments.command_line import main
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 ROOT = Path(__file__).parent.parent
 TOY = [
     "--preset=quick",
@@ -57,18 +56,8 @@ def toy(run_dir: Path) -> list[str]:
     return [*TOY, "--eval.strengths", "0.1", "0.2", f"--run-dir={run_dir}"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs that are killed and resumed compile the same programs again and again."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    compilation_cache_module.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache_module.reset_cache()
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, compilation_cache: None) -> Path:
     """An uninterrupted toy run of 2D navigation."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
     assert run(toy(directory)) == 0

@@ -86,10 +86,10 @@ def torment(env: str, arguments: Arguments, folder: Path, rng: random.Random) ->
     unequal: dict[str, list[str]] = {}
     if differences(folder / "again", reference):
         unequal["again"] = differences(folder / "again", reference)
-    kills, runs, began = Counter[str](), 0, time.time()
-    while sum(kills.values()) < arguments.kills and time.time() < began + 60 * arguments.minutes:
+    kills, runs, end = Counter[str](), 0, time.time() + 60 * arguments.minutes
+    while sum(kills.values()) < arguments.kills and time.time() < end:
         run_dir, is_finished = folder / f"run{runs}", False
-        while not is_finished and sum(kills.values()) < arguments.kills:
+        while not is_finished and sum(kills.values()) < arguments.kills and time.time() < end:
             kind = rng.choice(KINDS)
             # The first part of a process is imports; a kill there is a kill between two runs.
             delay = rng.uniform(0.3, 1.0) * seconds
