@@ -224,7 +224,7 @@ class TrainStages:
             Diverged: there were too many.
         """
         limit = self.context.config.schedule.max_bad_steps
-        for bad in np.moveaxis(training.bad_steps(metrics), -1, 0):
+        for bad in np.moveaxis(np.asarray(training.bad_steps(metrics)), -1, 0):
             streak = np.where(bad, streak + 1, 0)
             if np.any(streak >= limit):
                 seed = self.context.config.seeds[int(np.argwhere(streak >= limit)[0][0])]

@@ -151,10 +151,9 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any] | str:
         return f"it has no {MANIFEST}"
     try:
         content = json.loads(path.read_bytes())
-        is_whole = content.pop("sha256") == _digest(content)
+        if content.pop("sha256") != _digest(content):
+            raise ValueError("digest")
     except (ValueError, KeyError, AttributeError, TypeError):
-        is_whole = False
-    if not is_whole:
         return f"{MANIFEST} is not as it was written"
     found = _hashes(checkpoint)
     for name, digest in content["files"].items():

@@ -1,5 +1,8 @@
 """A run's directory and what is written into it: config, metrics, TensorBoard events, progress."""
 
+# Protocol buffers make their classes when they are imported.
+# pyright: reportAttributeAccessIssue=false
+
 import contextlib
 import csv
 import fcntl
