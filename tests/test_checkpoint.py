@@ -21,6 +21,7 @@ from admrl_jax.checkpoint import MANIFEST, StageCheckpoints, read_latest
 from admrl_jax.config import Config
 from admrl_jax.env_config import HalfCheetahDirConfig, NavigationConfig
 from admrl_jax.run_log import RunError
+from experiments.trained import load_policy
 
 CONFIG = Config(env=NavigationConfig(), seeds=(0,))
 ROOT = Path(__file__).parent.parent
@@ -205,3 +206,12 @@ def test_nothing_is_pickled(stage: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 assert not names & {"pickle", "cloudpickle", "dill", "joblib"}, path
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert isinstance(node.value, ast.Constant) and node.value.value is False, path
+
+
+@pytest.mark.parametrize("name", ["navigation_2d", "halfcheetah_dir"])
+def test_committed_runs_are_read_without_a_manifest(name: str) -> None:
+    trained = load_policy(ROOT / "results" / name, "admrl")
+    seeds = len(trained.config.seeds)
+    assert all(x.shape[0] == seeds for x in jax.tree.leaves(trained.params))
+    one = jax.tree.map(lambda x: x[0], trained.params)
+    assert trained.policy.apply(one, jnp.zeros(trained.env.obs_size)).mean.shape == (trained.env.action_size,)
