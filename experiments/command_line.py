@@ -16,7 +16,7 @@ from admrl_jax.checks import ConfigError
 from admrl_jax.config import MACHINE_SETTINGS, Config, validate
 from admrl_jax.run_log import RunError, open_run
 from admrl_jax.simulators import SimulatorError
-from experiments.context import Context, Interrupted
+from experiments.context import Context, Diverged, Interrupted
 from experiments.protocol import UNTIL, run_protocol
 
 
@@ -41,8 +41,9 @@ class Arguments:
 def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] | None = None) -> int:
     """Parses the command line, runs the protocol, returns the exit code.
 
-    0: done. 2: bad settings or directory, nothing touched. 130, 143: stopped by SIGINT, SIGTERM
-    after saving.
+    0: done. 2: bad settings or directory, nothing touched; or a disk that is full or cannot be
+    written, with every earlier checkpoint intact. 3: numbers were not finite for too many steps in a
+    row (`schedule.max_bad_steps`). 130, 143: stopped by SIGINT, SIGTERM after saving.
 
     Args:
         module: name of the experiment's module, for messages.
@@ -95,7 +96,12 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
         return 128 + stop.signal_number
     except RunError as error:
         return fail(str(error))
+    except Diverged as error:
+        return fail(str(error), 3)
+    except OSError as error:
+        return fail(f"run-dir: {directory}: {error}; what was saved is intact, --resume goes on from there")
     finally:
+        context.log.close()
         os.close(lock)
     print(f"{'report' if arguments.until == 'report' else 'stopped as asked; run'}: {result}")
     return 0
@@ -115,7 +121,7 @@ def _keep_compiled_programs(choice: str) -> None:
     jax.config.update("jax_compilation_cache_dir", choice)
 
 
-def fail(message: str) -> int:
-    """Prints one line and returns exit code 2."""
+def fail(message: str, code: int = 2) -> int:
+    """Prints one line and returns the exit code."""
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    return code

@@ -28,6 +28,10 @@ class Interrupted(Exception):  # noqa: N818 - not an error
         self.signal_number = signal_number
 
 
+class Diverged(Exception):  # noqa: N818 - named like `Interrupted`
+    """Numbers were not finite for too many steps in a row; the message is for the user."""
+
+
 class Context:
     """Built once per run from its config; the stages read it and never change it."""
 

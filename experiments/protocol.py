@@ -50,7 +50,6 @@ def run_protocol(context: Context, preset: str, until: str = "report") -> Path:
     with context.stop:
         pretrained, pretrain_snapshots = train.pretrain()
         if until == "pretrain":
-            context.log.close()
             return context.directory
         base = train.measure_units(pretrained)
         warmed_up = train.warm_up(base)
@@ -59,7 +58,6 @@ def run_protocol(context: Context, preset: str, until: str = "report") -> Path:
         for method in METHODS:
             trained[method], snapshots[method] = train.finetune(method, base, warmed_up)
         if until == "finetune":
-            context.log.close()
             return context.directory
         adaptive = {method: train.attack_victim(method, trained[method]) for method in METHODS}
         no_gan = train.attack_victim("maml", trained["maml"], gan_weight=0.0)
@@ -67,7 +65,6 @@ def run_protocol(context: Context, preset: str, until: str = "report") -> Path:
         curves = evaluate.convergence_curves(snapshots, trained)
         evaluate.save_trajectories(trained, adaptive)
         save_results(context, preset, rows, curves)
-        context.log.close()
         return write_report(context.directory)
 
 

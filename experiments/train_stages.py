@@ -17,7 +17,7 @@ from admrl_jax.config import TrainConfig
 from admrl_jax.run_log import Progress
 from admrl_jax.training import TrainState
 from admrl_jax.types import Params
-from experiments.context import Context, check_budget
+from experiments.context import Context, Diverged, check_budget
 
 SHOWN = {"pre": "train/pre_return", "post": "train/post_return", "kl": "train/kl"}
 STATISTICS_EPISODES = 4
@@ -171,7 +171,8 @@ class TrainStages:
             snapshots = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), state.policy_params)
         name = f"{method}: {stage}"
         folder = self.context.directory / "checkpoints" / f"{stage}-{method}"
-        with StageCheckpoints(folder) as checkpoints:
+        streak = np.zeros(state.step.shape, int)
+        with StageCheckpoints(folder, self.context.config) as checkpoints:
             done = checkpoints.latest_step or 0
             if done:
                 state, snapshots = checkpoints.load(done, (state, snapshots))
@@ -206,11 +207,35 @@ class TrainStages:
                     shown = {k: float(metrics[v].mean()) for k, v in SHOWN.items() if v in metrics}
                     rate = metrics["train/env_steps"].sum() / seconds
                     progress.update(done, {**shown, "env steps/s": f"{rate:,.0f}"})
+                    where = f"{name}: step {first_step + done}"
+                    streak = self._count_bad(streak, metrics, where, checkpoints)
                     self.context.check_stop()
             finally:
                 progress.close()
         self.context.seconds[name] = time.monotonic() - start
         return jax.tree.map(jnp.asarray, (state, snapshots))
+
+    def _count_bad(
+        self, streak: np.ndarray, metrics: Any, where: str, checkpoints: StageCheckpoints
+    ) -> np.ndarray:
+        """Adds a chunk to the number of bad steps in a row, `[S]` or `[S, R]`.
+
+        Raises:
+            Diverged: there were too many.
+        """
+        limit = self.context.config.schedule.max_bad_steps
+        for bad in np.moveaxis(np.asarray(training.bad_steps(metrics)), -1, 0):
+            streak = np.where(bad, streak + 1, 0)
+            if np.any(streak >= limit):
+                seed = self.context.config.seeds[int(np.argwhere(streak >= limit)[0][0])]
+                last = checkpoints.latest_step
+                raise Diverged(
+                    f"{where}, seed {seed}: numbers were not finite for {limit} outer steps in a row "
+                    "(schedule.max_bad_steps); train/diverged, train/skipped and adversary/skipped in "
+                    "metrics.csv say where. No such update is ever taken; last good checkpoint: "
+                    + ("none in this stage" if last is None else str(checkpoints.directory / str(last)))
+                )
+        return streak
 
     def _run_chunk(
         self, state: TrainState, attack: str, train_policy: bool, train_config: TrainConfig, size: int

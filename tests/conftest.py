@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from admrl_jax.env_config import HalfCheetahDirConfig
 from admrl_jax.envs import HalfCheetahDir, PhysicsEnv
@@ -20,6 +21,16 @@ jax.config.update(
 )
 # Fake devices over which tasks are spread.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="module")
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps compiled programs for tests whose runs compile the same ones again and again."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    compilation_cache_module.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache_module.reset_cache()
 
 
 @pytest.fixture

@@ -1,15 +1,23 @@
 """Settings: what is refused and how the message reads, JSON round trips, unknown keys."""
 
 import dataclasses
+import functools
 import json
 import math
+import re
 from typing import Any
 
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from admrl_jax import adgan as adgan_lib
 from admrl_jax import config as config_module
+from admrl_jax import envs, networks, training
 from admrl_jax.checks import ConfigError
 from admrl_jax.config import (
     Config,
@@ -230,3 +238,134 @@ def test_from_dict_validates() -> None:
     tree["train"]["maml"]["inner_lr"] = -1.0
     with pytest.raises(ConfigError, match=r"^train.maml.inner_lr: -1.0 is not accepted"):
         from_dict(tree)
+
+
+NAMES = [(kind, name) for kind, config in CONFIGS.items() for name in flatten(config)]
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["1", "paper", "auto", b"bytes", 1j, ...]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(), inner)
+    ),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(NAMES), JUNK)
+@settings(max_examples=300, deadline=None)
+def test_any_value_is_taken_as_it_is_or_refused_in_one_line(where: tuple[str, str], value: Any) -> None:
+    kind, name = where
+    changed = with_setting(CONFIGS[kind], name, value)
+    try:
+        assert validate(changed) is changed
+    except ConfigError as error:
+        # Where two settings do not fit each other the other one may be named.
+        assert re.match(r"^[a-z_.]+: .* is not accepted; accepted: .{4,}$", str(error)), str(error)
+        if not config_module._CHECKS[name][0](value):
+            assert str(error).startswith(f"{name}: {value!r} is not accepted"), str(error)
+    else:
+        assert config_module._CHECKS[name][0](value)
+
+
+def good_values(name: str, default: Any) -> st.SearchStrategy[Any]:
+    """Values of a size for tests that a setting accepts by itself."""
+    if isinstance(default, bool):
+        return st.booleans()
+    if name in ("train.maml.discount", "train.maml.gae_lambda"):
+        return st.floats(0, 1)
+    if name in ("train.trpo.backtrack_ratio", "train.adversary.clip_ratio"):
+        return st.floats(0.1, 0.9)
+    if name in ABOVE_ONE:
+        return st.floats(1.01, 2)
+    if name.endswith("seed"):
+        return st.integers(0, 2**31 - 1)
+    if name == "seeds":
+        return st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=3, unique=True).map(tuple)
+    if name == "eval.strengths":
+        return st.lists(st.floats(0.01, 3), min_size=1, max_size=3, unique=True).map(tuple)
+    if name.endswith("hidden_sizes"):
+        return st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
+    choices = config_module._CHECKS[name][1]
+    if choices.startswith("one of "):
+        return st.sampled_from(choices.removeprefix("one of ").split(", "))
+    if isinstance(default, int):
+        return st.integers(1, 3)
+    return st.floats(-2, 2) if name in ANY_NUMBER else st.floats(0.01, 2)
+
+
+@st.composite
+def accepted(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(CONFIGS)) -> Config:
+    """A config of small sizes in which every single setting was drawn, and which fits together."""
+    config = CONFIGS[draw(st.sampled_from(kinds))]
+    for name, default in flatten(config).items():
+        config = with_setting(config, name, draw(good_values(name, default), label=name))
+    repairs: dict[str, Any] = {
+        "num_devices": 1,
+        "train.adversary.num_minibatches": 1,
+        "train.maml.task_block": 1,
+    }
+    for name in ("checkpoint_every", "snapshot_every"):
+        repairs[f"schedule.{name}"] = getattr(config.schedule, name) * config.schedule.chunk_steps
+    for low, high in (("min_velocity", "max_velocity"), ("min_height", "max_height")):
+        if hasattr(config.env, low):
+            repairs |= {f"env.{low}": -2.5, f"env.{high}": abs(getattr(config.env, high)) + 0.1}
+        elif hasattr(config.env, high):
+            repairs[f"env.{high}"] = abs(getattr(config.env, high)) + 0.1
+    for name, value in repairs.items():
+        config = with_setting(config, name, value)
+    return config
+
+
+@given(accepted())
+@settings(max_examples=60, deadline=None)
+def test_configs_with_every_setting_changed_round_trip(config: Config) -> None:
+    assert validate(config) is config
+    again = from_dict(json.loads(json.dumps(to_dict(config))))
+    assert again == config and hash(again) == hash(config)
+
+
+def one_step(config: Config) -> tuple[training.TrainState, Any]:
+    """The first outer step of a config, as a function without arguments, and its first state."""
+    env = envs.make(config.env, num_threads=1)
+    policy = networks.make_policy(
+        env.obs_size,
+        env.action_size,
+        hidden_sizes=config.policy.hidden_sizes,
+        activation=config.policy.activation,
+        init_std=config.policy.init_std,
+        min_std=config.policy.min_std,
+    )
+    adgan = adgan_lib.make_adgan(env.obs_size, config.train.adversary)
+    state = training.init(jax.random.key(config.seeds[0]), policy=policy, obs_size=env.obs_size)
+    adversary = adgan_lib.init_adversary(jax.random.key(1), adgan, config.train.adversary)
+    radius = jnp.float32(config.train.adversary.perturbation_bound)
+    state = state.replace(adversary=adversary, budget=state.budget._replace(radius=radius))
+    step = functools.partial(
+        training.outer_step, env=env, policy=policy, attack=adgan.attack, config=config.train, adgan=adgan
+    )
+    return state, step
+
+
+@given(accepted())
+@settings(max_examples=4, deadline=None)
+def test_accepted_configs_fit_together_in_an_outer_step(config: Config) -> None:
+    state, step = one_step(config)
+    after, metrics = jax.eval_shape(step, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(lambda: state), after)
+    assert all(value.shape == () for value in metrics.values())
+
+
+@given(accepted(("navigation_2d",)))
+@settings(max_examples=2, deadline=None)
+def test_accepted_configs_run_a_step(config: Config) -> None:
+    state, step = one_step(config)
+    after, metrics = jax.jit(step)(state)
+    assert after.step == 1 and metrics["train/env_steps"] > 0
+    assert np.isfinite(metrics["train/post_return"]) and metrics["train/diverged"] == 0
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after.policy_params))

@@ -6,25 +6,26 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from admrl_jax import simulators
-from admrl_jax.config import METHODS, Config, EvalConfig, MAMLConfig, ScheduleConfig, TrainConfig
+from admrl_jax.config import METHODS, Config, EvalConfig, MAMLConfig, ScheduleConfig, TrainConfig, flatten
 from admrl_jax.env_config import ENV_CONFIGS
+from admrl_jax.envs import Navigation2D
 from experiments import halfcheetah_dir, navigation_2d
 from experiments.__main__ import run as run_by_name
 from experiments.command_line import main
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 ROOT = Path(__file__).parent.parent
 TOY = [
     "--preset=quick",
@@ -55,18 +56,8 @@ def toy(run_dir: Path) -> list[str]:
     return [*TOY, "--eval.strengths", "0.1", "0.2", f"--run-dir={run_dir}"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs that are killed and resumed compile the same programs again and again."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    compilation_cache_module.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache_module.reset_cache()
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, compilation_cache: None) -> Path:
     """An uninterrupted toy run of 2D navigation."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
     assert run(toy(directory)) == 0
@@ -218,6 +209,94 @@ def test_second_run_in_one_directory_is_refused(finished: Path, capsys) -> None:
     lock = open_run(finished, config, resume=True)
     refused([*toy(finished), "--resume"], capsys, "in use")
     os.close(lock)
+
+
+def test_a_damaged_checkpoint_is_named_and_costs_no_bit(finished: Path, tmp_path: Path, capsys) -> None:
+    # Not the newest of the run: the metrics that come again must go where they stood.
+    directory = tmp_path / "damaged"
+    shutil.copytree(finished, directory)
+    newest = directory / "checkpoints" / "pretrain-pretrain" / "6"
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert run([*toy(directory), "--resume"]) == 0
+    errors = capsys.readouterr().err
+    assert f"checkpoint {newest} is damaged" in errors and "going on from step 4" in errors
+    for name in ("results.json", "metrics.csv", "report.md"):
+        assert (directory / name).read_bytes() == (finished / name).read_bytes(), name
+    assert newest.is_dir()
+
+
+def test_a_checkpoint_of_another_run_is_refused(finished: Path, tmp_path: Path, capsys) -> None:
+    directory = tmp_path / "mixed"
+    argv = [*toy(directory), "--resume", "--seeds", "3"]
+    shutil.copytree(finished / "checkpoints", directory / "checkpoints")
+    config = json.loads((finished / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "seeds": [3]}))
+    assert run(argv) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: checkpoint: ") and last.endswith("another config: seeds: (0,) -> (3,)")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
+def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_later(
+    finished: Path, tmp_path: Path, capsys
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "tmpfs", str(disk), "-o"]
+    if subprocess.run([*mount, "size=300k"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("may not mount")
+    try:
+        argv = [*toy(disk / "run"), "--until=pretrain"]
+        assert run(argv) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert len(errors) == 1 and "No space left on device" in errors[0] and "--resume" in errors[0]
+        subprocess.run([*mount, "remount,size=8m"], check=True)
+        assert run([*argv, "--resume"]) == 0
+        rows = (disk / "run" / "metrics.csv").read_text().splitlines()
+        expected = (finished / "metrics.csv").read_text().splitlines()[: len(rows)]
+        # The finished run has more columns, of later stages.
+        assert rows == [line[: len(row)] for line, row in zip(expected, rows, strict=True)]
+        subprocess.run([*mount, "remount,ro"], check=True)
+        capsys.readouterr()
+        refused([*argv, "--resume"], capsys, "cannot be written", "Read-only")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_too_many_bad_steps_stop_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    step = Navigation2D.step
+
+    def broken(self, state, action, task):
+        state, new = step(self, state, action, task)
+        return state, new._replace(reward=new.reward * math.nan)
+
+    monkeypatch.setattr(Navigation2D, "step", broken)
+    argv = [*toy(tmp_path / "bad"), "--schedule.max-bad-steps=3", "--until=pretrain"]
+    assert run(argv) == 3
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(
+        "error: pretrain: pretrain: step 3, seed 0: numbers were not finite for 3 outer steps"
+    )
+    checkpoint = tmp_path / "bad" / "checkpoints" / "pretrain-pretrain" / "2"
+    assert last.endswith(f"last good checkpoint: {checkpoint}") and checkpoint.is_dir()
+    rows = list(csv.DictReader((tmp_path / "bad" / "metrics.csv").read_text().splitlines()))
+    # 2 tasks x 4 episodes, before and after adaptation.
+    assert [row["train/diverged"] for row in rows] == ["16.0"] * 3
+    # Once the environment is mended the run goes on, also with another limit.
+    monkeypatch.setattr(Navigation2D, "step", step)
+    assert run([*toy(tmp_path / "bad"), "--until=pretrain", "--resume"]) == 0
+
+
+def test_help_lists_every_setting(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for name in flatten(navigation_2d.PRESETS["paper"]):
+        assert f"--{name.replace('_', '-')}" in shown, name
 
 
 def test_a_run_moves_from_two_devices_to_one(finished: Path, tmp_path: Path) -> None:

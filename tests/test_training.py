@@ -93,6 +93,7 @@ def test_outer_step_trains_and_reports(noise_chunk) -> None:
         *("train/loss_before", "train/loss_after", "train/kl", "train/accepted", "train/line_search_steps"),
         *("train/gradient_norm", "train/cg_residual", "attack/size", "attack/budget_excess"),
         "train/diverged",
+        "train/skipped",
     }
     assert all(np.all(np.isfinite(value)) for value in metrics.values())
     assert metrics["train/accepted"] == 1 and 0 < metrics["train/kl"] <= CONFIG.trpo.max_kl

@@ -93,7 +93,7 @@ def test_update_golden() -> None:
     np.testing.assert_allclose(info.loss_before, -1.0, rtol=1e-6)
     np.testing.assert_allclose(info.loss_after, -1.0 - 5 * size, rtol=1e-5)
     np.testing.assert_allclose(info.gradient_norm, 5.0, rtol=1e-6)
-    assert info.accepted == 1 and info.line_search_steps == 1
+    assert info.accepted == 1 and info.line_search_steps == 1 and info.skipped == 0
     assert info.cg_residual < 1e-4
 
 
@@ -126,21 +126,28 @@ def deceptive(new: Gaussian, old: Gaussian) -> jax.Array:
 
 
 @pytest.mark.parametrize(
-    ("surrogate", "tries"),
+    ("surrogate", "skipped"),
     [
-        (lambda new, old: jnp.sum(new.mean) * jnp.nan, 15),
-        (lambda new, old: jnp.sum(jnp.where(new.mean == old.mean, new.mean, jnp.nan * new.mean)), 15),
-        (deceptive, 15),
-        (lambda new, old: 0 * jnp.sum(new.mean), 15),
+        (lambda new, old: jnp.sum(new.mean) * jnp.nan, 1),
+        (lambda new, old: jnp.sum(jnp.where(new.mean == old.mean, new.mean, jnp.nan * new.mean)), 1),
+        (lambda new, old: jnp.sum(jnp.where(new.mean == old.mean, new.mean, -jnp.inf)), 1),
+        (lambda new, old: jnp.sum(jnp.sqrt(jnp.abs(new.mean - old.mean))), 1),
+        (lambda new, old: jnp.sum(1e30 * new.mean), 1),
+        (deceptive, 0),
+        (lambda new, old: 0 * jnp.sum(new.mean), 0),
     ],
-    ids=["nan everywhere", "nan at candidates", "never lower", "flat"],
+    ids=[
+        *("nan everywhere", "nan at candidates", "minus infinity at candidates", "infinite gradient"),
+        *("gradient whose square overflows", "never lower", "flat"),
+    ],
 )
-def test_update_returns_the_old_parameters_when_nothing_is_accepted(surrogate, tries: int) -> None:
+def test_update_returns_the_old_parameters_when_nothing_is_accepted(surrogate, skipped: int) -> None:
     old = jnp.array([0.5, -0.25])
     new, info = trpo.trpo_update(old, shift, surrogate, jnp.ones(1))
     assert_trees_equal(new, old)
     assert info.accepted == 0 and info.kl == 0
-    assert info.line_search_steps == tries
+    assert info.skipped == skipped
+    assert info.line_search_steps == 15
     np.testing.assert_array_equal(info.loss_after, info.loss_before)
 
 

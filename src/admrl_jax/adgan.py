@@ -5,7 +5,7 @@ parameters fixed the gradient of the return with respect to the generator is exa
 function on query data. Its actions' randomness is the victim's own.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -219,7 +219,8 @@ def update_adversary(
     """One pass (or `config.num_epochs`) of discriminator and generator over a meta-batch.
 
     The GAN and hinge losses read support and query data, the adversarial loss query data only
-    (paper, section IV.C). Each minibatch gives one discriminator step, then one generator step.
+    (paper, section IV.C). Each minibatch gives one discriminator step, then one generator step. One
+    in which anything is not finite changes nothing, Adam's states included, and is counted.
 
     Args:
         state: networks and optimisers.
@@ -234,7 +235,8 @@ def update_adversary(
         axis_name: mapped axis over which tasks are spread.
 
     Returns:
-        `(state, metrics)`, metrics averaged over minibatches.
+        `(state, metrics)`, metrics averaged over minibatches; `adversary/skipped` is the share of
+        minibatches that changed nothing.
     """
     num_tasks = query.advantage.shape[0]
 
@@ -330,7 +332,10 @@ def update_adversary(
             generator_opt_state=g_opt_state,
             discriminator_opt_state=d_opt_state,
         )
-        return new_state, metrics
+        learned = generator_params, discriminator_params, g_opt_state, d_opt_state
+        finite = _is_finite((d_gradient, g_gradient, learned))
+        metrics["adversary/skipped"] = 1.0 - finite.astype(jnp.float32)
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state), metrics
 
     def epoch(state: AdversaryState, key: jax.Array):
         key_query, key_support = jax.random.split(key)
@@ -338,7 +343,10 @@ def update_adversary(
         obs, obs_mask = minibatches(key_support, (support_obs, support_mask))
         return jax.lax.scan(step, state, (steps, steps_mask, obs, obs_mask))
 
-    state = _keep_strongest(state, mapped_axis.mean(jnp.mean(episode_returns(taken)), axis_name))
+    attacked_return = mapped_axis.mean(jnp.mean(episode_returns(taken)), axis_name)
+    # An episode that a broken number cut short has no return to judge an attack by.
+    cut_short = mapped_axis.total(jnp.sum(taken.diverged), axis_name) > 0
+    state = _keep_strongest(state, jnp.where(cut_short, jnp.inf, attacked_return))
     state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, config.num_epochs))
     return state, jax.tree.map(jnp.mean, metrics)
 
@@ -354,6 +362,11 @@ def _keep_strongest(state: AdversaryState, attacked_return: jax.Array) -> Advers
         ),
         strongest_return=jnp.where(is_stronger, attacked_return, state.strongest_return),
     )
+
+
+def _is_finite(tree: Any) -> jax.Array:
+    """Whether every entry of every leaf is finite, `[]`."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
 def _weighted_mean(value: jax.Array, weight: jax.Array, axis_name: str | None) -> jax.Array:

@@ -47,6 +47,6 @@ def one_of(*names: str) -> Check:
 def distinct(check: Check, wording: str) -> Check:
     """A tuple of one or more different values, each of which passes `check`."""
     return (
-        lambda x: isinstance(x, tuple) and len(x) > 0 and len(set(x)) == len(x) and all(map(check[0], x)),
+        lambda x: isinstance(x, tuple) and len(x) > 0 and all(map(check[0], x)) and len(set(x)) == len(x),
         f"one or more different {wording}",
     )

@@ -126,6 +126,8 @@ class ScheduleConfig:
     checkpoint_every: int = 25
     snapshot_every: int = 50
     """Policies kept for the convergence curves."""
+    max_bad_steps: int = 10
+    """The run stops after so many outer steps in a row in which numbers were not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +227,7 @@ _CHECKS: dict[str, Check] = {
     "schedule.chunk_steps": COUNT,
     "schedule.checkpoint_every": COUNT,
     "schedule.snapshot_every": COUNT,
+    "schedule.max_bad_steps": COUNT,
     "eval.num_tasks": COUNT,
     "eval.num_trajectories": COUNT,
     "eval.num_adapt_steps": COUNT,

@@ -11,10 +11,15 @@ import numpy as np
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all; its directory must be there."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        # Half a file is no use, and a full disk needs the room.
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
 
 

@@ -28,8 +28,9 @@ def rollout(
     """Runs one episode under attack.
 
     The policy acts on the perturbed observation; dynamics and reward use the true state. Steps
-    after the episode's end are masked, carry no reward and leave the state where it was. A
-    simulator that returns something not finite ends the episode there.
+    after the episode's end are masked, carry no reward and leave the state where it was. A simulator,
+    policy or attack that returns something not finite ends the episode there; nothing that is not
+    finite is recorded, because a mask of zero does not make NaN vanish.
 
     Args:
         policy_params: parameters of `policy`.
@@ -48,6 +49,7 @@ def rollout(
     horizon = env.horizon if horizon is None else horizon
     key_reset, key_action, key_attack = jax.random.split(key, 3)
     state, obs = env.reset(key_reset, task)
+    obs = jnp.where(jnp.isfinite(obs), obs, 0.0)
     noise = jax.random.normal(key_action, (horizon, env.action_size), obs.dtype)
     attack_keys = jax.random.split(key_attack, horizon)
 
@@ -57,8 +59,11 @@ def rollout(
         perturbed = attack.perturb(attack_params, attack_key, obs, policy_params, budget)
         action = gaussian.from_noise(policy.apply(policy_params, perturbed), noise_t)
         new_state, new = env.step(state, action, task)
-        finite = jnp.all(jnp.isfinite(new.obs)) & jnp.isfinite(new.reward)
+        clean_input = jnp.all(jnp.isfinite(perturbed)) & jnp.all(jnp.isfinite(action))
+        finite = clean_input & jnp.all(jnp.isfinite(new.obs)) & jnp.isfinite(new.reward)
         valid = alive & finite
+        perturbed = jnp.where(clean_input, perturbed, obs)
+        action = jnp.where(clean_input, action, 0.0)
         reward = jnp.where(valid, new.reward, 0.0)
         mask, diverged = (x.astype(obs.dtype) for x in (valid, alive & ~finite))
         record = Trajectory(obs, perturbed, action, reward, mask, diverged)

@@ -1,26 +1,36 @@
 """A run's directory and what is written into it: config, metrics, TensorBoard events, progress."""
 
+# Protocol buffers make their classes when they are imported.
+# pyright: reportAttributeAccessIssue=false
+
+import contextlib
 import csv
 import fcntl
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
 from admrl_jax.config import Config, flatten, from_dict, to_dict
 from admrl_jax.files import write_text
 
 LOCK = ".lock"
 KEY_COLUMNS = ("seed", "method", "stage", "step")
+MAY_CHANGE = ("num_threads", "num_devices", "schedule.max_bad_steps")
+"""Settings with which a run may go on differently: they change no number of it."""
 QUIET_SECONDS = 30.0
 """Seconds between progress lines where the output is no terminal."""
 
@@ -102,40 +112,37 @@ def config_difference(saved: Config, wanted: Config) -> str:
     return "; ".join(
         f"{name}: {old[name]} -> {new[name]}"
         for name in old
-        if old[name] != new[name] and name not in ("num_threads", "num_devices")
+        if old[name] != new[name] and name not in MAY_CHANGE
     )
 
 
 class MetricsLog:
     """`metrics.csv` (a row per seed, method and step) and TensorBoard events.
 
-    Rows are written before the checkpoint that covers them; `rewind` drops those that a resumed
-    stage will produce again, so a row is never missing and never there twice.
+    Rows are written before the checkpoint that covers them. Those that a resumed stage will produce
+    again are replaced where they stand, so a row is never missing, never there twice, and never
+    elsewhere than in an uninterrupted run.
     """
 
     def __init__(self, directory: Path):
         self._directory = directory
         self._path = directory / "metrics.csv"
         self._columns: list[str] = list(KEY_COLUMNS)
-        self._writers: dict[tuple[str, str], SummaryWriter] = {}
+        self._repeated: set[tuple[str, ...]] = set()
+        self._writers: dict[tuple[str, str], EventFile] = {}
         if self._path.exists():
             with self._path.open(newline="") as file:
                 self._columns = next(csv.reader(file), list(KEY_COLUMNS))
 
     def rewind(self, method: str, stage: str, step: int) -> None:
-        """Drops rows of a stage beyond `step`, and torn lines."""
-        if not self._path.exists():
-            return
-        with self._path.open(newline="") as file:
-            rows = list(csv.reader(file))[1:]
-        kept = [
-            row
-            for row in rows
-            if len(row) == len(self._columns)
-            and not (row[1] == method and row[2] == stage and int(row[3]) > step)
-        ]
-        if len(kept) != len(rows):
+        """Notes rows of a stage beyond `step`, which will come again, and drops torn lines."""
+        rows = self._read()
+        kept = [row for row in rows if len(row) == len(self._columns)]
+        if len(kept) != len(rows) or not self._ends_whole():
             self._rewrite(kept)
+        self._repeated |= {
+            tuple(row[:4]) for row in kept if row[1:3] == [method, stage] and int(row[3]) > step
+        }
 
     def append(
         self,
@@ -156,28 +163,28 @@ class MetricsLog:
         """
         new = [name for name in sorted(metrics) if name not in self._columns]
         if new:
-            old = []
-            if self._path.exists():
-                with self._path.open(newline="") as file:
-                    old = list(csv.reader(file))[1:]
-            width = len(self._columns)
+            old, width = self._read(), len(self._columns)
             self._columns += new
             self._rewrite([row + [""] * len(new) for row in old if len(row) == width])
+        rows = []
+        for t in range(next(iter(metrics.values())).shape[1]):
+            for i, seed in enumerate(seeds):
+                values = {name: repr(float(array[i, t])) for name, array in metrics.items()}
+                key = [str(seed), method, stage, str(first_step + t)]
+                rows.append(key + [values.get(name, "") for name in self._columns[4:]])
+        repeated = {tuple(row[:4]): row for row in rows if tuple(row[:4]) in self._repeated}
+        if repeated:
+            self._rewrite([repeated.get(tuple(row[:4]), row) for row in self._read()])
+            self._repeated -= set(repeated)
         with self._path.open("a", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            length = next(iter(metrics.values())).shape[1]
-            for t in range(length):
-                for i, seed in enumerate(seeds):
-                    values = {name: repr(float(array[i, t])) for name, array in metrics.items()}
-                    row = [str(seed), method, stage, str(first_step + t)]
-                    writer.writerow(row + [values.get(name, "") for name in self._columns[4:]])
+            writer.writerows(row for row in rows if tuple(row[:4]) not in repeated)
             file.flush()
             os.fsync(file.fileno())
         for i, seed in enumerate(seeds):
             events = self._events(f"{method}-seed{seed}", stage, first_step)
-            for name, array in metrics.items():
-                for t in range(array.shape[1]):
-                    events.add_scalar(name, float(array[i, t]), first_step + t)
+            for t in range(next(iter(metrics.values())).shape[1]):
+                events.add(first_step + t, {name: float(array[i, t]) for name, array in metrics.items()})
             events.flush()
 
     def close(self) -> None:
@@ -185,15 +192,58 @@ class MetricsLog:
         for writer in self._writers.values():
             writer.close()
 
-    def _events(self, run: str, stage: str, step: int) -> SummaryWriter:
+    def _events(self, run: str, stage: str, step: int) -> "EventFile":
         if (run, stage) not in self._writers:
-            folder = self._directory / "tensorboard" / stage / run
-            self._writers[run, stage] = SummaryWriter(str(folder), purge_step=step)
+            self._writers[run, stage] = EventFile(self._directory / "tensorboard" / stage / run, step)
         return self._writers[run, stage]
+
+    def _read(self) -> list[list[str]]:
+        """The rows without the header; none where there is no file yet."""
+        if not self._path.exists():
+            return []
+        with self._path.open(newline="") as file:
+            return list(csv.reader(file))[1:]
+
+    def _ends_whole(self) -> bool:
+        return not self._path.exists() or self._path.read_bytes().endswith(b"\n")
 
     def _rewrite(self, rows: list[list[str]]) -> None:
         lines = [",".join(row) for row in [self._columns, *rows]]
         write_text(self._path, "\n".join(lines) + "\n")
+
+
+class EventFile:
+    """TensorBoard's scalars, written by the calling thread.
+
+    tensorboardX's `SummaryWriter` writes from a thread of its own; on a full disk that thread dies, and
+    the run waits for ever at its full queue.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = RecordWriter(
+            str(folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}")
+        )
+        self._write(file_version="brain.Event:2")
+        # Hides what an interrupted run wrote from this step on.
+        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the scalars of one step."""
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(step=step, summary=Summary(value=scalars))
+
+    def flush(self) -> None:
+        """Hands everything to the operating system."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file; what did not go to the disk when it was written does not go now either."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _write(self, **fields: Any) -> None:
+        self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
 
 class Progress:

@@ -299,6 +299,22 @@ def train_chunk(
     return jax.lax.scan(lambda carry, _: step_fn(carry), state, None, length=num_steps)
 
 
+def bad_steps(metrics: Metrics) -> jax.Array:
+    """Outer steps in which nothing could be learned because numbers were not finite: bool `[..., T]`.
+
+    Every episode broke at once, or the trust-region step or all of adGAN's updates were skipped.
+
+    Args:
+        metrics: of `outer_step`, stacked, `[..., T]`.
+    """
+    bad = metrics["train/env_steps"] == 0
+    for name in ("train/skipped", "adversary/skipped"):
+        if name in metrics:
+            # NaN, of what is frozen, is not bad.
+            bad = bad | (metrics[name] >= 1)
+    return bad
+
+
 def batch_metrics(batch: MetaBatch, attack: Attack, budget: Budget, axis_name: str | None = None) -> Metrics:
     """Returns, steps, diverged episodes and perturbation sizes of a meta-batch."""
     support, query = batch.support.trajectory, batch.query.trajectory

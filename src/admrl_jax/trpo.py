@@ -26,6 +26,8 @@ class TRPOInfo(NamedTuple):
         loss_after: surrogate loss at the returned parameters.
         kl: KL(old, new) at the returned parameters, 0 when the step was rejected.
         accepted: 1 where the line search found a step, else 0.
+        skipped: 1 where no step was taken because something was not finite: the loss, its gradient,
+            the direction, or the last candidate.
         line_search_steps: candidates tried.
         gradient_norm: L2 norm of the surrogate's gradient.
         cg_residual: relative residual of the conjugate gradient solution.
@@ -35,6 +37,7 @@ class TRPOInfo(NamedTuple):
     loss_after: jax.Array
     kl: jax.Array
     accepted: jax.Array
+    skipped: jax.Array
     line_search_steps: jax.Array
     gradient_norm: jax.Array
     cg_residual: jax.Array
@@ -153,6 +156,7 @@ def trpo_update(
         scale = jnp.sqrt(2 * max_kl / jnp.maximum(curvature, 1e-12))
         flat, _ = ravel_pytree(params)
         step = -scale * direction
+        finite = jnp.isfinite(loss_before) & jnp.all(jnp.isfinite(step))
 
         def candidate(i: jax.Array) -> jax.Array:
             return flat + backtrack_ratio ** i.astype(flat.dtype) * step
@@ -167,10 +171,12 @@ def trpo_update(
             parts = surrogate_fn(new, old), mean_kl(old, new, weights)
             loss, kl = mapped_axis.total(parts, axis_name)
             # Comparisons with NaN are false, so a broken candidate is never accepted.
-            return i + 1, loss, kl, (loss < loss_before) & (kl <= max_kl)
+            accepted = finite & jnp.isfinite(loss) & (loss < loss_before) & (kl <= max_kl)
+            return i + 1, loss, kl, accepted
 
         start = (jnp.zeros((), jnp.int32), loss_before, jnp.zeros_like(loss_before), jnp.array(False))
         tried, loss, kl, accepted = jax.lax.while_loop(rejected, try_step, start)
+        broken = ~accepted & ~(finite & jnp.isfinite(loss) & jnp.isfinite(kl))
         new_params = unravel(jnp.where(accepted, candidate(tried - 1), flat))
 
     gradient_norm = jnp.linalg.norm(gradient)
@@ -179,6 +185,7 @@ def trpo_update(
         loss_after=jnp.where(accepted, loss, loss_before),
         kl=jnp.where(accepted, kl, 0.0),
         accepted=accepted.astype(loss.dtype),
+        skipped=broken.astype(loss.dtype),
         line_search_steps=tried,
         gradient_norm=gradient_norm,
         cg_residual=jnp.linalg.norm(residual) / jnp.maximum(gradient_norm, 1e-12),

@@ -36,8 +36,8 @@ class Trajectory(NamedTuple):
         action: `[..., H, A]` raw, unclipped samples of the policy.
         reward: `[..., H]` rewards, zero where `mask` is zero.
         mask: `[..., H]` 1 for steps taken before the episode ended, else 0.
-        diverged: `[..., H]` 1 at the step, if any, whose state or reward was not finite, else 0; that
-            step is masked and ends the episode.
+        diverged: `[..., H]` 1 at the step, if any, whose perturbed observation, action, state or reward
+            was not finite, else 0; that step is masked and ends the episode.
     """
 
     obs: jax.Array

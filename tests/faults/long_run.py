@@ -1,0 +1,98 @@
+"""Many outer steps of 2D navigation with checkpoints and logging: `python -m tests.faults.long_run`.
+
+Memory must stay where it was at step 200, the number of files must not grow, and nothing may be
+compiled again.
+"""
+
+import gc
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from admrl_jax.config import MAMLConfig, ScheduleConfig, TrainConfig
+from experiments.context import Context
+from experiments.navigation_2d import QUICK
+from experiments.train_stages import TrainStages
+from tests.faults.toy_runs import write_result
+
+SETTLED = 200
+"""Steps after which nothing may grow."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How long."""
+
+    steps: int = 2000
+    name: str = "long_run"
+    """Of the file under `tests/faults/results/`."""
+
+
+def resident_mib() -> float:
+    """Resident set of this process (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def main(arguments: Arguments) -> int:
+    """Returns 1 if something grew or was compiled again."""
+    compiled: list[str] = []
+    samples: dict[int, dict[str, float]] = {}
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    config = replace(
+        QUICK,
+        env=replace(QUICK.env, horizon=10),
+        train=TrainConfig(maml=MAMLConfig(num_tasks=2, num_trajectories=4)),
+        schedule=ScheduleConfig(
+            pretrain_steps=arguments.steps, checkpoint_every=25, snapshot_every=arguments.steps
+        ),
+    )
+    began = time.time()
+    with tempfile.TemporaryDirectory() as name:
+        context = Context(config, Path(name))
+        append = context.log.append
+
+        def sample(method: str, stage: str, first_step: int, seeds: Any, metrics: Any) -> None:
+            append(method, stage, first_step, seeds, metrics)
+            done = first_step - 1 + next(iter(metrics.values())).shape[1]
+            if done % SETTLED == 0 or done == arguments.steps:
+                gc.collect()
+                samples[done] = {
+                    "resident MiB": round(resident_mib(), 1),
+                    "files": sum(path.is_file() for path in Path(name).rglob("*")),
+                    "compilations": len(compiled),
+                }
+
+        context.log.append = sample
+        state, _ = TrainStages(context).pretrain()
+        context.log.close()
+        rows = len((Path(name) / "metrics.csv").read_text().splitlines()) - 1
+    first, last = samples[SETTLED], samples[arguments.steps]
+    growth = last["resident MiB"] / first["resident MiB"] - 1
+    result = {
+        "steps": arguments.steps,
+        "rows": rows,
+        "parameters are finite": all(np.isfinite(x).all() for x in jax.tree.leaves(state.policy_params)),
+        "samples": samples,
+        f"growth of the resident set since step {SETTLED}": round(growth, 4),
+        "files since then": last["files"] - first["files"],
+        "compilations since then": last["compilations"] - first["compilations"],
+        "seconds": round(time.time() - began),
+    }
+    write_result(arguments.name, result)
+    is_flat = growth < 0.05 and last["files"] <= first["files"]
+    is_whole = rows == arguments.steps and last["compilations"] == first["compilations"]
+    return int(not (is_flat and is_whole))
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments, description=__doc__)))

@@ -1,0 +1,102 @@
+"""Toy runs in processes of their own, and what must be equal between two of them."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from admrl_jax.checkpoint import read_latest
+from admrl_jax.files import write_text
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+TOY = (
+    "--preset=quick",
+    "--seeds=0",
+    "--env.horizon=10",
+    "--train.maml.num-tasks=2",
+    "--train.maml.num-trajectories=4",
+    "--schedule.pretrain-steps=6",
+    "--schedule.warmup-steps=2",
+    "--schedule.finetune-steps=4",
+    "--schedule.chunk-steps=1",
+    "--schedule.checkpoint-every=2",
+    "--schedule.snapshot-every=2",
+    "--eval.num-tasks=2",
+    "--eval.num-trajectories=2",
+    "--eval.adaptive-steps=2",
+    "--eval.adaptive-tasks=2",
+    "--eval.adaptive-trajectories=4",
+)
+
+
+def start(env: str, run_dir: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
+    """Starts the toy run of an environment in `run_dir`, going on if there is one."""
+    command = [sys.executable, "-m", "experiments", env, *TOY, f"--run-dir={run_dir}", *more]
+    if (run_dir / "config.json").exists():
+        command.append("--resume")
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(env: str, run_dir: Path, cache: Path, *more: str) -> str:
+    """Runs it to its end and returns what it said."""
+    process = start(env, run_dir, cache, *more)
+    errors = process.communicate()[1]
+    if process.returncode != 0:
+        raise RuntimeError(f"exit code {process.returncode}: {errors[-3000:]}")
+    return errors
+
+
+def fingerprint(run_dir: Path) -> dict[str, str]:
+    """SHA-256 of results, metrics and of all arrays in every stage's newest checkpoint."""
+    prints = {
+        name: hashlib.sha256((run_dir / name).read_bytes()).hexdigest()
+        for name in ("results.json", "metrics.csv", "report.md")
+    }
+    for stage in sorted((run_dir / "checkpoints").iterdir()):
+        if stage.name == "damaged":
+            continue
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(read_latest(stage)):
+            is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+            digest.update(jax.tree_util.keystr(path).encode() + array.tobytes())
+        prints[stage.name] = digest.hexdigest()
+    return prints
+
+
+def differences(run_dir: Path, reference: dict[str, str]) -> list[str]:
+    """What is not equal bit for bit to the uninterrupted run; rows there twice or missing included."""
+    found = fingerprint(run_dir)
+    return sorted(name for name in reference | found if reference.get(name) != found.get(name))
+
+
+def write_result(name: str, result: dict[str, Any]) -> None:
+    """Writes `results/<name>.json` with the machine and the versions, and shows it."""
+    packages = ("jax", "jaxlib", "orbax-checkpoint", "mujoco", "numpy")
+    machine = {
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+    text = json.dumps({**result, "machine": machine}, indent=1) + "\n"
+    write_text(RESULTS / f"{name}.json", text)
+    print(text)
