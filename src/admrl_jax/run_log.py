@@ -110,21 +110,23 @@ class MetricsLog:
     """`metrics.csv` (a row per seed, method and step) and TensorBoard events.
 
     Rows are written before the checkpoint that covers them; `rewind` drops those that a resumed
-    stage will produce again, so a row is never missing and never there twice.
+    stage will produce again, so a row is never missing and never there twice. With several
+    processes the first one `writes`, and the others' logs do nothing.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, writes: bool = True):
+        self._writes = writes
         self._directory = directory
         self._path = directory / "metrics.csv"
         self._columns: list[str] = list(KEY_COLUMNS)
         self._writers: dict[tuple[str, str], SummaryWriter] = {}
-        if self._path.exists():
+        if writes and self._path.exists():
             with self._path.open(newline="") as file:
                 self._columns = next(csv.reader(file), list(KEY_COLUMNS))
 
     def rewind(self, method: str, stage: str, step: int) -> None:
         """Drops rows of a stage beyond `step`, and torn lines."""
-        if not self._path.exists():
+        if not self._writes or not self._path.exists():
             return
         with self._path.open(newline="") as file:
             rows = list(csv.reader(file))[1:]
@@ -154,6 +156,8 @@ class MetricsLog:
             seeds: of the leading axis.
             metrics: arrays `[S, T]`.
         """
+        if not self._writes:
+            return
         new = [name for name in sorted(metrics) if name not in self._columns]
         if new:
             old = []
@@ -199,13 +203,13 @@ class MetricsLog:
 class Progress:
     """One live line per stage on a terminal, a line every half minute elsewhere."""
 
-    def __init__(self, stage: str, total: int, done: int = 0):
-        self._console = Console(stderr=True, highlight=False)
+    def __init__(self, stage: str, total: int, done: int = 0, *, shown: bool = True):
+        self._console = Console(stderr=True, highlight=False, quiet=not shown)
         self._stage, self._total, self._first = stage, total, done
         self._start = self._last = time.monotonic()
         self._steps_timed = 0
         self._live = Live(console=self._console, refresh_per_second=4, transient=False)
-        self._is_live = self._console.is_terminal
+        self._is_live = shown and self._console.is_terminal
         if self._is_live:
             self._live.start()
             self._live.update(Text(f"{stage}: compiling"))
