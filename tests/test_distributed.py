@@ -15,11 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import assert_trees_close
 
 from admrl_jax.checks import ConfigError
 from admrl_jax.hosts import join, join_cluster
 from experiments import halfcheetah_dir, navigation_2d
 from experiments.command_line import main
+from experiments.trained import load_policy
 
 ROOT = Path(__file__).parent.parent
 TOY = [
@@ -73,7 +75,7 @@ def rows_of(directory: Path) -> list[dict[str, str]]:
 
 
 def assert_rows_agree(rows: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
-    """The tolerance of test_sharding."""
+    """To the tolerance of test_sharding."""
     for row, same in zip(rows, expected, strict=True):
         assert row.keys() == same.keys()
         for name in row.keys() - {"method", "stage"}:
@@ -132,6 +134,8 @@ def test_two_processes_go_on_where_one_was(double: None, tmp_path: Path) -> None
     assert_rows_agree(rows_of(directory), rows_of(alone))
     # The last row was computed anew: it differs in its last digits.
     assert rows_of(directory)[-1] != rows_of(alone)[-1]
+    together, expected = (load_policy(folder, "pretrain").params for folder in (directory, alone))
+    assert_trees_close(together, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -55,11 +55,19 @@ class StageCheckpoints:
 
 
 def read_latest(directory: Path) -> Any:
-    """The newest checkpoint of a stage as plain lists, dictionaries and arrays; None if there is none."""
+    """The newest checkpoint of a stage as plain lists, dictionaries and arrays; None if there is none.
+
+    Arrays come to this process's first device, wherever those that wrote them had theirs.
+    """
     if not directory.is_dir():
         return None
     logging.getLogger("absl").setLevel(logging.ERROR)
     with ocp.training.Checkpointer(str(directory.absolute())) as checkpointer, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         latest = checkpointer.latest
-        return None if latest is None else checkpointer.load(latest)
+        if latest is None:
+            return None
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        saved = checkpointer.metadata(latest).metadata
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
+        return checkpointer.load(latest, like)
