@@ -6,6 +6,8 @@ each part ended.
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -77,12 +79,16 @@ def run_part(name: str, command: list[str], arguments: Arguments) -> dict[str, A
     command = [sys.executable, "-m", f"benchmarks.{module}", *options, f"--json={figures}"]
     start = time.monotonic()
     with (arguments.folder / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            code = subprocess.run(
-                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=arguments.seconds
-            ).returncode
+            code = process.wait(arguments.seconds)
             end = "done" if code == 0 else f"exit code {code}"
         except subprocess.TimeoutExpired:
+            # With the processes that it has started, which may hold the device too.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             end = f"stopped after {arguments.seconds:g} s"
     return {
         "part": name,
