@@ -51,7 +51,8 @@ def join_cluster(name: str) -> None:
         raise ConfigError(f"distributed: {name!r} is not accepted; accepted: off, {', '.join(CLUSTERS)}")
     try:
         jax.distributed.initialize(cluster_detection_method=None if name == "auto" else name)
-    except ValueError as error:
+    except (KeyError, ValueError) as error:
+        # What JAX's detection raises: a variable of the job manager is missing, or nothing is found.
         raise ConfigError(f"distributed: {name!r} found no job to join ({error})") from error
 
 
