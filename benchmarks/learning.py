@@ -29,22 +29,24 @@ ROOT = Path(__file__).parent.parent
 class Arguments:
     """Learning curves and a table of start and end."""
 
-    runs: Path = ROOT / "results" / "learning"
-    """Folder of run directories."""
+    runs: Path = ROOT / "results"
+    """Folder that holds run directories, at any depth."""
+    steps: int = 100
+    """Outer steps of each run that are looked at."""
     window: int = 10
     """Outer steps at either end that are averaged."""
     write: bool = True
     """Replace the table in docs/environments.md."""
 
 
-def read_curves(run: Path) -> tuple[str, np.ndarray, np.ndarray]:
+def read_curves(run: Path, steps: int) -> tuple[str, np.ndarray, np.ndarray]:
     """Name of the environment, and returns before and after adaptation `[steps, seeds]`."""
     name = json.loads((run / "config.json").read_text())["env"]["name"]
     with (run / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["stage"] == "pretrain"]
     seeds = sorted({row["seed"] for row in rows})
     curves = [
-        np.array([[float(r[f"train/{kind}_return"]) for r in rows if r["seed"] == seed] for seed in seeds]).T
+        np.array([[float(r[f"train/{kind}_return"]) for r in rows if r["seed"] == seed] for seed in seeds]).T[:steps]
         for kind in ("pre", "post")
     ]
     return name, curves[0], curves[1]
@@ -93,8 +95,8 @@ def main() -> None:
     """Runs the summary from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.learning", description=__doc__)
     curves, rows = {}, []
-    for run in sorted(path.parent for path in arguments.runs.glob("*/metrics.csv")):
-        name, pre, post = read_curves(run)
+    for run in sorted((path.parent for path in arguments.runs.rglob("metrics.csv")), key=lambda p: p.name):
+        name, pre, post = read_curves(run, arguments.steps)
         curves[run.name] = (pre, post)
         rows.append(
             summarise(name if run.name == name else f"{name} ({run.name})", post, pre, arguments.window)

@@ -10,6 +10,7 @@ from admrl_jax.config import (
     PolicyConfig,
     ScheduleConfig,
     TrainConfig,
+    TRPOConfig,
 )
 from admrl_jax.env_config import NavigationConfig
 from experiments.command_line import main
@@ -19,10 +20,11 @@ PAPER = Config(
     seeds=(0, 1, 2),
     # Exploration that stays wide: docs/method.md, "2D navigation".
     policy=PolicyConfig(min_std=0.5),
-    train=TrainConfig(maml=MAMLConfig(num_tasks=20)),
+    # Short, damped steps, which do not wander off once nothing is left to learn: same place.
+    train=TrainConfig(maml=MAMLConfig(num_tasks=20), trpo=TRPOConfig(max_kl=0.003, cg_damping=0.1)),
     eval=EvalConfig(
         # Returns differ between goals by far more than between methods.
-        num_tasks=100,
+        num_tasks=200,
         # One below the paper's, where the attack leaves room above doing nothing.
         strengths=(0.1, 0.2, 0.5, 0.8),
         adaptive_steps=60,

@@ -1,0 +1,73 @@
+"""The results table of the README, from committed runs: `python -m benchmarks.results_table`.
+
+Reads `results.json` of every finished run in `results/` and rewrites the section between the README's
+`results` markers. A cell is the return after adaptation, averaged over seeds, with the smallest and
+largest seed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from admrl_jax.results import LABELS, Cell, Panel, cell_values, mean, methods_of, panels_of, read_results
+from benchmarks.common import markdown_table, replace_section
+
+ROOT = Path(__file__).parent.parent
+CLEAN: Cell = ("clean", "clean")
+ATTACKED: Cell = ("attacked", "attacked")
+ADAPTIVE: Panel = ("adgan", "adaptive")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """One table for each finished run."""
+
+    runs: Path = ROOT / "results"
+    """Folder of run directories."""
+    document: Path = ROOT / "README.md"
+    """Where the markers stand."""
+
+
+def cell_text(values: dict[int, float]) -> str:
+    """Mean over seeds, with the smallest and largest seed where there are several."""
+    if not values:
+        return "-"
+    spread = f" [{min(values.values()):.1f}, {max(values.values()):.1f}]" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}"
+
+
+def run_table(results: dict[str, Any]) -> str:
+    """Methods x attacks of one run."""
+    rows = results["rows"]
+    strengths = panels_of(rows)[ADAPTIVE]
+    table = []
+    for method in methods_of(rows):
+        row = {
+            "method": LABELS[method],
+            "before, clean": cell_text(cell_values(rows, ADAPTIVE, 0.0, CLEAN, method, "pre")),
+            "after, clean": cell_text(cell_values(rows, ADAPTIVE, 0.0, CLEAN, method)),
+        }
+        for strength in strengths:
+            values = cell_values(rows, ADAPTIVE, strength, ATTACKED, method)
+            row[f"adaptive adGAN, {strength:g}"] = cell_text(values)
+        table.append(row)
+    seeds = ", ".join(map(str, results["config"]["seeds"]))
+    title = f"`{results['env']}`, seeds {seeds}; doing nothing returns {results['floor']:.1f}:"
+    return f"{title}\n\n{markdown_table(table, '.1f')}"
+
+
+def main() -> None:
+    """Rewrites the section from the command line."""
+    arguments = tyro.cli(Arguments, prog="python -m benchmarks.results_table", description=__doc__)
+    paths = sorted(path.parent for path in arguments.runs.glob("*/results.json"))
+    if not paths:
+        raise SystemExit(f"error: no finished runs in {arguments.runs}")
+    text = "\n\n".join(run_table(read_results(path)) for path in paths)
+    print(text)
+    replace_section(arguments.document, "results", text)
+
+
+if __name__ == "__main__":
+    main()
