@@ -30,7 +30,7 @@ class Arguments:
     """Learning curves and a table of start and end."""
 
     runs: Path = ROOT / "results"
-    """Folder that holds run directories, at any depth."""
+    """Folder with run directories, and more of them in `learning/`."""
     steps: int = 100
     """Outer steps of each run that are looked at."""
     window: int = 10
@@ -97,7 +97,8 @@ def main() -> None:
     """Runs the summary from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.learning", description=__doc__)
     curves, rows = {}, []
-    for run in sorted((path.parent for path in arguments.runs.rglob("metrics.csv")), key=lambda p: p.name):
+    paths = [*arguments.runs.glob("*/metrics.csv"), *arguments.runs.glob("learning/*/metrics.csv")]
+    for run in sorted((path.parent for path in paths), key=lambda path: path.name):
         name, pre, post = read_curves(run, arguments.steps)
         curves[run.name] = (pre, post)
         rows.append(

@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import importlib.util
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -238,3 +240,9 @@ def test_brax_refuses_what_it_cannot_do(cheetah_simulators: dict[int, Any]) -> N
     state = SimState(jnp.zeros(9), jnp.zeros(9), ())
     with pytest.raises(SimulatorError, match=r"cannot change the body per task; accepted: mujoco, mjx"):
         simulator.step(state, jnp.zeros(6), body)
+
+
+def test_importing_mjx_prints_nothing() -> None:
+    code = "import admrl_jax.simulators.mjx"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout == ""

@@ -7,14 +7,19 @@ rebuilt inside each control step, which keeps the scan's carry small.
 # MuJoCo's classes live in a C extension without type stubs.
 # pyright: reportAttributeAccessIssue=false
 
+import contextlib
 import functools
+import io
 
 import jax
 import jax.numpy as jnp
-from mujoco import mjx
 
 from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator
 from admrl_jax.simulators.models import control_range, default_params, load_model
+
+# Where Warp is missing, which is no fault here, importing MJX prints so.
+with contextlib.redirect_stdout(io.StringIO()):
+    from mujoco import mjx
 
 SOLVER_ITERATIONS = 100
 LINE_SEARCH_ITERATIONS = 50
