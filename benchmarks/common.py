@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,36 @@ from rich.console import Console
 from rich.table import Table
 
 
+def compile_seconds(function: Callable, *args: Any) -> tuple[float, Callable]:
+    """Compiles for these arguments: `(seconds, compiled function)`."""
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*args).compile()
+    return time.perf_counter() - start, compiled
+
+
+def time_in_turn(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, by name; all are timed in turn, so that a drifting machine touches all alike.
+
+    Each is called once before, and the device is waited for.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for i in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
 def compile_and_time(function: Callable, *args: Any, repeats: int = 5) -> tuple[float, float, Any]:
     """Compiles, warms up once, then times.
 
     Returns:
         `(compile seconds, median seconds per call, last result)`.
     """
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
-    compile_seconds = time.perf_counter() - start
-    return compile_seconds, *median_seconds(compiled, *args, repeats=repeats)
+    seconds, compiled = compile_seconds(function, *args)
+    return seconds, *median_seconds(compiled, *args, repeats=repeats)
 
 
 def median_seconds(function: Callable, *args: Any, repeats: int = 5) -> tuple[float, Any]:

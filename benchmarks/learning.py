@@ -46,7 +46,9 @@ def read_curves(run: Path, steps: int) -> tuple[str, np.ndarray, np.ndarray]:
         rows = [row for row in csv.DictReader(file) if row["stage"] == "pretrain"]
     seeds = sorted({row["seed"] for row in rows})
     curves = [
-        np.array([[float(r[f"train/{kind}_return"]) for r in rows if r["seed"] == seed] for seed in seeds]).T[:steps]
+        np.array([[float(r[f"train/{kind}_return"]) for r in rows if r["seed"] == seed] for seed in seeds]).T[
+            :steps
+        ]
         for kind in ("pre", "post")
     ]
     return name, curves[0], curves[1]

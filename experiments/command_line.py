@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import shlex
 import sys
@@ -12,8 +13,9 @@ from typing import Annotated
 import jax
 import tyro
 
+from admrl_jax import hosts
 from admrl_jax.checks import ConfigError
-from admrl_jax.config import MACHINE_SETTINGS, Config, validate
+from admrl_jax.config import MACHINE_SETTINGS, Config, to_dict, validate
 from admrl_jax.run_log import RunError, open_run
 from admrl_jax.simulators import SimulatorError
 from experiments.context import Context, Diverged, Interrupted
@@ -36,6 +38,14 @@ class Arguments:
     compilation_cache: str = "auto"
     """Where compiled programs are kept, so that a second run starts at once: a directory, `off`, or
     auto: $JAX_COMPILATION_CACHE_DIR if set, else the user's cache folder."""
+    distributed: str = "off"
+    """auto or slurm: one of several processes, started by a job manager that JAX knows."""
+    coordinator: str = ""
+    """host:port of process 0: one of several processes started by hand, each with its own process_id."""
+    num_processes: int = 1
+    """With coordinator: processes of all hosts together."""
+    process_id: int = 0
+    """With coordinator: number of this process. Process 0 writes the files."""
 
 
 def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] | None = None) -> int:
@@ -81,18 +91,20 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
             jax.config.update("jax_num_cpu_devices", run_config.num_devices)
     try:
         validate(run_config)
+        _join(arguments)
         context = Context(run_config, directory)
-        lock = open_run(directory, run_config, resume=arguments.resume)
+        lock = _open(directory, arguments)
     except (ConfigError, SimulatorError, RunError) as error:
         return fail(str(error))
-    if label != "paper":
+    if label != "paper" and context.writes:
         print(f"{label} settings: the numbers of this run are not the paper's", file=sys.stderr)
     try:
         result = run_protocol(context, label, arguments.until)
     except Interrupted as stop:
         again = [a for a in argv if a != "--resume"]
         command = shlex.join(["python", "-m", module, *again, "--resume"])
-        print(f"saved in {directory}; go on with\n  {command}", file=sys.stderr)
+        if context.writes:
+            print(f"saved in {directory}; go on with\n  {command}", file=sys.stderr)
         return 128 + stop.signal_number
     except RunError as error:
         return fail(str(error))
@@ -102,9 +114,38 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
         return fail(f"run-dir: {directory}: {error}; what was saved is intact, --resume goes on from there")
     finally:
         context.log.close()
-        os.close(lock)
-    print(f"{'report' if arguments.until == 'report' else 'stopped as asked; run'}: {result}")
+        if lock is not None:
+            os.close(lock)
+    if context.writes:
+        print(f"{'report' if arguments.until == 'report' else 'stopped as asked; run'}: {result}")
     return 0
+
+
+def _join(arguments: Arguments) -> None:
+    """Becomes one of several processes, where the command line says so."""
+    if arguments.coordinator:
+        hosts.join(
+            coordinator=arguments.coordinator,
+            num_processes=arguments.num_processes,
+            process_id=arguments.process_id,
+        )
+    elif arguments.distributed != "off":
+        hosts.join_cluster(arguments.distributed)
+
+
+def _open(directory: Path, arguments: Arguments) -> int | None:
+    """Opens the run directory on the first process and returns its lock; all go on, or none."""
+    settings = (to_dict(arguments.config), arguments.preset, arguments.resume, arguments.until)
+    hosts.check_same(json.dumps(settings), "settings")
+    lock, refusal = None, None
+    if hosts.is_first():
+        try:
+            lock = open_run(directory, arguments.config, resume=arguments.resume)
+        except RunError as error:
+            refusal = error
+    if hosts.largest(refusal is not None):
+        raise refusal or RunError("run-dir: refused by process 0, which says why")
+    return lock
 
 
 def _keep_compiled_programs(choice: str) -> None:

@@ -1,6 +1,7 @@
 """What one run holds throughout its stages: config, environment, networks, attacks, files."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from admrl_jax import adgan as adgan_lib
-from admrl_jax import attacks, envs, networks
+from admrl_jax import attacks, envs, hosts, networks
 from admrl_jax.attacks import Attack
-from admrl_jax.config import Config
+from admrl_jax.config import Config, validate
 from admrl_jax.envs import Env
 from admrl_jax.networks import Policy
-from admrl_jax.run_log import MetricsLog, StopRequest
-from admrl_jax.sharding import TASKS, replicate, spread_tasks, task_mesh
+from admrl_jax.run_log import MetricsLog, Progress, StopRequest
+from admrl_jax.sharding import TASKS, local, replicate, spread_tasks, task_mesh
 from admrl_jax.training import TrainState
 from admrl_jax.types import Params
 
@@ -47,9 +48,14 @@ class Context:
             "fgsm": attacks.fgsm(self.policy),
             "adgan": self.adgan.attack,
         }
-        self.mesh = None if config.num_devices == 1 else task_mesh(config.num_devices)
+        is_alone = config.num_devices == 1 and jax.process_count() == 1
+        self.mesh = None if is_alone else task_mesh(config.num_devices)
+        if self.mesh is not None:
+            # "All devices" is a number only now.
+            validate(replace(config, num_devices=self.mesh.size))
         self.axis_name = None if self.mesh is None else TASKS
-        self.log = MetricsLog(directory)
+        self.writes = hosts.is_first()
+        self.log = MetricsLog(directory, writes=self.writes)
         self.stop = StopRequest()
         self.seconds: dict[str, float] = {}
         key_tasks, self.eval_key = jax.random.split(jax.random.key(config.eval.seed))
@@ -72,10 +78,30 @@ class Context:
         """Puts arrays on every device, where tasks are spread over several."""
         return tree if self.mesh is None else replicate(tree, self.mesh)
 
+    def local(self, tree: Any) -> Any:
+        """Takes arrays back from `place`: this process's copies, on one device."""
+        return tree if self.mesh is None else local(tree)
+
+    def is_done(self, path: Path) -> bool:
+        """Whether a result is there, as the process sees it that writes them."""
+        return bool(hosts.from_first(int(path.exists())))
+
+    def progress(self, stage: str, total: int, done: int = 0) -> Progress:
+        """Progress of a stage, shown by the process that writes."""
+        return Progress(stage, total, done, shown=self.writes)
+
+    def stop_signal(self) -> int:
+        """The signal that asks for an end, whichever process it reached; 0 if none did.
+
+        Every process must ask at the same points, so that all of them stop at the same one.
+        """
+        return hosts.largest(self.stop.signal or 0)
+
     def check_stop(self) -> None:
         """Raises `Interrupted` if a signal asked for it."""
-        if self.stop.signal is not None:
-            raise Interrupted(self.stop.signal)
+        number = self.stop_signal()
+        if number:
+            raise Interrupted(number)
 
 
 def make_policy(config: Config, env: Env) -> Policy:

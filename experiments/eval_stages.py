@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from admrl_jax import envs, evaluation, mapped_axis, training
+from admrl_jax import envs, evaluation, hosts, mapped_axis, training
 from admrl_jax.config import METHODS, MAMLConfig
 from admrl_jax.files import write_arrays
-from admrl_jax.run_log import Progress
 from admrl_jax.sharding import TASKS
 from admrl_jax.training import TrainState
 from admrl_jax.types import Params
@@ -32,7 +32,10 @@ class EvalStages:
     def meta_test(
         self, trained: dict[str, TrainState], adaptive: dict[str, Params], no_gan: Params
     ) -> list[dict[str, Any]]:
-        """Every method under every attack, strength, protocol and support x query cell."""
+        """Every method under every attack, strength, protocol and support x query cell.
+
+        The process that writes makes the rows, these and those of `convergence_curves`; others have none.
+        """
         rows = []
         strengths = self.context.config.eval.strengths
         # Every attack gets generators; those that have no parameters do not look at them.
@@ -61,8 +64,8 @@ class EvalStages:
         ]
         name = ".".join(part for part in (method, attack, protocol) if part)
         path = self.context.directory / "returns" / f"{name}.npz"
-        if not path.exists():
-            progress = Progress(f"{name}: meta-test", len(cells))
+        if not self.context.is_done(path):
+            progress = self.context.progress(f"{name}: meta-test", len(cells))
             start = time.monotonic()
             results = []
             for i, strength, support, query in cells:
@@ -80,12 +83,13 @@ class EvalStages:
                 self.context.check_stop()
             progress.close()
             self.context.seconds[f"{name}: meta-test"] = time.monotonic() - start
-            path.parent.mkdir(exist_ok=True)
-            write_arrays(
+            self._write(
                 path,
                 returns=np.stack([r.returns for r in results], axis=1),
                 attack_size=np.stack([r.attack_size for r in results], axis=1),
             )
+        if not self.context.writes:
+            return []
         with np.load(path) as saved:
             returns, sizes = saved["returns"], saved["attack_size"]
         return [
@@ -144,8 +148,8 @@ class EvalStages:
     ) -> list[dict[str, Any]]:
         strength = 0.0 if attack == "none" else self.context.config.eval.curve_strength
         path = self.context.directory / "returns" / f"curve.{method}.{attack}.npz"
-        if not path.exists():
-            progress = Progress(f"{method}: curve under {attack}", len(steps))
+        if not self.context.is_done(path):
+            progress = self.context.progress(f"{method}: curve under {attack}", len(steps))
             results = []
             for i in range(len(steps)):
                 params = jax.tree.map(lambda x, i=i: x[i], policies)
@@ -154,8 +158,9 @@ class EvalStages:
                 progress.update(i + 1, {"post": float(result.returns[:, :, -1].mean())})
                 self.context.check_stop()
             progress.close()
-            path.parent.mkdir(exist_ok=True)
-            write_arrays(path, returns=np.stack(results, axis=1))
+            self._write(path, returns=np.stack(results, axis=1))
+        if not self.context.writes:
+            return []
         with np.load(path) as saved:
             returns = saved["returns"]
         return [
@@ -175,7 +180,7 @@ class EvalStages:
     def save_trajectories(self, trained: dict[str, TrainState], adaptive: dict[str, Params]) -> None:
         """2D navigation: paths to a few goals before and after adaptation, for a picture."""
         path = self.context.directory / "trajectories.npz"
-        if path.exists() or not isinstance(self.context.env, envs.Navigation2D):
+        if not self.context.writes or path.exists() or not isinstance(self.context.env, envs.Navigation2D):
             return
         size = 0.8 * self.context.env.config.goal_range
         goals = size * jnp.array([[1.0, 1.0], [-1.0, 0.6], [-0.6, -1.0], [1.0, -0.5]])
@@ -211,6 +216,11 @@ class EvalStages:
                     arrays[f"{method}/{cell}/{phase}"] = positions[:, :4]
                     arrays[f"{method}/{cell}/{phase}/mask"] = mask[:, :4]
         write_arrays(path, **arrays)
+
+    def _write(self, path: Path, **arrays: np.ndarray) -> None:
+        if self.context.writes:
+            path.parent.mkdir(exist_ok=True)
+            write_arrays(path, **arrays)
 
     @property
     def _eval_maml(self) -> MAMLConfig:
@@ -265,7 +275,7 @@ class EvalStages:
             jnp.float32(support_radius),
             jnp.float32(query_radius),
         )
-        result = jax.device_get(self._program(*self.context.place(inputs)))
+        result = hosts.gather(self._program(*self.context.place(inputs)))
         check_budget(result.budget_excess, f"meta-test under {attack}")
         return result
 

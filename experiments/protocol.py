@@ -64,6 +64,8 @@ def run_protocol(context: Context, preset: str, until: str = "report") -> Path:
         rows = evaluate.meta_test(trained, adaptive, no_gan)
         curves = evaluate.convergence_curves(snapshots, trained)
         evaluate.save_trajectories(trained, adaptive)
+        if not context.writes:
+            return context.directory
         save_results(context, preset, rows, curves)
         return write_report(context.directory)
 

@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from admrl_jax import adgan as adgan_lib
-from admrl_jax import evaluation, training
+from admrl_jax import evaluation, hosts, training
 from admrl_jax.attacks import Budget, no_attack
 from admrl_jax.checkpoint import StageCheckpoints
 from admrl_jax.config import TrainConfig
-from admrl_jax.run_log import Progress
 from admrl_jax.training import TrainState
 from admrl_jax.types import Params
-from experiments.context import Context, Diverged, check_budget
+from experiments.context import Context, Diverged, Interrupted, check_budget
 
 SHOWN = {"pre": "train/pre_return", "post": "train/post_return", "kl": "train/kl"}
 STATISTICS_EPISODES = 4
@@ -173,14 +172,15 @@ class TrainStages:
         folder = self.context.directory / "checkpoints" / f"{stage}-{method}"
         streak = np.zeros(state.step.shape, int)
         with StageCheckpoints(folder, self.context.config) as checkpoints:
-            done = checkpoints.latest_step or 0
+            done = hosts.from_first(checkpoints.latest_step or 0)
+            state, snapshots = self.context.place((state, snapshots))
             if done:
                 state, snapshots = checkpoints.load(done, (state, snapshots))
             if done >= num_steps:
-                return state, snapshots
+                return self.context.local((state, snapshots))
             for label, _ in self._stage_labels(stage, state):
                 self.context.log.rewind(method, label, first_step + done)
-            progress = Progress(name, num_steps, done)
+            progress = self.context.progress(name, num_steps, done)
             try:
                 while done < num_steps:
                     size = min(schedule.chunk_steps, num_steps - done)
@@ -198,22 +198,20 @@ class TrainStages:
                             snapshots,
                             state.policy_params,
                         )
-                    if (
-                        done % schedule.checkpoint_every == 0
-                        or done == num_steps
-                        or self.context.stop.signal is not None
-                    ):
+                    stop_signal = self.context.stop_signal()
+                    if done % schedule.checkpoint_every == 0 or done == num_steps or stop_signal:
                         checkpoints.save(done, jax.tree.map(jnp.asarray, (state, snapshots)))
                     shown = {k: float(metrics[v].mean()) for k, v in SHOWN.items() if v in metrics}
                     rate = metrics["train/env_steps"].sum() / seconds
                     progress.update(done, {**shown, "env steps/s": f"{rate:,.0f}"})
                     where = f"{name}: step {first_step + done}"
                     streak = self._count_bad(streak, metrics, where, checkpoints)
-                    self.context.check_stop()
+                    if stop_signal:
+                        raise Interrupted(stop_signal)
             finally:
                 progress.close()
         self.context.seconds[name] = time.monotonic() - start
-        return jax.tree.map(jnp.asarray, (state, snapshots))
+        return self.context.local(jax.tree.map(jnp.asarray, (state, snapshots)))
 
     def _count_bad(
         self, streak: np.ndarray, metrics: Any, where: str, checkpoints: StageCheckpoints

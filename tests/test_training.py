@@ -125,6 +125,22 @@ def test_vmapped_seeds_equal_single_runs(noise_chunk) -> None:
         )
 
 
+@pytest.mark.parametrize("task_block", [0, 1])
+def test_lanes_are_updated_one_by_one_where_tasks_are(task_block: int) -> None:
+    # Products of batches of small matrices take a CPU twice as long as the same products one by one.
+    config = dataclasses.replace(CONFIG, maml=dataclasses.replace(CONFIG.maml, task_block=task_block))
+    step = functools.partial(
+        training.outer_step, env=ENV, policy=POLICY, attack=attacks.no_attack(), config=config
+    )
+    states = jax.eval_shape(jax.vmap(initial_state), jnp.arange(3))
+    lowered = jax.jit(jax.vmap(step)).lower(states).as_text()
+    # The Fisher product's largest operand: the samples of a task, of three lanes at once or of one.
+    samples = config.maml.num_trajectories * ENV.horizon
+    hidden = jax.tree.leaves(POLICY.init(jax.random.key(0))["mean"])[-1].shape[0]
+    lane_by_lane = f"tensor<{samples}x{hidden}xf32>"
+    assert (lane_by_lane in lowered) == (task_block == 1)
+
+
 def test_switches_freeze_the_policy_or_the_adversary() -> None:
     @jax.jit
     def step(state: training.TrainState, train_policy: jax.Array, train_adversary: jax.Array):

@@ -86,7 +86,7 @@ def init_adversary(key: jax.Array, adgan: AdGAN, config: AdversaryConfig) -> Adv
         generator_opt_state=adgan.generator_optimizer.init(generator_params),
         discriminator_opt_state=adgan.discriminator_optimizer.init(discriminator_params),
         strongest_params=generator_params,
-        strongest_return=jnp.float32(jnp.inf),
+        strongest_return=jnp.full((), jnp.inf, float),
     )
 
 

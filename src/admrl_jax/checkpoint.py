@@ -20,6 +20,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from admrl_jax import hosts
 from admrl_jax.checks import ConfigError
 from admrl_jax.config import Config, from_dict, to_dict
 from admrl_jax.files import write_text
@@ -42,7 +43,15 @@ class StageCheckpoints:
 
     def __init__(self, directory: Path, config: Config):
         self.directory, self._config = directory, config
-        _set_damaged_aside(directory, config)
+        refused: RunError | None = None
+        if hosts.is_first():
+            try:
+                _set_damaged_aside(directory, config)
+            except RunError as error:
+                refused = error
+        # The others look at the directory only once the first has tidied it.
+        if hosts.from_first(int(refused is not None)):
+            raise refused or RunError(f"checkpoint: process 0 refuses what is in {directory}")
         _silence_orbax()
         self._checkpointer = ocp.training.Checkpointer(
             str(directory.absolute()),
@@ -81,7 +90,8 @@ class StageCheckpoints:
                 raise
             number = int(code[1])
             raise OSError(number, os.strerror(number), str(self.directory / str(step))) from error
-        _write_manifest(self.directory / str(step), self._config)
+        if hosts.is_first():
+            _write_manifest(self.directory / str(step), self._config)
 
     def load(self, step: int, like: Any) -> Any:
         """Reads the checkpoint of `step` with the structure, shapes and dtypes of `like`."""
@@ -97,7 +107,8 @@ class StageCheckpoints:
 def read_latest(directory: Path) -> Any:
     """The newest checkpoint of a stage as plain lists, dictionaries and arrays; None if there is none.
 
-    Skips damaged checkpoints; takes one without a manifest as it is.
+    Skips damaged checkpoints; takes one without a manifest as it is. Arrays come to this process's
+    first device, wherever those that wrote them had theirs.
     """
     whole = [
         path
@@ -109,7 +120,11 @@ def read_latest(directory: Path) -> Any:
     _silence_orbax()
     with ocp.training.Checkpointer(str(directory.absolute())) as checkpointer, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return checkpointer.load(int(whole[0].name))
+        step = int(whole[0].name)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        saved = checkpointer.metadata(step).metadata
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
+        return checkpointer.load(step, like)
 
 
 def _silence_orbax() -> None:

@@ -121,21 +121,25 @@ class MetricsLog:
 
     Rows are written before the checkpoint that covers them. Those that a resumed stage will produce
     again are replaced where they stand, so a row is never missing, never there twice, and never
-    elsewhere than in an uninterrupted run.
+    elsewhere than in an uninterrupted run. With several processes the first one `writes`, and the
+    others' logs do nothing.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, writes: bool = True):
+        self._writes = writes
         self._directory = directory
         self._path = directory / "metrics.csv"
         self._columns: list[str] = list(KEY_COLUMNS)
         self._repeated: set[tuple[str, ...]] = set()
         self._writers: dict[tuple[str, str], EventFile] = {}
-        if self._path.exists():
+        if writes and self._path.exists():
             with self._path.open(newline="") as file:
                 self._columns = next(csv.reader(file), list(KEY_COLUMNS))
 
     def rewind(self, method: str, stage: str, step: int) -> None:
         """Notes rows of a stage beyond `step`, which will come again, and drops torn lines."""
+        if not self._writes:
+            return
         rows = self._read()
         kept = [row for row in rows if len(row) == len(self._columns)]
         if len(kept) != len(rows) or not self._ends_whole():
@@ -161,6 +165,8 @@ class MetricsLog:
             seeds: of the leading axis.
             metrics: arrays `[S, T]`.
         """
+        if not self._writes:
+            return
         new = [name for name in sorted(metrics) if name not in self._columns]
         if new:
             old, width = self._read(), len(self._columns)
@@ -249,13 +255,13 @@ class EventFile:
 class Progress:
     """One live line per stage on a terminal, a line every half minute elsewhere."""
 
-    def __init__(self, stage: str, total: int, done: int = 0):
-        self._console = Console(stderr=True, highlight=False)
+    def __init__(self, stage: str, total: int, done: int = 0, *, shown: bool = True):
+        self._console = Console(stderr=True, highlight=False, quiet=not shown)
         self._stage, self._total, self._first = stage, total, done
         self._start = self._last = time.monotonic()
         self._steps_timed = 0
         self._live = Live(console=self._console, refresh_per_second=4, transient=False)
-        self._is_live = self._console.is_terminal
+        self._is_live = shown and self._console.is_terminal
         if self._is_live:
             self._live.start()
             self._live.update(Text(f"{stage}: compiling"))

@@ -1,0 +1,142 @@
+"""What a rollout is compared with: the engine alone, and what one would use without this project."""
+
+import copy
+import functools
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from mujoco import rollout as mujoco_rollout
+
+from admrl_jax.envs import PhysicsEnv
+from admrl_jax.simulators import ModelParams
+from admrl_jax.simulators.models import load_model
+from admrl_jax.simulators.mujoco import available_cores
+
+
+def draw_starts(
+    env: PhysicsEnv, key: jax.Array, tasks: Any, num_trajectories: int
+) -> tuple[jax.Array, jax.Array]:
+    """Start states `[N, K, nq]` and `[N, K, nv]` of tasks `[N, ...]`."""
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    keys = jax.random.split(key, (num_tasks, num_trajectories))
+    return jax.jit(jax.vmap(jax.vmap(env.start, in_axes=(0, None))))(keys, tasks)
+
+
+def open_loop(
+    env: PhysicsEnv, tasks: Any, qpos: jax.Array, qvel: jax.Array, action: jax.Array, num_threads: int = 0
+) -> Callable[[], Any]:
+    """A function that steps the environment's engine alone: same batch, starts and controls, no policy.
+
+    `mujoco` is run by `mujoco.rollout`, all steps in one call; other engines by one scan of their own step
+    on the device.
+
+    Args:
+        env: task family.
+        tasks: `[N, ...]`.
+        qpos: `[N, K, nq]` start.
+        qvel: `[N, K, nv]` start.
+        action: `[N, K, H, A]` raw actions.
+        num_threads: of the C engine; 0 takes one per core.
+    """
+    low, high = jnp.asarray(env.simulator.ctrl_range).T
+    control = jnp.clip(action / env.config.action_scale, low, high)
+    if env.simulator.name == "mujoco":
+        return _mujoco_alone(env, tasks, qpos, qvel, control, num_threads or available_cores())
+    return _device_alone(env, tasks, qpos, qvel, control)
+
+
+def _mujoco_alone(
+    env: PhysicsEnv, tasks: Any, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array, threads: int
+) -> Callable[[], None]:
+    model = load_model(env.model)
+    data = [getattr(mujoco, "MjData")(model) for _ in range(threads)]  # noqa: B009
+    pool = mujoco_rollout.Rollout(nthread=threads if threads > 1 else 0)
+    num_tasks, num_trajectories, horizon, _ = ctrl.shape
+    size = num_tasks * num_trajectories
+    control = np.asarray(ctrl, np.float64).reshape(size, horizon, -1)
+    control = np.ascontiguousarray(np.repeat(control, env.config.frame_skip, axis=1))
+    start = [np.asarray(x, np.float64).reshape(size, -1) for x in (qpos, qvel)]
+    initial = np.concatenate([np.zeros((size, 1)), *start], axis=1)
+    states = np.zeros((size, control.shape[1], initial.shape[1]))
+    models = [model] * size
+    if isinstance(tasks, ModelParams):
+        bodies = [copy.copy(model) for _ in range(num_tasks)]
+        for i, body in enumerate(bodies):
+            for name, values in tasks._asdict().items():
+                getattr(body, name)[:] = values[i]
+        models = [body for body in bodies for _ in range(num_trajectories)]
+
+    def run() -> None:
+        pool.rollout(
+            models,
+            data,
+            initial,
+            control,
+            skip_checks=True,
+            nstep=control.shape[1],
+            state=states,
+            chunk_size=max(1, size // (threads * 8)),
+        )
+
+    return run
+
+
+def _device_alone(
+    env: PhysicsEnv, tasks: Any, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array
+) -> Callable[[], Any]:
+    def episodes(tasks, qpos, qvel, ctrl):
+        def one(task, qpos, qvel, ctrl):
+            def step(state, ctrl):
+                return env.simulator.step(state, ctrl, env.body(task)), None
+
+            return jax.lax.scan(step, env.simulator.init(qpos, qvel), ctrl)[0]
+
+        last = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0, 0)))(tasks, qpos, qvel, ctrl)
+        return last.qpos, last.qvel
+
+    compiled = jax.jit(episodes).lower(tasks, qpos, qvel, ctrl).compile()
+    return functools.partial(compiled, tasks, qpos, qvel, ctrl)
+
+
+def vector_env_rate(num_envs: int, *, num_steps: int, repeats: int) -> float:
+    """Control steps per second of `gymnasium.vector.AsyncVectorEnv` on HalfCheetah-v5.
+
+    The policy is the same tanh 64x64 Gaussian, in NumPy, for all sub-environments at once; each of
+    these is a process of its own.
+
+    Args:
+        num_envs: sub-environments, so worker processes.
+        num_steps: control steps of each in one timing.
+        repeats: timings, of which the median is taken.
+    """
+    rng = np.random.default_rng(0)
+    make = functools.partial(gymnasium.make, "HalfCheetah-v5")
+    envs = gymnasium.vector.AsyncVectorEnv([make] * num_envs, context="spawn")
+    obs, _ = envs.reset(seed=0)
+    action_size = envs.action_space.shape[-1]  # pyright: ignore[reportOptionalSubscript]
+    sizes = (obs.shape[-1], 64, 64, action_size)
+    layers = [rng.uniform(-1, 1, (i, o)) * np.sqrt(6 / (i + o)) for i, o in pairwise(sizes)]
+
+    def run(obs: np.ndarray) -> np.ndarray:
+        for _ in range(num_steps):
+            hidden = np.tanh(np.tanh(obs @ layers[0]) @ layers[1])
+            action = hidden @ layers[2] + rng.normal(size=(num_envs, action_size))
+            obs, *_ = envs.step(np.clip(action / 10, -1, 1).astype(np.float32))
+        return obs
+
+    obs = run(obs)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        obs = run(obs)
+        seconds.append(time.perf_counter() - start)
+    envs.close()
+    return num_envs * num_steps / median(seconds)

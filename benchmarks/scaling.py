@@ -1,0 +1,166 @@
+"""How seconds and memory of an outer step grow: `python -m benchmarks.scaling`.
+
+Tasks, trajectories and horizon grow by a factor of 16, one at a time, and then the tasks of one size are
+spread over more and more devices. Every point is measured in a process of its own, so that its peak of
+memory is its own. The exponent is that of the power law fitted to an axis: 1 is linear, 0 constant.
+"""
+
+import functools
+import multiprocessing
+import resource
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from admrl_jax.checks import ConfigError
+from admrl_jax.sharding import TASKS, replicate, spread_tasks, task_mesh
+from admrl_jax.training import outer_step
+from benchmarks.common import compile_seconds, report, time_in_turn
+from benchmarks.train_step import Arguments as StepArguments
+from benchmarks.train_step import Parts, config_of
+
+AXES = ("tasks", "trajectories", "horizon", "devices")
+FACTORS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Seconds and peak memory of an outer step of admrl against its sizes."""
+
+    env: str = "halfcheetah_dir"
+    simulator: str = "auto"
+    axis: tuple[str, ...] = AXES
+    """What grows: tasks, trajectories, horizon, devices."""
+    num_tasks: int = 8
+    num_trajectories: int = 8
+    horizon: int = 64
+    """Smallest sizes; the others stay there while one grows. On the axis `devices`, 8 times as many tasks."""
+    factors: tuple[int, ...] = FACTORS
+    num_devices: tuple[int, ...] = (1, 2)
+    """Numbers of devices; on a CPU they are made of its cores."""
+    repeats: int = 3
+    json: Path | None = None
+    """Also write the figures here (and a picture beside it)."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One outer step to measure."""
+
+    axis: str
+    size: int
+    step: StepArguments
+    num_devices: int
+
+
+def points(arguments: Arguments) -> list[Point]:
+    """What is to be measured."""
+    base = StepArguments(
+        simulator=arguments.simulator,
+        num_tasks=arguments.num_tasks,
+        num_trajectories=arguments.num_trajectories,
+        horizon=arguments.horizon,
+    )
+    found = []
+    for axis in arguments.axis:
+        if axis not in AXES:
+            raise ConfigError(f"axis: {axis!r} is not known; accepted: {', '.join(AXES)}")
+        if axis == "devices":
+            wide = replace(base, num_tasks=8 * base.num_tasks)
+            found += [Point(axis, count, wide, count) for count in arguments.num_devices]
+            continue
+        name = axis if axis == "horizon" else f"num_{axis}"
+        for factor in arguments.factors:
+            size = factor * getattr(base, name)
+            found.append(Point(axis, size, replace(base, **{name: size}), 1))
+    return found
+
+
+def resident_mib() -> float:
+    """The largest memory this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(point: Point, name: str, repeats: int) -> dict[str, Any]:
+    """One row, without the exponents; for a process of its own."""
+    if point.num_devices > 1:
+        jax.config.update("jax_num_cpu_devices", point.num_devices)
+    parts = Parts(config_of(name, point.step))
+    state, _ = parts.init()
+    step = parts.outer_step
+    if point.num_devices > 1:
+        mesh = task_mesh(point.num_devices)
+        spread = functools.partial(
+            outer_step,
+            env=parts.env,
+            policy=parts.policy,
+            attack=parts.adgan.attack,
+            config=parts.config.train,
+            adgan=parts.adgan,
+            axis_name=TASKS,
+        )
+        step, state = spread_tasks(spread, mesh), replicate(state, mesh)
+    seconds, compiled = compile_seconds(step, state)
+    analysis: Any = getattr(compiled, "memory_analysis")()  # noqa: B009
+    before = resident_mib()
+    timed = time_in_turn({"step": functools.partial(compiled, state)}, repeats)["step"]
+    return {
+        "axis": point.axis,
+        "size": point.size,
+        "tasks": point.step.num_tasks,
+        "trajectories": point.step.num_trajectories,
+        "horizon": point.step.horizon,
+        "devices": point.num_devices,
+        "compile_s": seconds,
+        "seconds": float(np.median(timed)),
+        "program_mib": (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / 2**20,
+        "grown_mib": resident_mib() - before,
+        "resident_mib": resident_mib(),
+    }
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | str:
+    """Slope of `log(values)` over `log(sizes)`; `-` where there is none."""
+    if len(set(sizes)) < 2 or min(values) <= 0:
+        return "-"
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def with_exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Puts the exponents of its axis into each row."""
+    fitted = {}
+    for axis in {row["axis"] for row in rows}:
+        mine = [row for row in rows if row["axis"] == axis]
+        sizes = [row["size"] for row in mine]
+        fitted[axis] = {
+            f"{name}_exponent": exponent(sizes, [row[column] for row in mine])
+            for name, column in (("seconds", "seconds"), ("memory", "program_mib"))
+        }
+    return [row | fitted[row["axis"]] for row in rows]
+
+
+def main() -> None:
+    """Runs the benchmark from the command line."""
+    arguments = tyro.cli(Arguments, prog="python -m benchmarks.scaling", description=__doc__)
+    rows = []
+    for point in points(arguments):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            rows.append(fresh.submit(measure, point, arguments.env, arguments.repeats).result())
+    report(
+        f"Outer step of admrl on {arguments.env} against its sizes",
+        with_exponents(rows),
+        arguments.json,
+        bars=("seconds",),
+        labels=("axis", "size"),
+        unit="seconds",
+    )
+
+
+if __name__ == "__main__":
+    main()
