@@ -6,6 +6,7 @@
 import contextlib
 import importlib.util
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,18 +33,23 @@ def model_path(model: Model) -> Path:
     return path
 
 
+_loading = threading.RLock()
+
+
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keeps MuJoCo from warning while a model file is read.
+    """Keeps MuJoCo from warning while a model file is read, by one thread at a time.
 
     Gymnasium's and Brax's files use an attribute that MuJoCo calls deprecated; the warning, which
-    would also leave a log file in the current folder, is not for our users.
+    would also leave a log file in the current folder, is not for our users. Who is warned is one
+    setting for the whole process: two threads that load and change it at once abort it.
     """
-    mujoco.set_mju_user_warning(lambda message: None)
-    try:
-        yield
-    finally:
-        mujoco.set_mju_user_warning(None)
+    with _loading:
+        mujoco.set_mju_user_warning(lambda message: None)
+        try:
+            yield
+        finally:
+            mujoco.set_mju_user_warning(None)
 
 
 def load_model(model: Model) -> mujoco.MjModel:
