@@ -17,7 +17,7 @@ from mujoco import rollout as mujoco_rollout
 
 from admrl_jax.envs import PhysicsEnv
 from admrl_jax.simulators import ModelParams
-from admrl_jax.simulators.models import load_model
+from admrl_jax.simulators.models import load_model, quiet_loading
 from admrl_jax.simulators.mujoco import available_cores
 
 
@@ -106,6 +106,11 @@ def _device_alone(
     return functools.partial(compiled, tasks, qpos, qvel, ctrl)
 
 
+def _make_cheetah() -> gymnasium.Env:
+    with quiet_loading():
+        return gymnasium.make("HalfCheetah-v5")
+
+
 def vector_env_rate(num_envs: int, *, num_steps: int, repeats: int) -> float:
     """Control steps per second of `gymnasium.vector.AsyncVectorEnv` on HalfCheetah-v5.
 
@@ -118,8 +123,7 @@ def vector_env_rate(num_envs: int, *, num_steps: int, repeats: int) -> float:
         repeats: timings, of which the median is taken.
     """
     rng = np.random.default_rng(0)
-    make = functools.partial(gymnasium.make, "HalfCheetah-v5")
-    envs = gymnasium.vector.AsyncVectorEnv([make] * num_envs, context="spawn")
+    envs = gymnasium.vector.AsyncVectorEnv([_make_cheetah] * num_envs, context="spawn")
     obs, _ = envs.reset(seed=0)
     action_size = envs.action_space.shape[-1]  # pyright: ignore[reportOptionalSubscript]
     sizes = (obs.shape[-1], 64, 64, action_size)

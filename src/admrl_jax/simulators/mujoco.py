@@ -32,9 +32,9 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-CHUNKS_PER_THREAD = 8
-"""Few: each costs a hop between threads (40 of them 4% of a rollout). Not one: the slowest thread would
-be waited for."""
+CHUNKS_PER_THREAD = 16
+"""With few, the slowest thread is waited for; each more costs a hop between threads. Between 8 and 40 a
+rollout's time differs by 3 %."""
 
 
 class HostEngine:
