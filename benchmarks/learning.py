@@ -89,7 +89,7 @@ def draw(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         ax.remove()
     axes[0].legend(fontsize=8, frameon=False)
     figure.supxlabel("outer step", fontsize=10)
-    figure.supylabel("return per episode on the training batch", fontsize=10)
+    figure.supylabel("return per episode", fontsize=10)
     return figure
 
 
