@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from admrl_jax.config import Config
 from admrl_jax.env_config import HalfCheetahDirConfig, NavigationConfig
 from admrl_jax.run_log import RunError
 from experiments.trained import load_policy
+from tests.faults.damaged import DAMAGES, truncate
 
 CONFIG = Config(env=NavigationConfig(), seeds=(0,))
 ROOT = Path(__file__).parent.parent
@@ -53,23 +53,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stage(saved: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may damage."""
     return Path(shutil.copytree(saved, tmp_path / "checkpoints" / saved.name))
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
-
-
-DAMAGES: tuple[Callable[[Path], None], ...] = (truncate, empty, flip_a_bit, os.remove)
 
 
 def test_the_two_newest_are_kept(saved: Path) -> None:
@@ -215,3 +198,8 @@ def test_committed_runs_are_read_without_a_manifest(name: str) -> None:
     assert all(x.shape[0] == seeds for x in jax.tree.leaves(trained.params))
     one = jax.tree.map(lambda x: x[0], trained.params)
     assert trained.policy.apply(one, jnp.zeros(trained.env.obs_size)).mean.shape == (trained.env.action_size,)
+
+
+def test_checkpoints_do_not_tell_where_they_were_made(saved: Path) -> None:
+    for path in saved.rglob("*"):
+        assert not path.is_file() or str(saved).encode() not in path.read_bytes(), path

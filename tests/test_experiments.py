@@ -24,27 +24,10 @@ from admrl_jax.envs import Navigation2D
 from experiments import halfcheetah_dir, navigation_2d
 from experiments.__main__ import run as run_by_name
 from experiments.command_line import main
+from tests.faults.toy_runs import TOY
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 ROOT = Path(__file__).parent.parent
-TOY = [
-    "--preset=quick",
-    "--seeds=0",
-    "--env.horizon=10",
-    "--train.maml.num-tasks=2",
-    "--train.maml.num-trajectories=4",
-    "--schedule.pretrain-steps=6",
-    "--schedule.warmup-steps=2",
-    "--schedule.finetune-steps=4",
-    "--schedule.chunk-steps=1",
-    "--schedule.checkpoint-every=2",
-    "--schedule.snapshot-every=2",
-    "--eval.num-tasks=2",
-    "--eval.num-trajectories=2",
-    "--eval.adaptive-steps=2",
-    "--eval.adaptive-tasks=2",
-    "--eval.adaptive-trajectories=4",
-]
 
 
 def run(argv: list[str], module=navigation_2d) -> int:

@@ -155,6 +155,10 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _write_manifest(checkpoint: Path, config: Config) -> None:
+    # Orbax's markers name the folder they were written in; only that they are there matters, and a run
+    # that is handed on should not tell where it was made.
+    for marker in checkpoint.rglob("commit_success.txt"):
+        write_text(marker, "Checkpoint commit was successful\n")
     content = {"schema": SCHEMA, "config": to_dict(config), "files": _hashes(checkpoint)}
     write_text(checkpoint / MANIFEST, json.dumps({"sha256": _digest(content), **content}, indent=1) + "\n")
 
