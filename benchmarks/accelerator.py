@@ -54,9 +54,14 @@ def parts(tiny: bool) -> dict[str, list[str]]:
         *("--num-trajectories", *sizes, f"--horizon={2 if tiny else 20}", "--repeats=3"),
     ]
     toy = ["--num-tasks=2", "--num-trajectories=2"]
+    found["protocol"] = ["protocol", CHEETAH, "--simulator=mjx"]
+    if tiny:
+        found["protocol"] = [
+            *("protocol", "--env=navigation_2d", "--preset=quick", "--seeds=2", "--lanes=8", "--repeats=1")
+        ]
     found["outer_step"] = ["outer_step", "--task-block", *(("0",) if tiny else ("0", "1"))]
     found["outer_step"] += toy if tiny else []
-    step = ["train_step", CHEETAH, "--task-block=0"]
+    step = ["train_step", CHEETAH]
     step += [*toy, "--horizon=8", "--repeats=2"] if tiny else []
     for simulator in ("mujoco",) if tiny else ("mjx", "mujoco"):
         found[f"train_step-{simulator}"] = [*step, f"--simulator={simulator}"]

@@ -17,6 +17,7 @@ import tyro
 from admrl_jax import envs, networks, training
 from admrl_jax.attacks import Budget, no_attack
 from admrl_jax.config import MAMLConfig, TrainConfig
+from admrl_jax.maml import tasks_at_once
 from benchmarks.common import compile_and_time, report
 
 
@@ -30,7 +31,7 @@ class Arguments:
     """Tasks; 0 takes the paper's (20 in 2D navigation, 40 elsewhere)."""
     num_trajectories: int = 20
     hidden_sizes: tuple[int, ...] = (64, 64)
-    task_block: tuple[int, ...] = (1,)
+    task_block: tuple[int, ...] = (0,)
     """Tasks computed together; several values are compared."""
     repeats: int = 5
     json: Path | None = None
@@ -128,7 +129,7 @@ def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
         "tasks": num_tasks,
         "samples": int(batch.query.advantage.size),
         "hidden": "x".join(map(str, arguments.hidden_sizes)),
-        "task_block": task_block,
+        "task_block": tasks_at_once(task_block, num_tasks),
         "line_search_steps": tried,
         "products": sum(counts.values()),
         "compile_s": compile_seconds,

@@ -1,5 +1,6 @@
 """The evaluation stages: meta-test grid, convergence curves, trajectories for a picture."""
 
+import functools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,14 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from admrl_jax import envs, evaluation, hosts, mapped_axis, training
+from admrl_jax.attacks import Budget
 from admrl_jax.config import METHODS, MAMLConfig
 from admrl_jax.files import write_arrays
+from admrl_jax.maml import map_blocks
+from admrl_jax.memory import compile_largest
 from admrl_jax.sharding import TASKS
 from admrl_jax.training import TrainState
-from admrl_jax.types import Params
+from admrl_jax.types import Params, Task
 from experiments.context import Context, check_budget, generator_of
 
 CELLS = (("clean", "attacked"), ("attacked", "clean"), ("attacked", "attacked"))
@@ -70,7 +74,7 @@ class EvalStages:
             results = []
             for i, strength, support, query in cells:
                 results.append(
-                    self._evaluate(
+                    self.evaluate(
                         victim,
                         victim.policy_params,
                         attack,
@@ -153,7 +157,7 @@ class EvalStages:
             results = []
             for i in range(len(steps)):
                 params = jax.tree.map(lambda x, i=i: x[i], policies)
-                result = self._evaluate(state, params, attack, generator, strength, strength)
+                result = self.evaluate(state, params, attack, generator, strength, strength)
                 results.append(result.returns)
                 progress.update(i + 1, {"post": float(result.returns[:, :, -1].mean())})
                 self.context.check_stop()
@@ -231,7 +235,7 @@ class EvalStages:
             num_adapt_steps=self.context.config.eval.num_adapt_steps,
         )
 
-    def _evaluate(
+    def evaluate(
         self,
         state: TrainState,
         policy_params: Params,
@@ -241,43 +245,59 @@ class EvalStages:
         query_radius: float,
     ) -> evaluation.EvalResult:
         """One cell, all seeds; returns arrays on the host with leading axis `S`."""
-        if self._program is None:
-
-            def one_seed(index, params, attack_params, key, tasks, budget, support_radius, query_radius):
-                return evaluation.evaluate(
-                    params,
-                    attack_params,
-                    key,
-                    mapped_axis.share(tasks, self.context.axis_name),
-                    env=self.context.env,
-                    policy=self.context.policy,
-                    attack=self.context.attack(index),
-                    support_budget=budget._replace(radius=support_radius),
-                    query_budget=budget._replace(radius=query_radius),
-                    config=self._eval_maml,
-                    axis_name=self.context.axis_name,
-                )
-
-            axes = (None, 0, 0, None, None, 0, None, None)
-            one, each_task = PartitionSpec(), PartitionSpec(None, TASKS)
-            self._program = jax.jit(
-                self.context.spread(
-                    jax.vmap(one_seed, in_axes=axes), evaluation.EvalResult._make((each_task, one, one))
-                )
+        inputs = self.context.place(
+            (
+                self.context.number(attack),
+                (policy_params, attack_params, state.budget),
+                self.context.eval_key,
+                self.context.tasks,
+                jnp.float32(support_radius),
+                jnp.float32(query_radius),
             )
-        inputs = (
-            self.context.number(attack),
-            policy_params,
-            attack_params,
-            self.context.eval_key,
-            self.context.tasks,
-            state.budget,
-            jnp.float32(support_radius),
-            jnp.float32(query_radius),
         )
-        result = hosts.gather(self._program(*self.context.place(inputs)))
+        if self._program is None:
+            one, each_task = PartitionSpec(), PartitionSpec(None, TASKS)
+            specs = evaluation.EvalResult._make((each_task, one, one))
+
+            def compile_for(at_once: int) -> Any:
+                cell = functools.partial(self._cell, at_once)
+                return jax.jit(self.context.spread(cell, specs)).lower(*inputs).compile()
+
+            seeds = len(self.context.config.seeds)
+            _, self._program = compile_largest(compile_for, seeds, self.context.config.lanes)
+        result = hosts.gather(self._program(*inputs))
         check_budget(result.budget_excess, f"meta-test under {attack}")
         return result
+
+    def _cell(
+        self,
+        at_once: int,
+        number: jax.Array,
+        seeds: tuple[Params, Params, Budget],
+        key: jax.Array,
+        tasks: Task,
+        support_radius: jax.Array,
+        query_radius: jax.Array,
+    ) -> evaluation.EvalResult:
+        """The program of `evaluate`, so many seeds at a time."""
+
+        def one_seed(seed: tuple[Params, Params, Budget]) -> evaluation.EvalResult:
+            params, attack_params, budget = seed
+            return evaluation.evaluate(
+                params,
+                attack_params,
+                key,
+                mapped_axis.share(tasks, self.context.axis_name),
+                env=self.context.env,
+                policy=self.context.policy,
+                attack=self.context.attack(number),
+                support_budget=budget._replace(radius=support_radius),
+                query_budget=budget._replace(radius=query_radius),
+                config=self._eval_maml,
+                axis_name=self.context.axis_name,
+            )
+
+        return map_blocks(one_seed, seeds, at_once)
 
 
 def _per_strength(params: Params, count: int) -> list[Params]:

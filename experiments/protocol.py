@@ -17,10 +17,9 @@ import jax
 import numpy as np
 
 from admrl_jax import evaluation
-from admrl_jax.config import METHODS, to_dict
+from admrl_jax.config import to_dict
 from admrl_jax.files import write_text
 from admrl_jax.report import write_report
-from admrl_jax.training import TrainState
 from experiments.context import Context
 from experiments.eval_stages import EvalStages
 from experiments.train_stages import TrainStages
@@ -53,14 +52,12 @@ def run_protocol(context: Context, preset: str, until: str = "report") -> Path:
             return context.directory
         base = train.measure_units(pretrained)
         warmed_up = train.warm_up(base)
-        trained: dict[str, TrainState] = {}
-        snapshots = {"pretrain": pretrain_snapshots}
-        for method in METHODS:
-            trained[method], snapshots[method] = train.finetune(method, base, warmed_up)
+        arms = train.finetune(base, warmed_up)
         if until == "finetune":
             return context.directory
-        adaptive = {method: train.attack_victim(method, trained[method]) for method in METHODS}
-        no_gan = train.attack_victim("maml", trained["maml"], gan_weight=0.0)
+        trained = {method: state for method, (state, _) in arms.items()}
+        snapshots = {"pretrain": pretrain_snapshots} | {method: kept for method, (_, kept) in arms.items()}
+        adaptive, no_gan = train.attack_victims(trained)
         rows = evaluate.meta_test(trained, adaptive, no_gan)
         curves = evaluate.convergence_curves(snapshots, trained)
         evaluate.save_trajectories(trained, adaptive)

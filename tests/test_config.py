@@ -166,7 +166,6 @@ def test_whole_numbers_are_whole(name: str, value: Any) -> None:
     [
         ("schedule.checkpoint_every", 7, "schedule.checkpoint_every"),  # chunks are 5 steps
         ("schedule.snapshot_every", 12, "schedule.snapshot_every"),
-        ("train.maml.task_block", 7, "train.maml.task_block"),  # 40 tasks
         ("train.adversary.num_minibatches", 3, "train.adversary.num_minibatches"),  # 20 x 100 steps
     ],
 )
@@ -308,7 +307,6 @@ def accepted(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(CONFIGS)) -> Config
     repairs: dict[str, Any] = {
         "num_devices": 1,
         "train.adversary.num_minibatches": 1,
-        "train.maml.task_block": 1,
     }
     for name in ("checkpoint_every", "snapshot_every"):
         repairs[f"schedule.{name}"] = getattr(config.schedule, name) * config.schedule.chunk_steps

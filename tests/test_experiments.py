@@ -18,13 +18,23 @@ import jax
 import pytest
 
 from admrl_jax import simulators
-from admrl_jax.config import METHODS, Config, EvalConfig, MAMLConfig, ScheduleConfig, TrainConfig, flatten
+from admrl_jax.config import (
+    METHODS,
+    Config,
+    EvalConfig,
+    MAMLConfig,
+    ScheduleConfig,
+    TrainConfig,
+    flatten,
+    from_dict,
+)
 from admrl_jax.env_config import ENV_CONFIGS
 from admrl_jax.envs import Navigation2D
+from benchmarks.protocol import count_cells
 from experiments import halfcheetah_dir, navigation_2d
 from experiments.__main__ import run as run_by_name
 from experiments.command_line import main
-from tests.faults.toy_runs import TOY
+from tests.faults.toy_runs import TOY, fingerprint
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 ROOT = Path(__file__).parent.parent
@@ -61,6 +71,9 @@ def test_run_leaves_every_result(finished: Path) -> None:
     curves = results["curves"]
     assert {c["step"] for c in curves if c["method"] == "pretrain"} == {0, 2, 4, 6}
     assert {c["step"] for c in curves if c["method"] == "admrl"} == {8, 10}
+    assert count_cells(from_dict(results["config"])) == len(rows) + len(curves), (
+        "the benchmark counts them all"
+    )
     lines = (finished / "metrics.csv").read_text().splitlines()
     # pretrain 6, warmup 2, four arms of 4, five attackers of 2 updates at 2 strengths.
     assert len(lines) == 1 + 6 + 2 + 4 * 4 + 5 * 2 * 2
@@ -185,7 +198,6 @@ def test_run_directory_is_never_overwritten(finished: Path, tmp_path: Path, caps
 
 
 def test_second_run_in_one_directory_is_refused(finished: Path, capsys) -> None:
-    from admrl_jax.config import from_dict
     from admrl_jax.run_log import open_run
 
     config = from_dict(json.loads((finished / "config.json").read_text()))
@@ -302,6 +314,54 @@ def test_a_run_moves_from_two_devices_to_one(finished: Path, tmp_path: Path) -> 
     assert run([*toy(directory), "--resume", "--until=finetune"]) == 0
     rows = list(csv.DictReader((directory / "metrics.csv").read_text().splitlines()))
     assert {row["method"] for row in rows} == {"pretrain", *METHODS}
+
+
+def rows_by_key(directory: Path) -> dict[tuple[str, ...], dict[str, str]]:
+    rows = csv.DictReader((directory / "metrics.csv").read_text().splitlines())
+    return {(row["seed"], row["method"], row["stage"], row["step"]): row for row in rows}
+
+
+def test_arms_train_side_by_side_in_one_program(finished: Path, tmp_path: Path, capsys) -> None:
+    directory = tmp_path / "together"
+    argv = [*toy(directory), "--lanes=4"]
+    shutil.copytree(
+        finished / "checkpoints" / "pretrain-pretrain", directory / "checkpoints/pretrain-pretrain"
+    )
+    shutil.copytree(finished / "checkpoints" / "warmup-admrl", directory / "checkpoints/warmup-admrl")
+    shutil.copy(finished / "config.json", directory)
+    assert run([*argv, "--resume"]) == 0
+    shown = capsys.readouterr().err
+    assert "4 arms: finetune" in shown, "one seed of four methods is four lanes"
+    assert "2 arms: adaptive" in shown, "one seed at two strengths is two lanes"
+    rows, alone = rows_by_key(directory), rows_by_key(finished)
+    assert rows.keys() == {key for key in alone if key[2] not in ("pretrain", "warmup")}
+    for key, row in rows.items():
+        # Each has what it trains, and no more.
+        assert {name for name in row if row[name]} == {name for name in row if alone[key][name]}, key
+        if key[2:] == ("finetune", "7"):
+            # Each is under its own attack: in the first step only roundings differ.
+            for name in ("train/pre_return", "train/post_return", "train/env_steps", "attack/size"):
+                found, expected = float(row[name]), float(alone[key][name])
+                assert math.isclose(found, expected, rel_tol=1e-3, abs_tol=1e-6), (key, name)
+    # Killed between the checkpoints of two arms: all go on from the last step that they share.
+    prints = fingerprint(directory)
+    broken = tmp_path / "broken"
+    shutil.copytree(directory, broken)
+    shutil.rmtree(broken / "checkpoints" / "finetune-admrl" / "4")
+    assert run([*argv[:-2], f"--run-dir={broken}", "--lanes=4", "--resume", "--until=finetune"]) == 0
+    assert fingerprint(broken) == prints
+
+
+def test_arms_that_come_from_different_places_train_one_by_one(
+    finished: Path, tmp_path: Path, capsys
+) -> None:
+    directory = tmp_path / "uneven"
+    shutil.copytree(finished, directory)
+    for name in ("random", "admrl"):
+        shutil.rmtree(directory / "checkpoints" / f"finetune-{name}")
+    assert run([*toy(directory), "--lanes=4", "--resume", "--until=finetune"]) == 0
+    assert "4 arms" not in capsys.readouterr().err
+    assert fingerprint(directory) == fingerprint(finished)
 
 
 def test_devices_must_divide_the_tasks(tmp_path: Path, capsys) -> None:

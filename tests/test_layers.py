@@ -16,7 +16,7 @@ LEVELS = {
     **dict.fromkeys(("simulators", "envs", "attacks"), 2),
     **dict.fromkeys(("rollout", "maml", "adgan"), 3),
     **dict.fromkeys(("training", "evaluation", "statistics"), 4),
-    **dict.fromkeys(("files", "checkpoint", "run_log", "hosts", "sharding"), 5),
+    **dict.fromkeys(("files", "checkpoint", "run_log", "hosts", "memory", "sharding"), 5),
     **dict.fromkeys(("results", "figures", "report"), 5),
     "": 6,  # the package itself may gather names from everywhere; no module imports from it
 }

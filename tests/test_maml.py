@@ -120,8 +120,15 @@ def test_vmap_over_tasks_equals_a_loop_and_any_block_size_agrees() -> None:
     assert whole.mean.shape == (5, 12, 2) and whole.log_std.shape == (5, 1, 2)
     loop = [predict(params, *jax.tree.map(lambda x, i=i: x[i : i + 1], (support, query))) for i in range(5)]
     assert_trees_close(whole, jax.tree.map(lambda *x: jnp.concatenate(x), *loop), rtol=1e-5, atol=1e-6)
-    for block in (1, 2):
+    for block in (1, 2, 5):
         assert_trees_close(predict(params, support, query, block), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_zero_chooses_one_task_at_a_time_on_a_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for backend, expected in (("cpu", 1), ("gpu", 40), ("tpu", 40)):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert maml.tasks_at_once(0, 40) == expected
+        assert maml.tasks_at_once(8, 40) == 8
 
 
 @pytest.mark.parametrize("block", [0, 1, 2, 4, 6, 7])

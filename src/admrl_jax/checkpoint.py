@@ -73,13 +73,19 @@ class StageCheckpoints:
         latest = self._checkpointer.latest
         return None if latest is None else int(latest.step)
 
+    @property
+    def starts(self) -> set[int]:
+        """Steps from which the stage can go on: those of its checkpoints, and 0 while none is gone."""
+        steps = {int(checkpoint.step) for checkpoint in self._checkpointer.checkpoints}
+        return steps | ({0} if len(steps) < KEEP else set())
+
     def save(self, step: int, state: Any) -> None:
-        """Writes `state`, any pytree of arrays; does nothing where the step is there already.
+        """Writes `state`, any pytree of arrays; does nothing where the stage is saved that far already.
 
         Raises:
             OSError: the disk is full or cannot be written; earlier checkpoints are as they were.
         """
-        if self.latest_step == step:
+        if (self.latest_step or 0) >= step:
             return
         try:
             self._checkpointer.save(step, state)

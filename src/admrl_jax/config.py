@@ -24,7 +24,7 @@ from admrl_jax.checks import (
 )
 from admrl_jax.env_config import ENV_CHECKS, ENV_CONFIGS, EnvConfig, validate_ranges
 
-MACHINE_SETTINGS = ("simulator", "num_threads", "num_devices")
+MACHINE_SETTINGS = ("simulator", "num_threads", "num_devices", "lanes")
 """Settings of a `Config` that say where a run is computed and not what."""
 
 METHODS = ("maml", "random", "fgsm", "admrl")
@@ -58,9 +58,9 @@ class MAMLConfig:
     """Drop the derivative of the inner gradient."""
     discount: float = 0.99
     gae_lambda: float = 1.0
-    task_block: int = 1
-    """Tasks whose gradients are computed together in the outer step; small blocks stay in a CPU's
-    cache, 0 takes all tasks at once (accelerators)."""
+    task_block: int = 0
+    """Tasks whose gradients are computed together in the outer step. Small blocks stay in a CPU's
+    cache; 0 chooses: 1 on a CPU, all tasks on an accelerator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +164,9 @@ class Config:
     """Host threads of the mujoco simulator; 0 takes one per core."""
     num_devices: int = 1
     """Devices over which tasks are spread; 0 takes all. On a CPU, as many are made of its cores."""
+    lanes: int = 0
+    """Lanes computed at once, a lane being one seed of one method, or one attacker; the others follow
+    in turn. 0 chooses: as many as fit the device's memory, but one method after the other on a CPU."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Trained together in one program."""
     units: str = "paper"
@@ -189,6 +192,7 @@ _CHECKS: dict[str, Check] = {
     "simulator": one_of("auto", *SIMULATORS),
     "num_threads": COUNT_OR_ZERO,
     "num_devices": COUNT_OR_ZERO,
+    "lanes": COUNT_OR_ZERO,
     "seeds": distinct(SEED, "whole numbers from 0 to 2147483647"),
     "units": one_of("paper", "normalised"),
     **{f"env.{name}": check for name, check in ENV_CHECKS.items()},
@@ -278,11 +282,6 @@ def validate(config: Config) -> Config:
                 f"num_devices: {config.num_devices} is not accepted; accepted: 0 or a divisor of "
                 f"{name} ({tasks})"
             )
-    if maml.task_block and maml.num_tasks % (maml.task_block * max(config.num_devices, 1)):
-        raise ConfigError(
-            f"train.maml.task_block: {maml.task_block} is not accepted; accepted: 0 or a divisor of "
-            f"train.maml.num_tasks ({maml.num_tasks}) per device"
-        )
     for name, trajectories in (
         ("train.maml.num_trajectories", maml.num_trajectories),
         ("eval.adaptive_trajectories", config.eval.adaptive_trajectories),

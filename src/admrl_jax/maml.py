@@ -96,8 +96,8 @@ def adapt_and_predict(
         inner_lr: step size.
         num_adapt_steps: gradient steps.
         first_order: treat the inner gradients as constants.
-        task_block: tasks computed together, a divisor of `N`; 0 takes all. Blocks run one after
-            the other, so that their activations stay in a CPU's cache.
+        task_block: tasks computed together; blocks run one after the other, so that their
+            activations stay in a CPU's cache. 0 chooses, see `tasks_at_once`.
 
     Returns:
         A function whose value has mean `[N, K H, A]` and log_std `[N, 1, A]`.
@@ -125,10 +125,19 @@ def adapt_and_predict(
 
 
 def map_blocks(function: Callable, data, block: int):
-    """`vmap(function)` over the leading axis, `block` entries at a time; 0 takes all at once."""
-    if block == 0:
+    """`vmap(function)` over the leading axis, `block` entries at a time, 0 choosing as in `tasks_at_once`."""
+    count = jax.tree.leaves(data)[0].shape[0]
+    block = min(tasks_at_once(block, count), count)
+    if block == count:
         return jax.vmap(function)(data)
     return jax.lax.map(function, data, batch_size=block if block > 1 else None)
+
+
+def tasks_at_once(block: int, num_tasks: int) -> int:
+    """`task_block`, where 0 chooses: one task on a CPU, whose cache then holds it, else all."""
+    if block:
+        return block
+    return 1 if jax.default_backend() == "cpu" else num_tasks
 
 
 def query_weights(query: Experience, axis_name: str | None = None) -> jax.Array:

@@ -24,6 +24,7 @@ from admrl_jax.maml import (
     map_blocks,
     query_weights,
     surrogate_loss,
+    tasks_at_once,
 )
 from admrl_jax.networks import Policy
 from admrl_jax.returns import estimate_advantages
@@ -241,10 +242,12 @@ def lane_by_lane(function: Callable[..., Any], config: MAMLConfig) -> Callable[.
     """Makes an outer `vmap`, over seeds say, run `function` once per lane, one lane after the other.
 
     A CPU takes almost twice as long over products of batches of small matrices as over the same products one
-    by one, and every lane gets the bits that it would get alone. Where tasks are taken all at once
-    (`task_block` 0, for accelerators) lanes are too.
+    by one, and every lane gets the bits that it would get alone. Where tasks are taken all at once, as on
+    accelerators, lanes are too.
     """
-    return jax.custom_batching.sequential_vmap(function) if config.task_block else function
+    if tasks_at_once(config.task_block, config.num_tasks) >= config.num_tasks:
+        return function
+    return jax.custom_batching.sequential_vmap(function)
 
 
 def _update_policy(
