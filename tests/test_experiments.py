@@ -115,16 +115,20 @@ def test_killed_and_interrupted_run_gives_the_same_bits(finished: Path, tmp_path
     process.communicate()
     assert not (directory / "results.json").exists()
 
-    # SIGINT in the middle of an arm: saved, exit code 130, the command that goes on.
-    process = subprocess_run([*argv, "--resume"])
-    wait_for((directory / "checkpoints" / "finetune-random").exists, process)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=300)[1]
-    assert process.returncode == 130, errors
-    command = errors.strip().splitlines()[-1].strip()
-    assert command.startswith("python -m experiments.navigation_2d") and command.endswith("--resume")
+    # SIGTERM, as from a job manager, and SIGINT in the middle of an arm: saved, exit code 143 or 130, the
+    # command that goes on.
+    arguments = [*argv, "--resume"]
+    for number, arm, code in ((signal.SIGTERM, "maml", 143), (signal.SIGINT, "random", 130)):
+        process = subprocess_run(arguments)
+        wait_for((directory / "checkpoints" / f"finetune-{arm}").exists, process)
+        process.send_signal(number)
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == code, errors
+        command = errors.strip().splitlines()[-1].strip()
+        assert command.startswith("python -m experiments.navigation_2d") and command.endswith("--resume")
+        arguments = shlex.split(command)[3:]
 
-    assert run(shlex.split(command)[3:]) == 0
+    assert run(arguments) == 0
     for name in ("results.json", "metrics.csv", "config.json", "report.md", "trajectories.npz"):
         assert (directory / name).read_bytes() == (finished / name).read_bytes(), name
 
