@@ -18,6 +18,9 @@ from admrl_jax import envs, networks, training
 from admrl_jax.attacks import Budget, no_attack
 from admrl_jax.config import MAMLConfig, TrainConfig
 from admrl_jax.maml import tasks_at_once
+from admrl_jax.networks import Policy
+from admrl_jax.training import MetaBatch
+from admrl_jax.types import Params
 from benchmarks.common import compile_and_time, report
 
 
@@ -86,16 +89,13 @@ def products_alone(counts: collections.Counter) -> Any:
     return run, operands
 
 
-def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
-    """One row: the step, its products, and their ratio."""
+def sample_batch(
+    name: str, num_tasks: int, num_trajectories: int, hidden_sizes: tuple[int, ...]
+) -> tuple[Policy, Params, MetaBatch]:
+    """A fresh policy and clean episodes of it, `num_tasks` 0 taking the paper's number."""
     env = envs.make(name)
-    policy = networks.make_policy(env.obs_size, env.action_size, hidden_sizes=arguments.hidden_sizes)
-    num_tasks = arguments.num_tasks or (20 if name == "navigation_2d" else 40)
-    train = TrainConfig(
-        maml=MAMLConfig(
-            num_tasks=num_tasks, num_trajectories=arguments.num_trajectories, task_block=task_block
-        )
-    )
+    policy = networks.make_policy(env.obs_size, env.action_size, hidden_sizes=hidden_sizes)
+    num_tasks = num_tasks or (20 if name == "navigation_2d" else 40)
     key = jax.random.key(0)
     params = policy.init(key)
     tasks = jax.vmap(env.sample_task)(jax.random.split(key, num_tasks))
@@ -112,10 +112,19 @@ def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
             attack=no_attack(),
             support_budget=Budget(0.0),
             query_budget=Budget(0.0),
-            config=train.maml,
+            config=MAMLConfig(num_trajectories=num_trajectories),
         )
 
-    batch = jax.block_until_ready(collect(params))
+    return policy, params, jax.block_until_ready(collect(params))
+
+
+def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
+    """One row: the step, its products, and their ratio."""
+    policy, params, batch = sample_batch(
+        name, arguments.num_tasks, arguments.num_trajectories, arguments.hidden_sizes
+    )
+    num_tasks = batch.query.advantage.shape[0]
+    train = TrainConfig(maml=MAMLConfig(num_tasks=num_tasks, task_block=task_block))
 
     def step(params, batch):
         return training.update_policy(params, batch, policy=policy, config=train)

@@ -16,7 +16,7 @@ from helpers import assert_trees_close
 from admrl_jax import envs, training
 from admrl_jax.checks import ConfigError
 from admrl_jax.env_config import HalfCheetahDirConfig
-from benchmarks import accelerator, limits, scaling, train_step
+from benchmarks import accelerator, fisher, limits, scaling, train_step
 from benchmarks.common import time_in_turn
 
 
@@ -111,6 +111,17 @@ def test_one_size_grows_at_a_time() -> None:
     ]
     with pytest.raises(ConfigError, match="axis: 'width' is not known"):
         scaling.points(scaling.Arguments(axis=("width",)))
+
+
+def test_ways_to_the_same_direction_agree() -> None:
+    arguments = fisher.Arguments(num_tasks=2, num_trajectories=4, hidden_sizes=(4,), num_devices=1, repeats=1)
+    rows = fisher.measure("navigation_2d", arguments)
+    assert rows[0]["relative"] == 1
+    for row in rows:
+        if "quarter" in row["way"]:
+            assert 0.5 < row["cosine"] < 0.9999, "another matrix, and yet nearly the same direction"
+        else:
+            assert row["cosine"] == pytest.approx(1, abs=1e-4), row["way"]
 
 
 @pytest.mark.parametrize("tiny", [True, False])
