@@ -4,6 +4,7 @@ import concurrent.futures
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -91,13 +92,27 @@ def test_concurrent_calls_agree_with_calls_in_turn() -> None:
 
 
 @pytest.mark.parametrize("broken", [np.nan, 1e12], ids=["nan", "huge"])
+@pytest.mark.parametrize("where", ["velocity", "control"])
 def test_an_unstable_state_does_not_come_back_finite(
-    broken: float, cheetah_simulators: dict[int, Any]
+    broken: float,
+    where: str,
+    cheetah_simulators: dict[int, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     qpos, qvel, ctrl = random_batch(3, 2)
-    new = jax.jit(jax.vmap(stepper(cheetah_simulators[1])))(qpos, qvel.at[0, 4].set(broken), ctrl)
+    if where == "velocity":
+        qvel = qvel.at[0, 4].set(broken)
+    else:
+        ctrl = ctrl.at[0, 2].set(broken)
+    new = jax.jit(jax.vmap(stepper(cheetah_simulators[1])))(qpos, qvel, ctrl)
     assert np.all(np.isfinite(new.qpos[1])), "the neighbour is not harmed"
     assert not np.all(np.isfinite(new.qpos[0]))
+    # The engine writes a line per broken state and step to the screen and into MUJOCO_LOG.TXT.
+    assert not any(tmp_path.iterdir())
+    assert "WARNING" not in "".join(capfd.readouterr())
 
 
 def test_halfcheetah_observation_and_reward(parity: ParityFactory) -> None:

@@ -92,6 +92,11 @@ class HostEngine:
             initial[:, self._qvel] = qvel.reshape(size, -1)
             start[:] = warmstart.reshape(size, -1)
             control[:] = ctrl.reshape(size, 1, -1)
+            # The engine would warn of each broken state in every step, on the screen and in a log file.
+            broken = _broken(initial, start, control)
+            if broken.size:
+                initial[broken, self._qpos], initial[broken, self._qvel] = self.model.qpos0, 0.0
+                start[broken], control[broken] = 0.0, 0.0
             self._pool.rollout(
                 models,
                 self._data,
@@ -105,9 +110,8 @@ class HostEngine:
                 chunk_size=max(1, size // (self.num_threads * CHUNKS_PER_THREAD)),
             )
             last = states[:, -1]
-            # Comparisons with NaN are false.
-            if not (last.max() < mujoco.mjMAXVAL and last.min() > -mujoco.mjMAXVAL):
-                last[~np.all(np.abs(last) < mujoco.mjMAXVAL, axis=-1)] = np.nan
+            last[broken] = np.nan
+            last[_broken(last)] = np.nan
             before = states[:, -2] if self.frame_skip > 1 else initial
             new_qpos, new_qvel, acceleration = (x.reshape(size, -1) for x in outputs)
             new_qpos[:] = last[:, self._qpos]
@@ -142,6 +146,16 @@ class HostEngine:
                 np.zeros((size, self.frame_skip, self._state_size)),
             )
         return self._buffers[size]
+
+
+def _broken(*arrays: np.ndarray) -> np.ndarray:
+    """Indices of the rows in which any number is not finite or beyond what the engine takes."""
+    limit = mujoco.mjMAXVAL
+    # Comparisons with NaN are false.
+    if all(x.max() < limit and x.min() > -limit for x in arrays):
+        return np.zeros(0, np.intp)
+    rows = [np.all(np.abs(x) < limit, axis=tuple(range(1, x.ndim))) for x in arrays]
+    return np.flatnonzero(~np.all(rows, axis=0))
 
 
 def _sum_subtree_masses(model: mujoco.MjModel) -> None:
