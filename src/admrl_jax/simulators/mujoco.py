@@ -93,7 +93,7 @@ class HostEngine:
             start[:] = warmstart.reshape(size, -1)
             control[:] = ctrl.reshape(size, 1, -1)
             # The engine would warn of each broken state in every step, on the screen and in a log file.
-            broken = _broken(initial, start, control)
+            broken = _broken(*(x.reshape(size, -1) for x in (qpos, qvel, warmstart, ctrl)))
             if broken.size:
                 initial[broken, self._qpos], initial[broken, self._qvel] = self.model.qpos0, 0.0
                 start[broken], control[broken] = 0.0, 0.0
