@@ -61,6 +61,7 @@ def parts(tiny: bool) -> dict[str, list[str]]:
         ]
     found["outer_step"] = ["outer_step", "--task-block", *(("0",) if tiny else ("0", "1"))]
     found["outer_step"] += toy if tiny else []
+    found["fisher"] = ["fisher", CHEETAH, "--num-devices=1", *(toy if tiny else [])]
     step = ["train_step", CHEETAH]
     step += [*toy, "--horizon=8", "--repeats=2"] if tiny else []
     for simulator in ("mujoco",) if tiny else ("mjx", "mujoco"):

@@ -1,5 +1,6 @@
 """What all benchmarks share: timing after warm-up, a machine description, a table, JSON."""
 
+import importlib
 import json
 import os
 import platform
@@ -16,6 +17,24 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+
+from admrl_jax.checks import ConfigError
+from admrl_jax.config import Config
+from admrl_jax.env_config import ENV_CONFIGS
+
+
+def preset_of(name: str, preset: str) -> Config:
+    """The config of an experiment's preset.
+
+    Raises:
+        ConfigError: there is no such environment or preset.
+    """
+    if name not in ENV_CONFIGS:
+        raise ConfigError(f"env: {name!r} is not known; accepted: {', '.join(ENV_CONFIGS)}")
+    presets = importlib.import_module(f"experiments.{name}").PRESETS
+    if preset not in presets:
+        raise ConfigError(f"preset: {preset!r} is not known; accepted: {', '.join(presets)}")
+    return presets[preset]
 
 
 def compile_seconds(function: Callable, *args: Any) -> tuple[float, Callable]:

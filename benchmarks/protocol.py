@@ -5,7 +5,6 @@ holds, and a few of its steps are timed. Hours are those of all its steps; check
 take seconds, are left out. Where a stage's methods do not fit into one program, it has several in turn.
 """
 
-import importlib
 import math
 import tempfile
 import time
@@ -17,10 +16,8 @@ from typing import Any
 
 import tyro
 
-from admrl_jax.checks import ConfigError
 from admrl_jax.config import METHODS, Config, validate
-from admrl_jax.env_config import ENV_CONFIGS
-from benchmarks.common import report
+from benchmarks.common import preset_of, report
 from experiments.arms import Arm, Recipe
 from experiments.context import Context, generator_of
 from experiments.eval_stages import EvalStages
@@ -47,9 +44,7 @@ class Arguments:
 
 def config_of(name: str, arguments: Arguments) -> Config:
     """The preset of an environment with the seeds and the engine asked for."""
-    if name not in ENV_CONFIGS:
-        raise ConfigError(f"env: {name!r} is not known; accepted: {', '.join(ENV_CONFIGS)}")
-    config = importlib.import_module(f"experiments.{name}").PRESETS[arguments.preset]
+    config = preset_of(name, arguments.preset)
     seeds = tuple(range(arguments.seeds))
     return validate(replace(config, seeds=seeds, simulator=arguments.simulator, lanes=arguments.lanes))
 

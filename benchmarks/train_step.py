@@ -7,7 +7,6 @@ the compiler fuses across them.
 """
 
 import functools
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,16 +20,14 @@ import tyro
 from admrl_jax import adgan as adgan_lib
 from admrl_jax import envs, training
 from admrl_jax.adgan import update_adversary
-from admrl_jax.checks import ConfigError
 from admrl_jax.config import Config
-from admrl_jax.env_config import ENV_CONFIGS
 from admrl_jax.envs import PhysicsEnv
 from admrl_jax.maml import adapt_step, map_blocks
 from admrl_jax.returns import estimate_advantages
 from admrl_jax.rollout import collect
 from admrl_jax.training import MetaBatch, TrainState
 from admrl_jax.types import Experience, Params, Task
-from benchmarks.common import compile_seconds, report, time_in_turn
+from benchmarks.common import compile_seconds, preset_of, report, time_in_turn
 from benchmarks.limits import draw_starts, open_loop
 from experiments.context import make_policy
 
@@ -56,9 +53,7 @@ class Arguments:
 
 def config_of(name: str, arguments: Arguments) -> Config:
     """The preset of an environment at the sizes asked for."""
-    if name not in ENV_CONFIGS:
-        raise ConfigError(f"env: {name!r} is not known; accepted: {', '.join(ENV_CONFIGS)}")
-    config = importlib.import_module(f"experiments.{name}").PRESETS[arguments.preset]
+    config = preset_of(name, arguments.preset)
     maml = config.train.maml
     maml = replace(
         maml,

@@ -17,7 +17,7 @@ from admrl_jax import envs, training
 from admrl_jax.checks import ConfigError
 from admrl_jax.env_config import HalfCheetahDirConfig
 from benchmarks import accelerator, fisher, limits, scaling, train_step
-from benchmarks.common import time_in_turn
+from benchmarks.common import preset_of, time_in_turn
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,15 @@ def test_one_size_grows_at_a_time() -> None:
     ]
     with pytest.raises(ConfigError, match="axis: 'width' is not known"):
         scaling.points(scaling.Arguments(axis=("width",)))
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "words"),
+    [("walker", "paper", "env: 'walker' is not known"), ("reacher", "fast", "preset: 'fast' is not known")],
+)
+def test_unknown_presets_are_named(name: str, preset: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        preset_of(name, preset)
 
 
 def test_ways_to_the_same_direction_agree() -> None:

@@ -30,7 +30,7 @@ from admrl_jax.files import write_text
 LOCK = ".lock"
 KEY_COLUMNS = ("seed", "method", "stage", "step")
 MAY_CHANGE = ("num_threads", "num_devices", "lanes", "schedule.max_bad_steps")
-"""Settings with which a run may go on differently: they change no number of it."""
+"""Settings with which a run may go on differently: they say not what is computed; roundings may differ."""
 QUIET_SECONDS = 30.0
 """Seconds between progress lines where the output is no terminal."""
 
