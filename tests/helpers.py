@@ -55,10 +55,13 @@ def finite_differences(
     return jax.jit(sides)(jnp.eye(x.size, dtype=x.dtype))
 
 
-def engine_step(engine: Any, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One control step of a host engine: positions, velocities, accelerations."""
+def engine_step(
+    engine: Any, *inputs: np.ndarray, ended: np.ndarray | None = None
+) -> tuple[np.ndarray, ...]:
+    """One control step of a host engine on state, control and body: positions, velocities, accelerations."""
     outputs = tuple(np.empty_like(x) for x in inputs[:3])
-    engine.step(inputs, outputs)
+    ended = np.zeros(inputs[0].shape[:-1], bool) if ended is None else ended
+    engine.step((*inputs[:4], ended, *inputs[4:]), outputs)
     return outputs
 
 

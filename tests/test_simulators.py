@@ -91,6 +91,29 @@ def test_concurrent_calls_agree_with_calls_in_turn() -> None:
         np.testing.assert_array_equal(expected[1], got[1])
 
 
+def test_ended_bodies_stay_as_they_are_and_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = HostEngine(load_model(HalfCheetahDir.model), frame_skip=5, num_threads=2)
+    qpos, qvel, ctrl = map(np.array, random_batch(5, 6))
+    batch = (qpos, qvel, np.ones_like(qvel), ctrl)
+    everyone = engine_step(engine, *batch)
+    stepped = []
+    monkeypatch.setattr(
+        engine,
+        "_advance",
+        lambda models, *rest, step=engine._advance: (stepped.append(len(models)), step(models, *rest)),
+    )
+    ended = np.array([False, True, False, False, True, False])
+    nobody = engine_step(engine, *batch, ended=np.ones(6, bool))
+    batch[0][2] = np.nan
+    some = engine_step(engine, *batch, ended=ended)
+    for before, after, full, still in zip(batch, some, everyone, nobody, strict=False):
+        np.testing.assert_array_equal(after[[0, 3, 5]], full[[0, 3, 5]])
+        np.testing.assert_array_equal(after[ended], before[ended])
+        assert np.isnan(after[2]).all()
+        np.testing.assert_array_equal(np.delete(still, 2, 0), np.delete(before, 2, 0))
+    assert stepped == [3]
+
+
 @pytest.mark.parametrize("broken", [np.nan, 1e12], ids=["nan", "huge"])
 @pytest.mark.parametrize("where", ["velocity", "control"])
 def test_an_unstable_state_does_not_come_back_finite(

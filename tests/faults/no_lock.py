@@ -42,7 +42,7 @@ def work(rounds: int, has_lock: bool) -> bool:
     engine = HostEngine(load_model(HalfCheetahDir.model), frame_skip=5, num_threads=2)
     rng = np.random.default_rng(0)
     batches = [
-        (*(0.1 * rng.normal(size=(2, n, 9))), np.zeros((n, 9)), rng.uniform(-1, 1, (n, 6)))
+        (*(0.1 * rng.normal(size=(2, n, 9))), np.zeros((n, 9)), rng.uniform(-1, 1, (n, 6)), np.zeros(n, bool))
         for n in (4, 5, 6) * 4
     ]
 

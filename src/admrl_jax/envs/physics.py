@@ -81,10 +81,12 @@ class PhysicsEnv:
         return state, self.observe(state, task)
 
     def step(self, state: SimState, action: jax.Array, task: Task) -> tuple[SimState, TimeStep]:
-        """One control step under the scaled, clipped action."""
+        """One control step under the scaled, clipped action; a state that has ended stays as it is."""
         low, high = jnp.asarray(self.simulator.ctrl_range).T
         ctrl = jnp.clip(action / self.config.action_scale, low, high)
-        new_state = self.simulator.step(state, ctrl, self.body(task))
+        ended = self.ended(state)
+        new_state = self.simulator.step(state, ctrl, self.body(task), ended)
+        new_state = jax.tree.map(lambda old, new: jnp.where(ended, old, new), state, new_state)
         reward = self.reward(state, action, ctrl, new_state, task)
         return new_state, TimeStep(self.observe(new_state, task), reward, self.ended(new_state))
 

@@ -45,8 +45,17 @@ class ModelParams(NamedTuple):
 class StepFn(Protocol):
     """One control step: `frame_skip` physics steps under constant controls."""
 
-    def __call__(self, state: SimState, ctrl: jax.Array, model_params: ModelParams | None = None) -> SimState:
-        """Advances `state` under `ctrl` `[nu]`, with the file's own body where `model_params` is None."""
+    def __call__(
+        self,
+        state: SimState,
+        ctrl: jax.Array,
+        model_params: ModelParams | None = None,
+        ended: jax.Array | bool = False,
+    ) -> SimState:
+        """Advances `state` under `ctrl` `[nu]`, with the file's own body where `model_params` is None.
+
+        Where `ended` is true nobody will look at the result, and an engine that can saves the work.
+        """
         ...
 
 

@@ -50,7 +50,13 @@ def make_brax(model: Model, frame_skip: int, backend: str) -> Simulator:
         state = env.pipeline_init(qpos, qvel)
         return SimState(state.q, state.qd, state)
 
-    def step(state: SimState, ctrl: jax.Array, model_params: ModelParams | None = None) -> SimState:
+    def step(
+        state: SimState,
+        ctrl: jax.Array,
+        model_params: ModelParams | None = None,
+        ended: jax.Array | bool = False,
+    ) -> SimState:
+        del ended  # every member of a batch costs the same
         if model_params is not None:
             raise SimulatorError("simulator: Brax cannot change the body per task; accepted: mujoco, mjx")
         new = env.pipeline_step(state.internal, ctrl)

@@ -23,7 +23,7 @@ TARGET = "admrl_jax_host_call"
 EXECUTE = 3
 METADATA = 1
 INTERNAL = 13
-DTYPES = {11: np.dtype(np.float32), 12: np.dtype(np.float64)}
+DTYPES = {1: np.dtype(np.bool_), 11: np.dtype(np.float32), 12: np.dtype(np.float64)}
 
 _functions: dict[str, HostFunction] = {}
 
@@ -180,7 +180,7 @@ def host_call(
         name: stands for the function in compiled programs, also those of other processes: two
             functions of one name must do the same.
         shapes: shapes and dtypes of the results, without batch axes.
-        inputs: float32 or float64 arrays.
+        inputs: bool, float32 or float64 arrays.
     """
     if jax.default_backend() == "cpu" and _is_registered():
         _functions[name] = function

@@ -50,7 +50,13 @@ def make_mjx(
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:
         return SimState(qpos, qvel, jnp.zeros_like(qvel))
 
-    def step(state: SimState, ctrl: jax.Array, model_params: ModelParams | None = None) -> SimState:
+    def step(
+        state: SimState,
+        ctrl: jax.Array,
+        model_params: ModelParams | None = None,
+        ended: jax.Array | bool = False,
+    ) -> SimState:
+        del ended  # a batch takes as long as its slowest member
         changes = {} if model_params is None else model_params._asdict()
         body = mjx_model.replace(**changes)
         data = mjx.make_data(mjx_model, impl=implementation).replace(

@@ -58,7 +58,8 @@ class HostEngine:
         self._pool = mujoco_rollout.Rollout(nthread=self.num_threads if self.num_threads > 1 else 0)
         self._data = [mujoco.MjData(model) for _ in range(self.num_threads)]
         self._lock = threading.Lock()
-        self._buffers: dict[int, tuple] = {}
+        self._buffers: list[np.ndarray] = []
+        self._capacity = 0
         # Bodies that differ from task to task: one model each, kept while the numbers stay the same.
         self._variants: list[mujoco.MjModel] = []
         self._variant_params = np.zeros((0, 0))
@@ -76,50 +77,70 @@ class HostEngine:
 
         Args:
             inputs: positions `[..., nq]`, velocities `[..., nv]`, accelerations `[..., nv]` from which
-                the contact solver starts, controls `[..., nu]`; then, where bodies differ, the fields
-                of `ModelParams`, each `[..., *shape]`.
+                the contact solver starts, controls `[..., nu]`, whether the episode has ended `[...]`;
+                then, where bodies differ, the fields of `ModelParams`, each `[..., *shape]`.
             outputs: positions, velocities and accelerations after the step. The engine does not hand
                 out its own warm start; the last substep's change of velocity is as good a start and
-                costs nothing.
+                costs nothing. Ended bodies stay as they are.
         """
-        qpos, qvel, warmstart, ctrl, *model_params = inputs
-        size = int(np.prod(qpos.shape[:-1], dtype=np.int64))
+        arrays, ended, model_params = inputs[:4], inputs[4], inputs[5:]
+        given, results = ([x.reshape(ended.size, -1) for x in xs] for xs in (arrays, outputs))
+        # The engine would warn of each broken state in every step, on the screen and in a log file.
+        broken = _broken(*given)
+        rows: slice | np.ndarray = slice(None)
+        if broken.size or ended.any():
+            running = ~ended.ravel()
+            running[broken] = False
+            rows = np.flatnonzero(running)
+            for result, value in zip(results, given, strict=False):
+                result[:] = value
+                result[broken] = np.nan
         with self._lock:
-            models, initial, start, control, states = self._buffers_for(size)
-            if model_params:
-                models = self._models_for([x.reshape(size, -1) for x in model_params])
-            initial[:, self._qpos] = qpos.reshape(size, -1)
-            initial[:, self._qvel] = qvel.reshape(size, -1)
-            start[:] = warmstart.reshape(size, -1)
-            control[:] = ctrl.reshape(size, 1, -1)
-            # The engine would warn of each broken state in every step, on the screen and in a log file.
-            broken = _broken(*(x.reshape(size, -1) for x in (qpos, qvel, warmstart, ctrl)))
-            if broken.size:
-                initial[broken, self._qpos], initial[broken, self._qvel] = self.model.qpos0, 0.0
-                start[broken], control[broken] = 0.0, 0.0
-            self._pool.rollout(
-                models,
-                self._data,
-                initial,
-                control,
-                control_spec=self._control_spec,
-                skip_checks=True,
-                nstep=self.frame_skip,
-                initial_warmstart=start,
-                state=states,
-                chunk_size=max(1, size // (self.num_threads * CHUNKS_PER_THREAD)),
-            )
-            last = states[:, -1]
-            last[broken] = np.nan
-            last[_broken(last)] = np.nan
-            before = states[:, -2] if self.frame_skip > 1 else initial
-            new_qpos, new_qvel, acceleration = (x.reshape(size, -1) for x in outputs)
-            new_qpos[:] = last[:, self._qpos]
-            new_qvel[:] = last[:, self._qvel]
-            acceleration[:] = (last[:, self._qvel] - before[:, self._qvel]) / self.model.opt.timestep
+            models = self._models_for(ended.size, [x.reshape(ended.size, -1) for x in model_params])
+            if not isinstance(rows, slice):
+                models = [models[row] for row in rows]
+            if models:
+                self._advance(models, [x[rows] for x in given], results, rows)
 
-    def _models_for(self, fields: list[np.ndarray]) -> list[mujoco.MjModel]:
+    def _advance(
+        self,
+        models: list[mujoco.MjModel],
+        given: list[np.ndarray],
+        results: list[np.ndarray],
+        rows: slice | np.ndarray,
+    ) -> None:
+        """Steps one body per model from healthy numbers `[len(models), ...]` into `rows` of `results`."""
+        size = len(models)
+        qpos, qvel, warmstart, ctrl = given
+        initial, start, control, states = self._buffers_for(size)
+        initial[:, self._qpos] = qpos
+        initial[:, self._qvel] = qvel
+        start[:] = warmstart
+        control[:] = ctrl[:, None]
+        self._pool.rollout(
+            models,
+            self._data,
+            initial,
+            control,
+            control_spec=self._control_spec,
+            skip_checks=True,
+            nstep=self.frame_skip,
+            initial_warmstart=start,
+            state=states,
+            chunk_size=max(1, size // (self.num_threads * CHUNKS_PER_THREAD)),
+        )
+        last = states[:, -1]
+        last[_broken(last)] = np.nan
+        before = states[:, -2] if self.frame_skip > 1 else initial
+        new_qpos, new_qvel, acceleration = results
+        new_qpos[rows] = last[:, self._qpos]
+        new_qvel[rows] = last[:, self._qvel]
+        acceleration[rows] = (last[:, self._qvel] - before[:, self._qvel]) / self.model.opt.timestep
+
+    def _models_for(self, size: int, fields: list[np.ndarray]) -> list[mujoco.MjModel]:
         """One model per environment; models are rebuilt only when their numbers change."""
+        if not fields:
+            return [self.model] * size
         params = np.concatenate(fields, axis=1)
         if np.array_equal(params, self._variant_params):
             return self._variant_of_env
@@ -136,16 +157,18 @@ class HostEngine:
         self._variant_of_env = [self._variants[i] for i in which.ravel()]
         return self._variant_of_env
 
-    def _buffers_for(self, size: int) -> tuple:
-        if size not in self._buffers:
-            self._buffers[size] = (
-                [self.model] * size,
-                np.zeros((size, self._state_size)),
-                np.zeros((size, self.model.nv)),
-                np.zeros((size, self.frame_skip, self.model.nu)),
-                np.zeros((size, self.frame_skip, self._state_size)),
+    def _buffers_for(self, size: int) -> list[np.ndarray]:
+        """States before, warm starts, controls and states after, for `size` bodies."""
+        if size > self._capacity:
+            self._capacity = size
+            shapes = (
+                (self._state_size,),
+                (self.model.nv,),
+                (self.frame_skip, self.model.nu),
+                (self.frame_skip, self._state_size),
             )
-        return self._buffers[size]
+            self._buffers = [np.zeros((size, *shape)) for shape in shapes]
+        return [buffer[:size] for buffer in self._buffers]
 
 
 def _broken(*arrays: np.ndarray) -> np.ndarray:
@@ -177,9 +200,14 @@ def make_mujoco(model: Model, frame_skip: int, num_threads: int = 0) -> Simulato
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:
         return SimState(qpos, qvel, jnp.zeros_like(qvel))
 
-    def step(state: SimState, ctrl: jax.Array, model_params: ModelParams | None = None) -> SimState:
+    def step(
+        state: SimState,
+        ctrl: jax.Array,
+        model_params: ModelParams | None = None,
+        ended: jax.Array | bool = False,
+    ) -> SimState:
         shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in state)
-        inputs = (*state, ctrl, *(() if model_params is None else model_params))
+        inputs = (*state, ctrl, jnp.asarray(ended), *(() if model_params is None else model_params))
         return SimState(*host_call(engine.step, name, shapes, *inputs))
 
     return Simulator(
