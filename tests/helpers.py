@@ -55,9 +55,7 @@ def finite_differences(
     return jax.jit(sides)(jnp.eye(x.size, dtype=x.dtype))
 
 
-def engine_step(
-    engine: Any, *inputs: np.ndarray, ended: np.ndarray | None = None
-) -> tuple[np.ndarray, ...]:
+def engine_step(engine: Any, *inputs: np.ndarray, ended: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
     """One control step of a host engine on state, control and body: positions, velocities, accelerations."""
     outputs = tuple(np.empty_like(x) for x in inputs[:3])
     ended = np.zeros(inputs[0].shape[:-1], bool) if ended is None else ended
