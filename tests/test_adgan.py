@@ -47,8 +47,8 @@ def bandit_gradient(
     reward = -((action - target) ** 2)
     advantage = reward - reward.mean()
     params = {"weight": jnp.full((1, 1), w), "log_std": jnp.full((1, 1), np.log(sigma))}
+    obs = jnp.full((1, num_samples, 1), x)
     steps = AttackedSteps(
-        obs=jnp.full((1, num_samples, 1), x),
         action=jnp.asarray(action)[None, :, None],
         log_prob=gaussian.log_prob(
             Gaussian(jnp.full((1, num_samples, 1), mean), params["log_std"]), action[None, :, None]
@@ -56,16 +56,14 @@ def bandit_gradient(
         advantage=jnp.asarray(advantage)[None],
         weight=jnp.ones((1, num_samples)),
     )
-    gradient = jax.grad(adgan.adversarial_loss)(
-        jnp.full(1, shift),
-        steps,
-        params,
-        adgan=CONSTANT_ADGAN,
-        policy=LINEAR_POLICY,
-        budget=Budget(1.0),
-        clip_ratio=0.2,
-        horizon=1,
-    )
+
+    def loss(shift: jax.Array) -> jax.Array:
+        perturbed = adgan.perturb_with(CONSTANT, shift, obs, Budget(1.0))
+        return adgan.adversarial_loss(
+            perturbed, steps, params, policy=LINEAR_POLICY, clip_ratio=0.2, horizon=1
+        )
+
+    gradient = jax.grad(loss)(jnp.full(1, shift))
     scores = (action - mean) / sigma**2 * w * advantage
     return gradient[0], scores.std() / num_samples**0.5, -2 * w * (mean - target)
 
@@ -90,26 +88,18 @@ def test_adversarial_loss_golden() -> None:
     params = {"weight": jnp.ones((1, 1)), "log_std": jnp.zeros((1, 1))}
     log_prob = gaussian.log_prob(Gaussian(obs, jnp.zeros(1)), jnp.zeros((1, 4, 1)))
     steps = AttackedSteps(
-        obs=obs,
         action=jnp.zeros((1, 4, 1)),
         log_prob=log_prob - jnp.log(jnp.array([[1.0, 2.0, 0.5, 2.0]])),
         advantage=jnp.array([[1.0, -1.0, 1.0, 1.0]]),
         weight=jnp.ones((1, 4)),
     )
-    loss = functools.partial(
-        adgan.adversarial_loss,
-        adgan=CONSTANT_ADGAN,
-        policy=LINEAR_POLICY,
-        budget=Budget(1.0),
-        clip_ratio=0.2,
-        horizon=1,
-    )
-    np.testing.assert_allclose(loss(jnp.zeros(1), steps, params), (1 - 1.2 + 0.8 + 2) / 4, rtol=1e-6)
+    loss = functools.partial(adgan.adversarial_loss, policy=LINEAR_POLICY, clip_ratio=0.2, horizon=1)
+    np.testing.assert_allclose(loss(obs, steps, params), (1 - 1.2 + 0.8 + 2) / 4, rtol=1e-6)
     # Weights pick samples out.
     half = steps._replace(weight=jnp.array([[0.0, 3.0, 1.0, 0.0]]))
-    np.testing.assert_allclose(loss(jnp.zeros(1), half, params), (-1.2 * 3 + 0.8) / 4, rtol=1e-6)
+    np.testing.assert_allclose(loss(obs, half, params), (-1.2 * 3 + 0.8) / 4, rtol=1e-6)
     # The return is a sum over an episode's steps.
-    episode = functools.partial(loss, horizon=2)(jnp.zeros(1), steps, params)
+    episode = functools.partial(loss, horizon=2)(obs, steps, params)
     np.testing.assert_allclose(episode, 2 * (1 - 1.2 + 0.8 + 2) / 4, rtol=1e-6)
 
 
@@ -147,37 +137,37 @@ def test_gan_losses_golden(kind: str, generator: float, discriminator: float) ->
     assert np.all(up < 0) and np.all(down > 0)
 
 
-def attacked_steps(seed: int) -> tuple[AttackedSteps, dict]:
-    """Random query samples of three tasks and their victims, none of them at a clip or a projection."""
+def attacked_steps(seed: int) -> tuple[jax.Array, AttackedSteps, dict]:
+    """Random observations, query samples and victims of three tasks, none of them at a clip or a projection."""
     rng = np.random.default_rng(seed)
     victims = jax.vmap(lambda noise: jax.tree.map(lambda x: x + 0.1 * noise, random_like(POLICY.init, 3)))(
         jnp.arange(3.0)
     )
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    steps = AttackedSteps(draw(3, 8, 2), draw(3, 8, 2), draw(3, 8) - 2, draw(3, 8), jnp.ones((3, 8)))
-    return steps, victims
+    obs = draw(3, 8, 2)
+    return obs, AttackedSteps(draw(3, 8, 2), draw(3, 8) - 2, draw(3, 8), jnp.ones((3, 8))), victims
 
 
 def test_gradients_go_where_they_should() -> None:
-    steps, victims = attacked_steps(0)
+    obs, steps, victims = attacked_steps(0)
     generator_params = random_like(ADGAN.generator.init, 1, size=1.0)
     discriminator_params = random_like(ADGAN.discriminator.init, 2)
-    weight = jnp.ones(steps.obs.shape[:2])
+    weight = jnp.ones(obs.shape[:2])
 
     def generator_total(params, victims):
+        perturbed = adgan.perturb_with(ADGAN.generator, params, obs, BUDGET)
         adversarial = adgan.adversarial_loss(
-            params, steps, victims, adgan=ADGAN, policy=POLICY, budget=BUDGET, clip_ratio=0.9, horizon=4
+            perturbed, steps, victims, policy=POLICY, clip_ratio=0.9, horizon=4
         )
-        perturbed = adgan.perturb_with(ADGAN.generator, params, steps.obs, BUDGET)
         gan = adgan.generator_gan_loss(
             ADGAN.discriminator.apply(discriminator_params, perturbed), weight, "lsgan"
         )
-        hinge = adgan.hinge_loss(params, steps.obs, weight, adgan=ADGAN, budget=BUDGET)
+        hinge = adgan.hinge_loss(params, obs, weight, adgan=ADGAN, budget=BUDGET)
         return adversarial + 0.8 * gan + 0.2 * hinge, (adversarial, gan, hinge)
 
     def discriminator_total(params):
-        perturbed = adgan.perturb_with(ADGAN.generator, generator_params, steps.obs, BUDGET)
-        real, fake = (ADGAN.discriminator.apply(params, x) for x in (steps.obs, perturbed))
+        perturbed = adgan.perturb_with(ADGAN.generator, generator_params, obs, BUDGET)
+        real, fake = (ADGAN.discriminator.apply(params, x) for x in (obs, perturbed))
         return adgan.discriminator_loss(real, fake, weight, "lsgan")
 
     @jax.jit
@@ -207,7 +197,7 @@ def updater(config: AdversaryConfig):
 
 def meta_batch() -> tuple:
     """Random support and query of three tasks, and the victims."""
-    return random_experience(4, (3, 1, 2, 4)), random_experience(5, (3, 2, 4)), attacked_steps(0)[1]
+    return random_experience(4, (3, 1, 2, 4)), random_experience(5, (3, 2, 4)), attacked_steps(0)[2]
 
 
 @pytest.fixture(scope="module")
@@ -270,13 +260,14 @@ def test_a_generator_step_lowers_the_surrogate_return(state: adgan.AdversaryStat
         return gaussian.log_prob(dist._replace(log_std=dist.log_std[:, None]), action)
 
     log_prob = taken(victims, perturbed)
-    steps = AttackedSteps(obs, action, log_prob, query.advantage.reshape(3, 8), adgan.query_weights(query))
-    loss = jax.jit(
-        functools.partial(
-            adgan.adversarial_loss, adgan=ADGAN, policy=POLICY, budget=BUDGET, clip_ratio=0.2, horizon=4
-        )
-    )
-    before, after = (loss(s.generator_params, steps, victims) for s in (state, new))
+    steps = AttackedSteps(action, log_prob, query.advantage.reshape(3, 8), adgan.query_weights(query))
+
+    @jax.jit
+    def loss(generator_params):
+        perturbed = adgan.perturb_with(ADGAN.generator, generator_params, obs, BUDGET)
+        return adgan.adversarial_loss(perturbed, steps, victims, policy=POLICY, clip_ratio=0.2, horizon=4)
+
+    before, after = loss(state.generator_params), loss(new.generator_params)
     assert after < before - 1e-6
 
 

@@ -94,14 +94,12 @@ class AttackedSteps(NamedTuple):
     """Query samples of all tasks, `M` per task, that the adversarial loss reads.
 
     Attributes:
-        obs: `[N, M, O]` true observations.
         action: `[N, M, A]` actions taken under the perturbed observations.
         log_prob: `[N, M]` their log density when they were taken.
         advantage: `[N, M]`.
         weight: `[N, M]`, zero on masked steps.
     """
 
-    obs: jax.Array
     action: jax.Array
     log_prob: jax.Array
     advantage: jax.Array
@@ -109,13 +107,11 @@ class AttackedSteps(NamedTuple):
 
 
 def adversarial_loss(
-    generator_params: Params,
+    perturbed: jax.Array,
     steps: AttackedSteps,
     adapted_params: Params,
     *,
-    adgan: AdGAN,
     policy: Policy,
-    budget: Budget,
     clip_ratio: float,
     horizon: int,
     axis_name: str | None = None,
@@ -127,17 +123,14 @@ def adversarial_loss(
     further steps on the same data honest (as in PPO, with the sign turned).
 
     Args:
-        generator_params: differentiated.
+        perturbed: `[N, M, O]` observations as the attack makes them, its projection included; differentiated.
         steps: query samples, fields `[N, M, ...]`.
         adapted_params: the victims, leading axis `N`; constants here.
-        adgan: networks.
         policy: victim's policy.
-        budget: radius and units; the projection is part of the attack.
         clip_ratio: largest relative change of a probability that still earns.
         horizon: steps of an episode: the return is a sum over them, not a mean.
         axis_name: mapped axis over which tasks are spread; this is one device's part of the loss.
     """
-    perturbed = perturb_with(adgan.generator, generator_params, steps.obs, budget)
     dist = jax.vmap(policy.apply)(jax.lax.stop_gradient(adapted_params), perturbed)
     dist = dist._replace(log_std=dist.log_std[:, None])
     ratio = jnp.exp(gaussian.log_prob(dist, steps.action) - steps.log_prob)
@@ -248,15 +241,13 @@ def update_adversary(
     victim = jax.vmap(policy.apply)(adapted_params, samples(taken.perturbed_obs, 1))
     victim = victim._replace(log_std=victim.log_std[:, None])
     query_steps = AttackedSteps(
-        obs=samples(taken.obs, 1),
         action=action,
         log_prob=gaussian.log_prob(victim, action),
         advantage=samples(query.advantage, 0),
         weight=query_weights(query, axis_name),
     )
-    support_obs = samples(support.trajectory.obs, 1)
-    support_mask = samples(support.trajectory.mask, 0)
-    query_mask = samples(taken.mask, 0)
+    support_obs, query_obs = samples(support.trajectory.obs, 1), samples(taken.obs, 1)
+    support_mask, query_mask = samples(support.trajectory.mask, 0), samples(taken.mask, 0)
 
     def minibatches(key: jax.Array, x):
         """Shuffles samples and splits them: leaves `[B, N, M / B, ...]`."""
@@ -265,9 +256,9 @@ def update_adversary(
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, order], 1, 0), x)
 
     def step(state: AdversaryState, batch):
-        steps, steps_mask, obs, obs_mask = batch
-        clean = jnp.concatenate([steps.obs, obs], axis=1)
-        weight = jnp.concatenate([steps_mask, obs_mask], axis=1)
+        (steps, query_obs, query_mask), (support_obs, support_mask) = batch
+        clean = jnp.concatenate([query_obs, support_obs], axis=1)
+        weight = jnp.concatenate([query_mask, support_mask], axis=1)
         score = adgan.discriminator.apply
 
         def discriminate(params: Params) -> tuple[jax.Array, tuple]:
@@ -286,25 +277,24 @@ def update_adversary(
         discriminator_params = optax.apply_updates(state.discriminator_params, d_updates)
 
         def generate(params: Params) -> tuple[jax.Array, tuple]:
+            perturbed = perturb_with(adgan.generator, params, clean, budget)
             adversarial = adversarial_loss(
-                params,
+                perturbed[:, : query_obs.shape[1]],
                 steps,
                 adapted_params,
-                adgan=adgan,
                 policy=policy,
-                budget=budget,
                 clip_ratio=config.clip_ratio,
                 horizon=taken.reward.shape[-1],
                 axis_name=axis_name,
             )
-            perturbed = perturb_with(adgan.generator, params, clean, budget)
             fake = score(discriminator_params, budget.to_units(perturbed))
             gan = generator_gan_loss(fake, weight, config.gan_loss, axis_name)
             hinge = hinge_loss(params, clean, weight, adgan=adgan, budget=budget, axis_name=axis_name)
             total = adversarial + state.weights.gan * gan + state.weights.hinge * hinge
-            return total, (adversarial, gan, hinge)
+            size = safe_norm(raw_perturbation(adgan.generator, params, clean, budget))
+            return total, (adversarial, gan, hinge, size)
 
-        (_, (adversarial, gan, hinge)), g_gradient = jax.value_and_grad(generate, has_aux=True)(
+        (_, (adversarial, gan, hinge, size)), g_gradient = jax.value_and_grad(generate, has_aux=True)(
             state.generator_params
         )
         g_gradient = mapped_axis.total(g_gradient, axis_name)
@@ -313,7 +303,6 @@ def update_adversary(
         )
         generator_params = optax.apply_updates(state.generator_params, g_updates)
         threshold = 0.5 if config.gan_loss == "lsgan" else 0.0
-        size = safe_norm(raw_perturbation(adgan.generator, generator_params, clean, budget))
         parts = {
             "adversary/adversarial_loss": adversarial,
             "adversary/gan_loss": gan,
@@ -339,9 +328,9 @@ def update_adversary(
 
     def epoch(state: AdversaryState, key: jax.Array):
         key_query, key_support = jax.random.split(key)
-        steps, steps_mask = minibatches(key_query, (query_steps, query_mask))
-        obs, obs_mask = minibatches(key_support, (support_obs, support_mask))
-        return jax.lax.scan(step, state, (steps, steps_mask, obs, obs_mask))
+        from_query = minibatches(key_query, (query_steps, query_obs, query_mask))
+        from_support = minibatches(key_support, (support_obs, support_mask))
+        return jax.lax.scan(step, state, (from_query, from_support))
 
     attacked_return = mapped_axis.mean(jnp.mean(episode_returns(taken)), axis_name)
     # An episode that a broken number cut short has no return to judge an attack by.
