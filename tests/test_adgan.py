@@ -138,7 +138,7 @@ def test_gan_losses_golden(kind: str, generator: float, discriminator: float) ->
 
 
 def attacked_steps(seed: int) -> tuple[jax.Array, AttackedSteps, dict]:
-    """Random observations, query samples and victims of three tasks, none of them at a clip or a projection."""
+    """Random observations, query samples and victims of three tasks, none at a clip or a projection."""
     rng = np.random.default_rng(seed)
     victims = jax.vmap(lambda noise: jax.tree.map(lambda x: x + 0.1 * noise, random_like(POLICY.init, 3)))(
         jnp.arange(3.0)
