@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -21,6 +22,7 @@ from rich.table import Table
 from admrl_jax.checks import ConfigError
 from admrl_jax.config import Config
 from admrl_jax.env_config import ENV_CONFIGS
+from admrl_jax.sharding import TASKS
 
 
 def preset_of(name: str, preset: str) -> Config:
@@ -35,6 +37,25 @@ def preset_of(name: str, preset: str) -> Config:
     if preset not in presets:
         raise ConfigError(f"preset: {preset!r} is not known; accepted: {', '.join(presets)}")
     return presets[preset]
+
+
+SAME, EACH = PartitionSpec(), PartitionSpec(TASKS)
+"""The same on every device; every device's own tasks."""
+
+
+def spread(
+    function: Callable[..., Any],
+    mesh: Mesh | None,
+    in_specs: Sequence[PartitionSpec],
+    out_specs: PartitionSpec,
+    inputs: Sequence[Any],
+) -> tuple[Callable[..., Any], list[Any]]:
+    """`function` on every device of a mesh and `inputs` where their specs put them; unchanged without one."""
+    if mesh is None:
+        return function, list(inputs)
+    placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(inputs, in_specs, strict=True)]
+    spec = tuple(in_specs)
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=out_specs, check_vma=False), placed
 
 
 def compile_seconds(function: Callable, *args: Any) -> tuple[float, Callable]:

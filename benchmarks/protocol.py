@@ -17,6 +17,7 @@ from typing import Any
 import tyro
 
 from admrl_jax.config import METHODS, Config, validate
+from admrl_jax.sharding import make_cpu_devices
 from benchmarks.common import preset_of, report
 from experiments.arms import Arm, Recipe
 from experiments.context import Context, generator_of
@@ -132,6 +133,7 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.protocol", description=__doc__)
+    make_cpu_devices()
     rows = [row for name in arguments.env for row in measure(name, arguments)]
     report(
         "A whole run of the paper's protocol",

@@ -22,9 +22,10 @@ from admrl_jax.checks import ConfigError
 from admrl_jax.env_config import ENV_CONFIGS
 from admrl_jax.envs import simulators_of
 from admrl_jax.rollout import collect
+from admrl_jax.sharding import CPU_DEVICES, choose_num_devices, make_cpu_devices, task_mesh
 from admrl_jax.simulators import SimulatorError, resolve
 from admrl_jax.simulators.mujoco import available_cores
-from benchmarks.common import compile_seconds, report, time_in_turn
+from benchmarks.common import EACH, SAME, compile_seconds, report, spread, time_in_turn
 from benchmarks.limits import draw_starts, open_loop, vector_env_rate
 
 
@@ -44,6 +45,8 @@ class Arguments:
     horizon: int = 100
     num_threads: int = 0
     """Threads of the C engine; 0 takes one per core."""
+    num_devices: int = 0
+    """Devices over which tasks are spread; 0 takes as many as training does."""
     gymnasium: tuple[int, ...] = (2, 8)
     """Also time Gymnasium's AsyncVectorEnv on HalfCheetah-v5, with so many worker processes;
     nothing after the flag leaves it out."""
@@ -86,7 +89,11 @@ def measure(
         horizon=arguments.horizon,
     )
     inputs = (params, attack_params, jax.random.split(key, num_tasks), tasks)
-    seconds, compiled = compile_seconds(jax.vmap(run, in_axes=(0, None, 0, 0)), *inputs)
+    episodes = jax.vmap(run, in_axes=(0, None, 0, 0))
+    num_devices = arguments.num_devices or choose_num_devices([num_tasks])
+    mesh = task_mesh(num_devices) if num_devices > 1 else None
+    episodes, inputs = spread(episodes, mesh, (EACH, SAME, EACH, EACH), EACH, inputs)
+    seconds, compiled = compile_seconds(episodes, *inputs)
     functions: dict[str, Callable[[], Any]] = {"closed": functools.partial(compiled, *inputs)}
     if simulator != "closed form":
         action = functions["closed"]().action
@@ -100,6 +107,7 @@ def measure(
         "attack": attack_name,
         "envs": num_tasks * num_trajectories,
         "horizon": arguments.horizon,
+        "devices": num_devices,
         "threads": (arguments.num_threads or available_cores()) if simulator == "mujoco" else "-",
         "compile_s": seconds,
         "steps_per_s": steps / median(timed["closed"]),
@@ -121,6 +129,7 @@ def measure_gymnasium(arguments: Arguments, workers: int) -> dict[str, Any]:
         "attack": "none",
         "envs": workers,
         "horizon": arguments.gymnasium_steps,
+        "devices": "-",
         "threads": "-",
         "compile_s": "-",
         "steps_per_s": rate,
@@ -148,6 +157,7 @@ def engines(name: str, wanted: tuple[str, ...]) -> list[str]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.rollout", description=__doc__)
+    make_cpu_devices(arguments.num_devices or CPU_DEVICES)
     sizes = list(zip(arguments.num_tasks, arguments.num_trajectories, strict=True))
     rows = []
     for name in ENV_CONFIGS if "all" in arguments.env else arguments.env:

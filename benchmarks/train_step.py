@@ -1,9 +1,9 @@
 """Where the time of an outer step goes: `python -m benchmarks.train_step`.
 
 One step of the method admrl at the paper's sizes is timed whole, as training runs it, and in its parts,
-each a program of its own on the data of the part before. The physics engine alone, open loop over the
-same number of control steps, is timed in the same turn. The parts may sum to more than the whole, where
-the compiler fuses across them.
+each a program of its own on the data of the part before, over as many devices as training takes. The
+physics engine alone, open loop over the same number of control steps, is timed in the same turn. The parts
+may sum to more than the whole, where the compiler fuses across them.
 """
 
 import functools
@@ -25,9 +25,10 @@ from admrl_jax.envs import PhysicsEnv
 from admrl_jax.maml import adapt_step, map_blocks
 from admrl_jax.returns import estimate_advantages
 from admrl_jax.rollout import collect
+from admrl_jax.sharding import CPU_DEVICES, TASKS, choose_num_devices, make_cpu_devices, task_mesh
 from admrl_jax.training import MetaBatch, TrainState
 from admrl_jax.types import Experience, Params, Task
-from benchmarks.common import compile_seconds, preset_of, report, time_in_turn
+from benchmarks.common import EACH, SAME, compile_seconds, preset_of, report, spread, time_in_turn
 from benchmarks.limits import draw_starts, open_loop
 from experiments.context import make_policy
 
@@ -46,6 +47,8 @@ class Arguments:
     horizon: int = 0
     task_block: int = -1
     """Tasks computed together in the trust-region step; -1 keeps the preset's."""
+    num_devices: int = 0
+    """Devices over which tasks are spread; 0 takes as many as training does."""
     repeats: int = 5
     json: Path | None = None
     """Also write the figures here (and a picture beside it)."""
@@ -65,6 +68,7 @@ def config_of(name: str, arguments: Arguments) -> Config:
         config,
         env=replace(config.env, horizon=arguments.horizon or config.env.horizon),
         simulator=arguments.simulator,
+        num_devices=arguments.num_devices or choose_num_devices([maml.num_tasks]),
         train=replace(config.train, maml=maml),
     )
 
@@ -78,6 +82,8 @@ class Parts:
         self.env: Any = envs.make(config.env, simulator=config.simulator)
         self.policy = make_policy(config, self.env)
         self.adgan = adgan_lib.make_adgan(self.env.obs_size, config.train.adversary)
+        self.mesh = task_mesh(config.num_devices) if config.num_devices > 1 else None
+        self.axis_name = None if self.mesh is None else TASKS
 
     def init(self) -> tuple[TrainState, Task]:
         """A state with a fresh adGAN, and tasks `[N, ...]`."""
@@ -96,10 +102,11 @@ class Parts:
             attack=self.adgan.attack,
             config=self.config.train,
             adgan=self.adgan,
+            axis_name=self.axis_name,
         )
 
-    def rollouts(self, params: Params, state: TrainState, key: jax.Array, tasks: Task) -> Experience:
-        """Episodes `[N, K, H, ...]` of policies with leading axis `N`, with advantages."""
+    def rollouts(self, params: Params, state: TrainState, keys: jax.Array, tasks: Task) -> Experience:
+        """Episodes `[N, K, H, ...]` of policies, keys and tasks with leading axis `N`, with advantages."""
         assert state.adversary is not None
         run = functools.partial(
             collect,
@@ -109,7 +116,6 @@ class Parts:
             attack=self.adgan.attack,
             budget=state.budget,
         )
-        keys = jax.random.split(key, self.maml.num_tasks)
         attack_params = state.adversary.generator_params
         episodes = jax.vmap(run, in_axes=(0, None, 0, 0))(params, attack_params, keys, tasks)
         score = functools.partial(
@@ -124,7 +130,9 @@ class Parts:
 
     def trust_region(self, params: Params, batch: MetaBatch) -> Any:
         """The step on the meta-parameters."""
-        return training.update_policy(params, batch, policy=self.policy, config=self.config.train)
+        return training.update_policy(
+            params, batch, policy=self.policy, config=self.config.train, axis_name=self.axis_name
+        )
 
     def adversary(self, state: TrainState, key: jax.Array, batch: MetaBatch) -> Any:
         """All minibatches of discriminator and generator."""
@@ -139,6 +147,7 @@ class Parts:
             policy=self.policy,
             budget=state.budget,
             config=self.config.train.adversary,
+            axis_name=self.axis_name,
         )
 
 
@@ -150,21 +159,24 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
     compiling: dict[str, float] = {}
     functions: dict[str, Callable[[], Any]] = {}
 
-    def add(part: str, function: Callable, *inputs: Any) -> Any:
-        compiling[part], compiled = compile_seconds(function, *inputs)
-        functions[part] = functools.partial(compiled, *inputs)
+    def add(part: str, function: Callable, in_specs: Any, out_specs: Any, *inputs: Any) -> Any:
+        function, placed = spread(function, parts.mesh, in_specs, out_specs, inputs)
+        compiling[part], compiled = compile_seconds(function, *placed)
+        functions[part] = functools.partial(compiled, *placed)
         return functions[part]()
 
-    add("whole step", parts.outer_step, state)
+    add("whole step", parts.outer_step, (SAME,), SAME, state)
+    keys = jax.random.split(key, parts.maml.num_tasks)
     params = jax.tree.map(
         lambda x: jnp.broadcast_to(x, (parts.maml.num_tasks, *x.shape)), state.policy_params
     )
-    support = add("support rollout", parts.rollouts, params, state, key, tasks)
-    adapted = add("adaptation", parts.adaptation, params, support)
-    query = add("query rollout", parts.rollouts, adapted, state, key, tasks)
+    acting = (EACH, SAME, EACH, EACH)
+    support = add("support rollout", parts.rollouts, acting, EACH, params, state, keys, tasks)
+    adapted = add("adaptation", parts.adaptation, (EACH, EACH), EACH, params, support)
+    query = add("query rollout", parts.rollouts, acting, EACH, adapted, state, keys, tasks)
     batch = MetaBatch(jax.tree.map(lambda x: x[:, None], support), query, adapted)
-    add("TRPO step", parts.trust_region, state.policy_params, batch)
-    add("adGAN update", parts.adversary, state, key, batch)
+    add("TRPO step", parts.trust_region, (SAME, EACH), SAME, state.policy_params, batch)
+    add("adGAN update", parts.adversary, (SAME, SAME, EACH), SAME, state, key, batch)
     if isinstance(parts.env, PhysicsEnv):
         starts = draw_starts(parts.env, key, tasks, parts.maml.num_trajectories)
         alone = [open_loop(parts.env, tasks, *starts, data.trajectory.action) for data in (support, query)]
@@ -179,6 +191,7 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
             "tasks": parts.maml.num_tasks,
             "trajectories": parts.maml.num_trajectories,
             "horizon": parts.env.horizon,
+            "devices": parts.config.num_devices,
             "part": part,
             "compile_s": compiling.get(part, "-"),
             "seconds": median(seconds),
@@ -191,6 +204,7 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.train_step", description=__doc__)
+    make_cpu_devices(arguments.num_devices or CPU_DEVICES)
     rows = [row for name in arguments.env for row in measure(name, arguments)]
     report(
         "One outer step of admrl and its parts",

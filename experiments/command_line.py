@@ -1,7 +1,6 @@
 """The command line shared by all experiments: presets, settings, errors and exit codes."""
 
 import argparse
-import contextlib
 import json
 import os
 import shlex
@@ -17,6 +16,7 @@ from admrl_jax import hosts
 from admrl_jax.checks import ConfigError
 from admrl_jax.config import MACHINE_SETTINGS, Config, to_dict, validate
 from admrl_jax.run_log import RunError, open_run
+from admrl_jax.sharding import CPU_DEVICES, make_cpu_devices
 from admrl_jax.simulators import SimulatorError
 from experiments.context import Context, Diverged, Interrupted
 from experiments.protocol import UNTIL, run_protocol
@@ -85,10 +85,8 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
     # A quick run compiles for longer than it computes.
     jax.config.update("jax_disable_most_optimizations", preset == "quick")
     _keep_compiled_programs(arguments.compilation_cache)
-    if run_config.num_devices > 1:
-        # Too late where JAX has looked for devices already; then those there are must do.
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", run_config.num_devices)
+    is_one_process = not arguments.coordinator and arguments.distributed == "off"
+    make_cpu_devices(run_config.num_devices or (CPU_DEVICES if is_one_process else 1))
     try:
         validate(run_config)
         _join(arguments)

@@ -12,11 +12,11 @@ import numpy as np
 from admrl_jax import adgan as adgan_lib
 from admrl_jax import attacks, envs, hosts, networks
 from admrl_jax.attacks import Attack
-from admrl_jax.config import Config, validate
+from admrl_jax.config import Config, task_counts, validate
 from admrl_jax.envs import Env
 from admrl_jax.networks import Policy
 from admrl_jax.run_log import MetricsLog, Progress, StopRequest
-from admrl_jax.sharding import TASKS, local, replicate, spread_tasks, task_mesh
+from admrl_jax.sharding import TASKS, choose_num_devices, local, replicate, spread_tasks, task_mesh
 from admrl_jax.training import TrainState
 from admrl_jax.types import Params
 
@@ -48,11 +48,10 @@ class Context:
             "fgsm": attacks.fgsm(self.policy),
             "adgan": self.adgan.attack,
         }
-        is_alone = config.num_devices == 1 and jax.process_count() == 1
-        self.mesh = None if is_alone else task_mesh(config.num_devices)
-        if self.mesh is not None:
-            # "All devices" is a number only now.
-            validate(replace(config, num_devices=self.mesh.size))
+        num_devices = config.num_devices or choose_num_devices(list(task_counts(config).values()))
+        validate(replace(config, num_devices=num_devices))
+        is_alone = num_devices == 1 and jax.process_count() == 1
+        self.mesh = None if is_alone else task_mesh(num_devices)
         self.axis_name = None if self.mesh is None else TASKS
         self.writes = hosts.is_first()
         self.log = MetricsLog(directory, writes=self.writes)

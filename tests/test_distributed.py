@@ -93,7 +93,7 @@ def double() -> Iterator[None]:
 
 def run_alone(module, directory: Path, *argv: str) -> int:
     name = f"experiments.{module.__name__.rsplit('.')[-1]}"
-    return main(name, "", module.PRESETS, [*TOY, f"--run-dir={directory}", *argv])
+    return main(name, "", module.PRESETS, [*TOY, "--num-devices=1", f"--run-dir={directory}", *argv])
 
 
 def test_two_processes_stop_together_and_one_goes_on(double: None, tmp_path: Path) -> None:
@@ -157,8 +157,12 @@ def test_unknown_cluster_is_named() -> None:
         join_cluster("lunch")
 
 
-def test_all_devices_must_divide_the_tasks(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    # 0 is a number only once the devices are there.
-    assert run_alone(navigation_2d, tmp_path / "never", "--num-devices=0") == 2
-    assert f"num_devices: {jax.device_count()} is not accepted" in capsys.readouterr().err
-    assert not (tmp_path / "never").exists()
+def test_all_devices_must_divide_the_tasks(tmp_path: Path) -> None:
+    # None may be left out, and how many there are is known only once all have joined.
+    directory = tmp_path / "never"
+    argv = [*TOY, "--train.maml.num-tasks=3", f"--run-dir={directory}"]
+    with two_processes("navigation_2d", argv) as processes:
+        errors = [process.communicate(timeout=SECONDS)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    assert "num_devices: 2 is not accepted; accepted: 0 or a divisor of train.maml.num_tasks (3)" in errors[0]
+    assert not directory.exists()

@@ -298,9 +298,9 @@ def test_help_lists_every_setting(capsys) -> None:
         assert f"--{name.replace('_', '-')}" in shown, name
 
 
-def test_a_run_moves_from_two_devices_to_one(finished: Path, tmp_path: Path) -> None:
+def test_a_run_moves_from_one_device_to_two(finished: Path, tmp_path: Path) -> None:
     directory = tmp_path / "moves"
-    assert run([*toy(directory), "--until=pretrain", "--num-devices=2"]) == 0
+    assert run([*toy(directory), "--until=pretrain", "--num-devices=1"]) == 0
     rows, expected = (
         list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
         for folder in (directory, finished)

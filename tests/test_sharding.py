@@ -16,7 +16,7 @@ from admrl_jax.checks import ConfigError
 from admrl_jax.config import AdversaryConfig, MAMLConfig, TrainConfig, TRPOConfig
 from admrl_jax.env_config import HalfCheetahDirConfig, NavigationConfig
 from admrl_jax.networks import make_policy
-from admrl_jax.sharding import TASKS, spread_tasks, task_mesh
+from admrl_jax.sharding import TASKS, choose_num_devices, spread_tasks, task_mesh
 
 CONFIG = TrainConfig(
     maml=MAMLConfig(num_tasks=8, num_trajectories=4, task_block=1),
@@ -96,6 +96,23 @@ def test_meta_test_is_spread_without_changing_an_episode() -> None:
     np.testing.assert_allclose(spread.returns, alone.returns, rtol=1e-5)
     np.testing.assert_allclose(spread.attack_size, alone.attack_size, rtol=1e-5)
     assert spread.budget_excess == alone.budget_excess == 0
+
+
+def test_devices_that_nobody_asked_for() -> None:
+    # Two on a CPU of whatever number of cores or devices, so that machines agree.
+    assert jax.device_count() == 8
+    assert choose_num_devices((40, 40, 20)) == 2
+    assert choose_num_devices((40, 3)) == 1
+
+
+def test_accelerators_are_all_used_that_divide_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert choose_num_devices((40, 16)) == 8
+    assert choose_num_devices((40, 40, 20)) == 5
+    assert choose_num_devices((7, 40)) == 1
+    # All of all hosts, or the run is refused.
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert choose_num_devices((40, 40, 20)) == 8
 
 
 def test_more_devices_than_there_are_is_an_error() -> None:

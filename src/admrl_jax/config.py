@@ -162,8 +162,9 @@ class Config:
     closed form need none."""
     num_threads: int = 0
     """Host threads of the mujoco simulator; 0 takes one per core."""
-    num_devices: int = 1
-    """Devices over which tasks are spread; 0 takes all. On a CPU, as many are made of its cores."""
+    num_devices: int = 0
+    """Devices over which tasks are spread; on a CPU, as many are made of its cores. 0 chooses: two on a CPU,
+    else all that divide the numbers of tasks."""
     lanes: int = 0
     """Lanes computed at once, a lane being one seed of one method, or one attacker; the others follow
     in turn. 0 chooses: as many as fit the device's memory, but one method after the other on a CPU."""
@@ -258,6 +259,15 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return settings
 
 
+def task_counts(config: Config) -> dict[str, int]:
+    """The settings that say how many tasks are computed together; devices must divide them all."""
+    return {
+        "train.maml.num_tasks": config.train.maml.num_tasks,
+        "eval.num_tasks": config.eval.num_tasks,
+        "eval.adaptive_tasks": config.eval.adaptive_tasks,
+    }
+
+
 def validate(config: Config) -> Config:
     """Returns `config` unchanged, or raises `ConfigError` at the first bad setting."""
     for name, value in flatten(config).items():
@@ -272,11 +282,7 @@ def validate(config: Config) -> Config:
                 f"schedule.{name}: {getattr(schedule, name)} is not accepted; accepted: a multiple of "
                 f"schedule.chunk_steps ({schedule.chunk_steps})"
             )
-    for name, tasks in (
-        ("train.maml.num_tasks", maml.num_tasks),
-        ("eval.num_tasks", config.eval.num_tasks),
-        ("eval.adaptive_tasks", config.eval.adaptive_tasks),
-    ):
+    for name, tasks in task_counts(config).items():
         if config.num_devices and tasks % config.num_devices:
             raise ConfigError(
                 f"num_devices: {config.num_devices} is not accepted; accepted: 0 or a divisor of "

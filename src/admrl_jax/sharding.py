@@ -1,6 +1,8 @@
 """Tasks spread over devices and hosts: one mesh axis, the same state everywhere."""
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +14,50 @@ from admrl_jax.checks import ConfigError
 
 TASKS = "tasks"
 """Name of the mesh axis; pass it as `axis_name` to `outer_step` and `evaluate`."""
+
+
+CPU_DEVICES = 2
+"""Made of a CPU's cores where nothing else is asked for: each does alone what cores cannot share, and while
+one waits for its robots the other computes. A constant, because sums of more parts round differently."""
+
+
+FOR_EVER = 2**31 - 1
+"""Seconds."""
+
+
+def make_cpu_devices(count: int = CPU_DEVICES) -> None:
+    """Divides the CPU into so many devices, unless `JAX_NUM_CPU_DEVICES` does; before JAX looks for devices.
+
+    XLA aborts a process in which one of them waits a minute for another, be it that a run is paused or a
+    laptop sleeps; here they wait for ever.
+    """
+    if count == 1:
+        return
+    for name in ("call_warn_stuck_timeout", "call_terminate_timeout", "timeout"):
+        flag = f"--xla_cpu_collective_{name}_seconds"
+        if flag not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={FOR_EVER}".strip()
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        # Too late where JAX has looked for devices already; then those there are must do.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
+
+
+def choose_num_devices(task_counts: Sequence[int]) -> int:
+    """How many devices tasks are spread over where the user does not say.
+
+    All devices of all hosts; on one host the most that divide every number of tasks, and of CPU devices
+    `CPU_DEVICES` at most.
+
+    Args:
+        task_counts: numbers of tasks that a run computes together.
+    """
+    available = jax.device_count()
+    if jax.process_count() > 1:
+        return available
+    if jax.default_backend() == "cpu":
+        available = min(available, CPU_DEVICES)
+    return max(n for n in range(1, available + 1) if all(count % n == 0 for count in task_counts))
 
 
 def task_mesh(num_devices: int = 0) -> Mesh:
