@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from admrl_jax import mapped_axis
 from admrl_jax.maml import adapt_and_predict, query_weights, surrogate_loss
 from admrl_jax.networks import Policy
-from admrl_jax.sharding import TASKS, replicate, spread_tasks, task_mesh
+from admrl_jax.sharding import TASKS, make_cpu_devices, replicate, spread_tasks, task_mesh
 from admrl_jax.training import MetaBatch
 from admrl_jax.trpo import conjugate_gradient, fisher_product, mean_kl
 from admrl_jax.types import Params
@@ -156,8 +156,7 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.fisher", description=__doc__)
-    if arguments.num_devices > 1:
-        jax.config.update("jax_num_cpu_devices", arguments.num_devices)
+    make_cpu_devices(arguments.num_devices)
     rows = [row for name in arguments.env for row in measure(name, arguments)]
     report(
         "A trust-region direction in several ways",

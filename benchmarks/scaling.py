@@ -14,14 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
 
 from admrl_jax.checks import ConfigError
-from admrl_jax.sharding import TASKS, replicate, spread_tasks, task_mesh
-from admrl_jax.training import outer_step
-from benchmarks.common import compile_seconds, report, time_in_turn
+from admrl_jax.sharding import make_cpu_devices
+from benchmarks.common import SAME, compile_seconds, report, spread, time_in_turn
 from benchmarks.train_step import Arguments as StepArguments
 from benchmarks.train_step import Parts, config_of
 
@@ -56,7 +54,6 @@ class Point:
     axis: str
     size: int
     step: StepArguments
-    num_devices: int
 
 
 def points(arguments: Arguments) -> list[Point]:
@@ -66,6 +63,7 @@ def points(arguments: Arguments) -> list[Point]:
         num_tasks=arguments.num_tasks,
         num_trajectories=arguments.num_trajectories,
         horizon=arguments.horizon,
+        num_devices=1,
     )
     found = []
     for axis in arguments.axis:
@@ -73,12 +71,12 @@ def points(arguments: Arguments) -> list[Point]:
             raise ConfigError(f"axis: {axis!r} is not known; accepted: {', '.join(AXES)}")
         if axis == "devices":
             wide = replace(base, num_tasks=8 * base.num_tasks)
-            found += [Point(axis, count, wide, count) for count in arguments.num_devices]
+            found += [Point(axis, n, replace(wide, num_devices=n)) for n in arguments.num_devices]
             continue
         name = axis if axis == "horizon" else f"num_{axis}"
         for factor in arguments.factors:
             size = factor * getattr(base, name)
-            found.append(Point(axis, size, replace(base, **{name: size}), 1))
+            found.append(Point(axis, size, replace(base, **{name: size})))
     return found
 
 
@@ -89,34 +87,21 @@ def resident_mib() -> float:
 
 def measure(point: Point, name: str, repeats: int) -> dict[str, Any]:
     """One row, without the exponents; for a process of its own."""
-    if point.num_devices > 1:
-        jax.config.update("jax_num_cpu_devices", point.num_devices)
+    make_cpu_devices(point.step.num_devices)
     parts = Parts(config_of(name, point.step))
     state, _ = parts.init()
-    step = parts.outer_step
-    if point.num_devices > 1:
-        mesh = task_mesh(point.num_devices)
-        spread = functools.partial(
-            outer_step,
-            env=parts.env,
-            policy=parts.policy,
-            attack=parts.adgan.attack,
-            config=parts.config.train,
-            adgan=parts.adgan,
-            axis_name=TASKS,
-        )
-        step, state = spread_tasks(spread, mesh), replicate(state, mesh)
-    seconds, compiled = compile_seconds(step, state)
+    step, inputs = spread(parts.outer_step, parts.mesh, (SAME,), SAME, [state])
+    seconds, compiled = compile_seconds(step, *inputs)
     analysis: Any = getattr(compiled, "memory_analysis")()  # noqa: B009
     before = resident_mib()
-    timed = time_in_turn({"step": functools.partial(compiled, state)}, repeats)["step"]
+    timed = time_in_turn({"step": functools.partial(compiled, *inputs)}, repeats)["step"]
     return {
         "axis": point.axis,
         "size": point.size,
         "tasks": point.step.num_tasks,
         "trajectories": point.step.num_trajectories,
         "horizon": point.step.horizon,
-        "devices": point.num_devices,
+        "devices": point.step.num_devices,
         "compile_s": seconds,
         "seconds": float(np.median(timed)),
         "program_mib": (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / 2**20,

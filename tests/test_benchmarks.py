@@ -96,7 +96,7 @@ def test_exponents_are_those_of_the_row_s_own_axis() -> None:
 def test_one_size_grows_at_a_time() -> None:
     arguments = scaling.Arguments(factors=(1, 16), num_devices=(1, 4))
     found = [
-        (p.axis, p.size, p.step.num_tasks, p.step.num_trajectories, p.step.horizon, p.num_devices)
+        (p.axis, p.size, p.step.num_tasks, p.step.num_trajectories, p.step.horizon, p.step.num_devices)
         for p in scaling.points(arguments)
     ]
     assert found == [

@@ -1,6 +1,9 @@
 """Tasks spread over (fake) devices give what one device gives."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +106,24 @@ def test_devices_that_nobody_asked_for() -> None:
     assert jax.device_count() == 8
     assert choose_num_devices((40, 40, 20)) == 2
     assert choose_num_devices((40, 3)) == 1
+
+
+def test_a_cpu_is_divided_and_its_parts_wait_for_each_other() -> None:
+    # Without the flags XLA aborts a process that is paused for a minute; what the user set stays.
+    program = (
+        "import os, jax; from admrl_jax.sharding import make_cpu_devices; make_cpu_devices();"
+        "print(jax.device_count(), os.environ['XLA_FLAGS'])"
+    )
+    own = "--xla_cpu_collective_timeout_seconds=7"
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    environment |= {"XLA_FLAGS": own, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120
+    )
+    count, *flags = done.stdout.split()
+    assert count == "2", done.stderr
+    names = ("call_warn_stuck_timeout", "call_terminate_timeout")
+    assert flags == [own, *(f"--xla_cpu_collective_{name}_seconds={2**31 - 1}" for name in names)]
 
 
 def test_accelerators_are_all_used_that_divide_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
