@@ -147,6 +147,7 @@ class Parts:
             policy=self.policy,
             budget=state.budget,
             config=self.config.train.adversary,
+            task_block=self.maml.task_block,
             axis_name=self.axis_name,
         )
 

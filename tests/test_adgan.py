@@ -17,7 +17,7 @@ from helpers import (
 
 from admrl_jax import adgan, gaussian
 from admrl_jax.adgan import AdGAN, AttackedSteps
-from admrl_jax.attacks import Budget
+from admrl_jax.attacks import Budget, safe_norm
 from admrl_jax.config import AdversaryConfig
 from admrl_jax.gaussian import Gaussian
 from admrl_jax.networks import Network, Policy
@@ -29,7 +29,6 @@ BUDGET = Budget(jnp.float32(0.3), jnp.zeros(2), jnp.ones(2))
 
 CONSTANT = Network(lambda key: jnp.zeros(1), lambda params, x: jnp.broadcast_to(params, x.shape))
 """A generator that perturbs every observation by its parameters."""
-CONSTANT_ADGAN = ADGAN._replace(generator=CONSTANT)
 LINEAR_POLICY = Policy(lambda key: {}, lambda p, obs: Gaussian(p["weight"] * obs, p["log_std"]))
 
 
@@ -54,7 +53,7 @@ def bandit_gradient(
             Gaussian(jnp.full((1, num_samples, 1), mean), params["log_std"]), action[None, :, None]
         ),
         advantage=jnp.asarray(advantage)[None],
-        weight=jnp.ones((1, num_samples)),
+        weight=jnp.full((1, num_samples), 1 / num_samples),
     )
 
     def loss(shift: jax.Array) -> jax.Array:
@@ -91,12 +90,12 @@ def test_adversarial_loss_golden() -> None:
         action=jnp.zeros((1, 4, 1)),
         log_prob=log_prob - jnp.log(jnp.array([[1.0, 2.0, 0.5, 2.0]])),
         advantage=jnp.array([[1.0, -1.0, 1.0, 1.0]]),
-        weight=jnp.ones((1, 4)),
+        weight=jnp.full((1, 4), 1 / 4),
     )
     loss = functools.partial(adgan.adversarial_loss, policy=LINEAR_POLICY, clip_ratio=0.2, horizon=1)
     np.testing.assert_allclose(loss(obs, steps, params), (1 - 1.2 + 0.8 + 2) / 4, rtol=1e-6)
     # Weights pick samples out.
-    half = steps._replace(weight=jnp.array([[0.0, 3.0, 1.0, 0.0]]))
+    half = steps._replace(weight=jnp.array([[0.0, 0.75, 0.25, 0.0]]))
     np.testing.assert_allclose(loss(obs, half, params), (-1.2 * 3 + 0.8) / 4, rtol=1e-6)
     # The return is a sum over an episode's steps.
     episode = functools.partial(loss, horizon=2)(obs, steps, params)
@@ -106,9 +105,10 @@ def test_adversarial_loss_golden() -> None:
 def test_hinge_loss_golden() -> None:
     # radius 0.5: raw perturbations are half of G(x) = (3, 4) resp. (0.3, 0.4) -> norms 2.5 and 0.25;
     # max(0, norm - 0.5) = 2 and 0; the third sample has weight 0. Mean 1. Scale and centre do not matter.
-    identity = CONSTANT_ADGAN._replace(generator=Network(lambda key: (), lambda params, x: x))
+    identity, budget = Network(lambda key: (), lambda params, x: x), Budget(0.5)
     obs = jnp.array([[3.0, 4.0], [0.3, 0.4], [90.0, 0.0]])
-    loss = adgan.hinge_loss((), obs, jnp.array([1.0, 1.0, 0.0]), adgan=identity, budget=Budget(0.5))
+    size = safe_norm(adgan.raw_perturbation(identity, (), obs, budget))
+    loss = adgan.hinge_loss(size, jnp.array([0.5, 0.5, 0.0]), budget)
     np.testing.assert_allclose(loss, 1.0, rtol=1e-6)
 
 
@@ -128,7 +128,7 @@ def test_hinge_loss_golden() -> None:
     ],
 )
 def test_gan_losses_golden(kind: str, generator: float, discriminator: float) -> None:
-    fake, real, weight = jnp.array([0.0, 2.0]), jnp.array([1.0, -1.0]), jnp.ones(2)
+    fake, real, weight = jnp.array([0.0, 2.0]), jnp.array([1.0, -1.0]), jnp.full(2, 0.5)
     np.testing.assert_allclose(adgan.generator_gan_loss(fake, weight, kind), generator, rtol=1e-6)
     np.testing.assert_allclose(adgan.discriminator_loss(real, fake, weight, kind), discriminator, rtol=1e-6)
     # All three push the scores of perturbed observations up, and the discriminator the other way.
@@ -145,14 +145,14 @@ def attacked_steps(seed: int) -> tuple[jax.Array, AttackedSteps, dict]:
     )
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     obs = draw(3, 8, 2)
-    return obs, AttackedSteps(draw(3, 8, 2), draw(3, 8) - 2, draw(3, 8), jnp.ones((3, 8))), victims
+    return obs, AttackedSteps(draw(3, 8, 2), draw(3, 8) - 2, draw(3, 8), jnp.full((3, 8), 1 / 24)), victims
 
 
 def test_gradients_go_where_they_should() -> None:
     obs, steps, victims = attacked_steps(0)
     generator_params = random_like(ADGAN.generator.init, 1, size=1.0)
     discriminator_params = random_like(ADGAN.discriminator.init, 2)
-    weight = jnp.ones(obs.shape[:2])
+    weight = jnp.full(obs.shape[:2], 1 / 24)
 
     def generator_total(params, victims):
         perturbed = adgan.perturb_with(ADGAN.generator, params, obs, BUDGET)
@@ -162,7 +162,8 @@ def test_gradients_go_where_they_should() -> None:
         gan = adgan.generator_gan_loss(
             ADGAN.discriminator.apply(discriminator_params, perturbed), weight, "lsgan"
         )
-        hinge = adgan.hinge_loss(params, obs, weight, adgan=ADGAN, budget=BUDGET)
+        size = safe_norm(adgan.raw_perturbation(ADGAN.generator, params, obs, BUDGET))
+        hinge = adgan.hinge_loss(size, weight, BUDGET)
         return adversarial + 0.8 * gan + 0.2 * hinge, (adversarial, gan, hinge)
 
     def discriminator_total(params):
@@ -187,12 +188,18 @@ def test_gradients_go_where_they_should() -> None:
 
 
 @functools.cache
-def updater(config: AdversaryConfig):
+def updater(config: AdversaryConfig, task_block: int = 0):
     """One compiled `update_adversary`."""
     networks: AdGAN = adgan.make_adgan(2, config)
-    return jax.jit(
-        functools.partial(adgan.update_adversary, adgan=networks, policy=POLICY, budget=BUDGET, config=config)
+    update = functools.partial(
+        adgan.update_adversary,
+        adgan=networks,
+        policy=POLICY,
+        budget=BUDGET,
+        config=config,
+        task_block=task_block,
     )
+    return jax.jit(update)
 
 
 def meta_batch() -> tuple:
@@ -227,6 +234,17 @@ def test_update_changes_everything_and_repeats_itself(kind: str, state: adgan.Ad
             *("perturbed_accuracy", "raw_size", "at_bound", "generator_gradient_norm", "skipped"),
         )
     }
+
+
+@pytest.mark.parametrize("task_block", [1, 2])
+def test_tasks_in_blocks_change_no_update(task_block: int, state: adgan.AdversaryState) -> None:
+    # Masked samples too, so that tasks weigh differently in a minibatch.
+    support, query, victims = meta_batch()
+    mask = query.trajectory.mask.at[0, 1, 1:].set(0.0)
+    query = query._replace(trajectory=query.trajectory._replace(mask=mask))
+    inputs = (state, jax.random.key(1), support, query, victims)
+    together, blocked = (updater(CONFIG, block)(*inputs) for block in (3, task_block))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), together, blocked)
 
 
 def test_gan_weight_zero_cuts_the_discriminator_off(state: adgan.AdversaryState) -> None:

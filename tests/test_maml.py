@@ -137,6 +137,15 @@ def test_map_blocks_golden(block: int) -> None:
     np.testing.assert_array_equal(maml.map_blocks(jnp.square, jnp.arange(6), block), [0, 1, 4, 9, 16, 25])
 
 
+@pytest.mark.parametrize("block", [0, 1, 2, 4, 6, 7])
+def test_sum_blocks_golden(block: int) -> None:
+    # Sum and count of squares, as a tree of sums over whatever entries are given.
+    squares = lambda x: {"sum": jnp.sum(x**2), "count": len(x)}  # noqa: E731
+    total = maml.sum_blocks(squares, jnp.arange(6), block)
+    np.testing.assert_array_equal(total["sum"], 0 + 1 + 4 + 9 + 16 + 25)
+    np.testing.assert_array_equal(total["count"], 6)
+
+
 def test_permuting_tasks_leaves_the_meta_gradient_unchanged(x64: None) -> None:
     params = random_like(POLICY.init, 0, dtype=jnp.float64)
     data = (

@@ -5,6 +5,7 @@ parameters fixed the gradient of the return with respect to the generator is exa
 function on query data. Its actions' randomness is the victim's own.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,10 @@ from flax import struct
 
 from admrl_jax import gaussian, mapped_axis
 from admrl_jax.attacks import Attack, Budget, generator_attack, safe_norm
-from admrl_jax.attacks.generator import perturb_with, raw_perturbation
+from admrl_jax.attacks.generator import add_projected, perturb_with, raw_perturbation
 from admrl_jax.config import AdversaryConfig
-from admrl_jax.maml import query_weights
+from admrl_jax.gaussian import Gaussian
+from admrl_jax.maml import map_blocks, query_weights, sum_blocks
 from admrl_jax.networks import Network, Policy, make_discriminator, make_generator
 from admrl_jax.rollout import episode_returns
 from admrl_jax.types import Experience, Metrics, Params
@@ -97,7 +99,7 @@ class AttackedSteps(NamedTuple):
         action: `[N, M, A]` actions taken under the perturbed observations.
         log_prob: `[N, M]` their log density when they were taken.
         advantage: `[N, M]`.
-        weight: `[N, M]`, zero on masked steps.
+        weight: `[N, M]`, zero on masked steps; what is summed over them is a mean if they sum to one.
     """
 
     action: jax.Array
@@ -114,7 +116,6 @@ def adversarial_loss(
     policy: Policy,
     clip_ratio: float,
     horizon: int,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """Surrogate return of the victim's episodes `[]`, which the generator minimises (Eq. 10).
 
@@ -129,71 +130,66 @@ def adversarial_loss(
         policy: victim's policy.
         clip_ratio: largest relative change of a probability that still earns.
         horizon: steps of an episode: the return is a sum over them, not a mean.
-        axis_name: mapped axis over which tasks are spread; this is one device's part of the loss.
     """
-    dist = jax.vmap(policy.apply)(jax.lax.stop_gradient(adapted_params), perturbed)
-    dist = dist._replace(log_std=dist.log_std[:, None])
+    dist = _predict(policy, jax.lax.stop_gradient(adapted_params), perturbed)
     ratio = jnp.exp(gaussian.log_prob(dist, steps.action) - steps.log_prob)
     clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
     surrogate = jnp.maximum(ratio * steps.advantage, clipped * steps.advantage)
-    return horizon * _weighted_mean(surrogate, steps.weight, axis_name)
+    return horizon * jnp.sum(surrogate * steps.weight)
 
 
-def hinge_loss(
-    generator_params: Params,
-    obs: jax.Array,
-    weight: jax.Array,
-    *,
-    adgan: AdGAN,
-    budget: Budget,
-    axis_name: str | None = None,
-) -> jax.Array:
-    """Mean of `max(0, ||G(x)||_2 - c)` per sample `[]`, before projection (Eq. 11).
+def hinge_loss(size: jax.Array, weight: jax.Array, budget: Budget) -> jax.Array:
+    """Mean of `max(0, ||G(x)||_2 - c)` `[]`, before projection (Eq. 11).
 
     Args:
-        generator_params: differentiated.
-        obs: `[..., O]`.
-        weight: `[...]`.
-        adgan: networks.
+        size: `[...]` lengths of the raw perturbations.
+        weight: `[...]`, in all one.
         budget: `c` is its radius.
-        axis_name: mapped axis over which tasks are spread; this is one device's part of the loss.
     """
-    size = safe_norm(raw_perturbation(adgan.generator, generator_params, obs, budget))
-    return _weighted_mean(jnp.maximum(size - budget.radius, 0.0), weight, axis_name)
+    return jnp.sum(jnp.maximum(size - budget.radius, 0.0) * weight)
 
 
-def generator_gan_loss(
-    score_perturbed: jax.Array, weight: jax.Array, kind: str, axis_name: str | None = None
-) -> jax.Array:
+def generator_gan_loss(score_perturbed: jax.Array, weight: jax.Array, kind: str) -> jax.Array:
     """What the generator gains `[]` when perturbed observations pass for clean ones (Eq. 9).
 
     Args:
         score_perturbed: `[...]` discriminator scores of perturbed observations.
-        weight: `[...]`.
+        weight: `[...]`, in all one.
         kind: `lsgan`, `bce` (non-saturating) or `bce_paper` (the saturating form as printed).
-        axis_name: mapped axis over which tasks are spread; this is one device's part of the loss.
     """
     losses = {
         "lsgan": lambda s: jnp.square(s - 1),
         "bce": lambda s: jax.nn.softplus(-s),
         "bce_paper": lambda s: -jax.nn.softplus(s),
     }
-    return _weighted_mean(losses[kind](score_perturbed), weight, axis_name)
+    return jnp.sum(losses[kind](score_perturbed) * weight)
 
 
 def discriminator_loss(
-    score_clean: jax.Array,
-    score_perturbed: jax.Array,
-    weight: jax.Array,
-    kind: str,
-    axis_name: str | None = None,
+    score_clean: jax.Array, score_perturbed: jax.Array, weight: jax.Array, kind: str
 ) -> jax.Array:
     """The discriminator's loss `[]`: clean towards 1, perturbed towards 0 (Eq. 9, negated)."""
     if kind == "lsgan":
         loss = 0.5 * (jnp.square(score_clean - 1) + jnp.square(score_perturbed))
     else:
         loss = jax.nn.softplus(-score_clean) + jax.nn.softplus(score_perturbed)
-    return _weighted_mean(loss, weight, axis_name)
+    return jnp.sum(loss * weight)
+
+
+class _Minibatch(NamedTuple):
+    """Samples of one discriminator step and one generator step, leading axis the tasks.
+
+    Attributes:
+        steps: query samples.
+        victims: the tasks' adapted policies.
+        clean: `[N, M + M', O]` true observations: those of `steps`, then those of support samples.
+        weight: `[N, M + M']`, over all tasks one.
+    """
+
+    steps: AttackedSteps
+    victims: Params
+    clean: jax.Array
+    weight: jax.Array
 
 
 def update_adversary(
@@ -207,6 +203,7 @@ def update_adversary(
     policy: Policy,
     budget: Budget,
     config: AdversaryConfig,
+    task_block: int = 0,
     axis_name: str | None = None,
 ) -> tuple[AdversaryState, Metrics]:
     """One pass (or `config.num_epochs`) of discriminator and generator over a meta-batch.
@@ -225,6 +222,7 @@ def update_adversary(
         policy: victim's policy.
         budget: the budget the data was collected under.
         config: loss kind, clip, passes and minibatches; the loss weights stand in `state`.
+        task_block: tasks of a minibatch computed together, see `maml.tasks_at_once`.
         axis_name: mapped axis over which tasks are spread.
 
     Returns:
@@ -238,11 +236,14 @@ def update_adversary(
 
     taken = query.trajectory
     action = samples(taken.action, 1)
-    victim = jax.vmap(policy.apply)(adapted_params, samples(taken.perturbed_obs, 1))
-    victim = victim._replace(log_std=victim.log_std[:, None])
+
+    def log_prob(task: tuple[Params, jax.Array, jax.Array]) -> jax.Array:
+        victim, perturbed_obs, action = task
+        return gaussian.log_prob(policy.apply(victim, perturbed_obs), action)
+
     query_steps = AttackedSteps(
         action=action,
-        log_prob=gaussian.log_prob(victim, action),
+        log_prob=map_blocks(log_prob, (adapted_params, samples(taken.perturbed_obs, 1), action), task_block),
         advantage=samples(query.advantage, 0),
         weight=query_weights(query, axis_name),
     )
@@ -255,66 +256,68 @@ def update_adversary(
         order = jax.random.permutation(key, size).reshape(config.num_minibatches, -1)
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, order], 1, 0), x)
 
-    def step(state: AdversaryState, batch):
-        (steps, query_obs, query_mask), (support_obs, support_mask) = batch
-        clean = jnp.concatenate([query_obs, support_obs], axis=1)
-        weight = jnp.concatenate([query_mask, support_mask], axis=1)
-        score = adgan.discriminator.apply
-
-        def discriminate(params: Params) -> tuple[jax.Array, tuple]:
-            perturbed = perturb_with(adgan.generator, state.generator_params, clean, budget)
-            real = score(params, budget.to_units(clean))
-            fake = score(params, budget.to_units(perturbed))
-            return discriminator_loss(real, fake, weight, config.gan_loss, axis_name), (real, fake)
-
-        (d_loss, (real, fake)), d_gradient = jax.value_and_grad(discriminate, has_aux=True)(
-            state.discriminator_params
+    def step(state: AdversaryState, shuffled):
+        (steps, query_obs, query_mask), (support_obs, support_mask) = shuffled
+        batch = _Minibatch(
+            steps=steps._replace(weight=_in_all_one(steps.weight, axis_name)),
+            victims=adapted_params,
+            clean=jnp.concatenate([query_obs, support_obs], axis=1),
+            weight=_in_all_one(jnp.concatenate([query_mask, support_mask], axis=1), axis_name),
         )
-        d_gradient = mapped_axis.total(d_gradient, axis_name)
+        score = adgan.discriminator.apply
+        threshold = 0.5 if config.gan_loss == "lsgan" else 0.0
+
+        def summed(loss: Callable[[Params, _Minibatch], tuple[jax.Array, Metrics]], params: Params):
+            """Gradient and metrics of a loss that is a sum over tasks: all tasks, all devices."""
+            gradient = jax.grad(loss, has_aux=True)
+            parts = sum_blocks(lambda block: gradient(params, block), batch, task_block)
+            return mapped_axis.total(parts, axis_name)
+
+        def discriminate(params: Params, batch: _Minibatch) -> tuple[jax.Array, Metrics]:
+            perturbed = perturb_with(adgan.generator, state.generator_params, batch.clean, budget)
+            real = score(params, budget.to_units(batch.clean))
+            fake = score(params, budget.to_units(perturbed))
+            loss = discriminator_loss(real, fake, batch.weight, config.gan_loss)
+            return loss, {
+                "adversary/discriminator_loss": loss,
+                "adversary/clean_accuracy": jnp.sum((real > threshold) * batch.weight),
+                "adversary/perturbed_accuracy": jnp.sum((fake < threshold) * batch.weight),
+            }
+
+        d_gradient, d_metrics = summed(discriminate, state.discriminator_params)
         d_updates, d_opt_state = adgan.discriminator_optimizer.update(
             d_gradient, state.discriminator_opt_state, state.discriminator_params
         )
         discriminator_params = optax.apply_updates(state.discriminator_params, d_updates)
 
-        def generate(params: Params) -> tuple[jax.Array, tuple]:
-            perturbed = perturb_with(adgan.generator, params, clean, budget)
+        def generate(params: Params, batch: _Minibatch) -> tuple[jax.Array, Metrics]:
+            raw = raw_perturbation(adgan.generator, params, batch.clean, budget)
+            perturbed = add_projected(raw, batch.clean, budget)
             adversarial = adversarial_loss(
                 perturbed[:, : query_obs.shape[1]],
-                steps,
-                adapted_params,
+                batch.steps,
+                batch.victims,
                 policy=policy,
                 clip_ratio=config.clip_ratio,
                 horizon=taken.reward.shape[-1],
-                axis_name=axis_name,
             )
             fake = score(discriminator_params, budget.to_units(perturbed))
-            gan = generator_gan_loss(fake, weight, config.gan_loss, axis_name)
-            hinge = hinge_loss(params, clean, weight, adgan=adgan, budget=budget, axis_name=axis_name)
-            total = adversarial + state.weights.gan * gan + state.weights.hinge * hinge
-            size = safe_norm(raw_perturbation(adgan.generator, params, clean, budget))
-            return total, (adversarial, gan, hinge, size)
+            gan = generator_gan_loss(fake, batch.weight, config.gan_loss)
+            size = safe_norm(raw)
+            hinge = hinge_loss(size, batch.weight, budget)
+            return adversarial + state.weights.gan * gan + state.weights.hinge * hinge, {
+                "adversary/adversarial_loss": adversarial,
+                "adversary/gan_loss": gan,
+                "adversary/hinge_loss": hinge,
+                "adversary/raw_size": jnp.sum(size * batch.weight),
+                "adversary/at_bound": jnp.sum((size >= budget.radius) * batch.weight),
+            }
 
-        (_, (adversarial, gan, hinge, size)), g_gradient = jax.value_and_grad(generate, has_aux=True)(
-            state.generator_params
-        )
-        g_gradient = mapped_axis.total(g_gradient, axis_name)
+        g_gradient, g_metrics = summed(generate, state.generator_params)
         g_updates, g_opt_state = adgan.generator_optimizer.update(
             g_gradient, state.generator_opt_state, state.generator_params
         )
         generator_params = optax.apply_updates(state.generator_params, g_updates)
-        threshold = 0.5 if config.gan_loss == "lsgan" else 0.0
-        parts = {
-            "adversary/adversarial_loss": adversarial,
-            "adversary/gan_loss": gan,
-            "adversary/hinge_loss": hinge,
-            "adversary/discriminator_loss": d_loss,
-            "adversary/clean_accuracy": _weighted_mean(real > threshold, weight, axis_name),
-            "adversary/perturbed_accuracy": _weighted_mean(fake < threshold, weight, axis_name),
-            "adversary/raw_size": _weighted_mean(size, weight, axis_name),
-            "adversary/at_bound": _weighted_mean(size >= budget.radius, weight, axis_name),
-        }
-        metrics = mapped_axis.total(parts, axis_name)
-        metrics["adversary/generator_gradient_norm"] = optax.tree.norm(g_gradient)
         new_state = state.replace(
             generator_params=generator_params,
             discriminator_params=discriminator_params,
@@ -323,7 +326,12 @@ def update_adversary(
         )
         learned = generator_params, discriminator_params, g_opt_state, d_opt_state
         finite = _is_finite((d_gradient, g_gradient, learned))
-        metrics["adversary/skipped"] = 1.0 - finite.astype(jnp.float32)
+        metrics = {
+            **d_metrics,
+            **g_metrics,
+            "adversary/generator_gradient_norm": optax.tree.norm(g_gradient),
+            "adversary/skipped": 1.0 - finite.astype(jnp.float32),
+        }
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state), metrics
 
     def epoch(state: AdversaryState, key: jax.Array):
@@ -338,6 +346,12 @@ def update_adversary(
     state = _keep_strongest(state, jnp.where(cut_short, jnp.inf, attacked_return))
     state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, config.num_epochs))
     return state, jax.tree.map(jnp.mean, metrics)
+
+
+def _predict(policy: Policy, params: Params, obs: jax.Array) -> Gaussian:
+    """Action distributions of many tasks' policies, leading axis `N`, on samples `[N, M, O]`."""
+    dist = jax.vmap(policy.apply)(params, obs)
+    return dist._replace(log_std=dist.log_std[:, None])
 
 
 def _keep_strongest(state: AdversaryState, attacked_return: jax.Array) -> AdversaryState:
@@ -358,6 +372,6 @@ def _is_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def _weighted_mean(value: jax.Array, weight: jax.Array, axis_name: str | None) -> jax.Array:
-    """This device's part of the mean over all devices; the parts sum to it."""
-    return jnp.sum(value * weight) / jnp.maximum(mapped_axis.total(jnp.sum(weight), axis_name), 1e-12)
+def _in_all_one(weight: jax.Array, axis_name: str | None) -> jax.Array:
+    """Weights scaled such that those of all devices sum to one."""
+    return weight / jnp.maximum(mapped_axis.total(jnp.sum(weight), axis_name), 1e-12)

@@ -6,7 +6,9 @@ are data: nothing is differentiated through them. As in the common code bases th
 the plain score function, which leaves out the sampling term of the exact meta-gradient.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,13 +126,37 @@ def adapt_and_predict(
     return predict
 
 
-def map_blocks(function: Callable, data, block: int):
+def map_blocks(function: Callable, data: Any, block: int) -> Any:
     """`vmap(function)` over the leading axis, `block` entries at a time, 0 choosing as in `tasks_at_once`."""
     count = jax.tree.leaves(data)[0].shape[0]
     block = min(tasks_at_once(block, count), count)
     if block == count:
         return jax.vmap(function)(data)
     return jax.lax.map(function, data, batch_size=block if block > 1 else None)
+
+
+def sum_blocks(function: Callable, data: Any, block: int) -> Any:
+    """Sum of `function` over blocks of the leading axis, `block` entries at a time as in `map_blocks`.
+
+    Args:
+        function: takes any number of entries, leading axis kept, and returns a tree that is a sum over them.
+        data: leaves `[N, ...]`.
+        block: entries at a time.
+    """
+    count = jax.tree.leaves(data)[0].shape[0]
+    block = min(tasks_at_once(block, count), count)
+    whole = count // block * block
+
+    def part(start: int, stop: int):
+        return jax.tree.map(lambda x: x[start:stop], data)
+
+    if block == count:
+        return function(data)
+    blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), part(0, whole))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, part(0, block)))
+    add = functools.partial(jax.tree.map, jnp.add)
+    total, _ = jax.lax.scan(lambda total, entries: (add(total, function(entries)), None), nothing, blocks)
+    return total if whole == count else add(total, function(part(whole, count)))
 
 
 def tasks_at_once(block: int, num_tasks: int) -> int:

@@ -1,5 +1,6 @@
 """How much memory a compiled program needs, how much its device has, and how much work fits at once."""
 
+import ctypes
 import os
 from collections.abc import Callable
 from typing import Any
@@ -46,9 +47,21 @@ def compile_largest(compile_for: Callable[[int], Any], lanes: int, chosen: int =
     at_once = min(chosen or lanes, lanes)
     while True:
         program = compile_for(at_once)
+        return_unused()
         if chosen or at_once == 1:
             return at_once, program
         # Every process must come to the same answer.
         if not hosts.largest(needed_bytes(program) > available_bytes()):
             return at_once, program
         at_once = -(-at_once // 2)
+
+
+def return_unused() -> None:
+    """Gives memory that was freed back to the system, where the C library can (glibc).
+
+    The compiler leaves several times the memory that a small run needs, and the C library may keep it for
+    hours.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -215,6 +215,7 @@ def outer_step(
                 policy=policy,
                 budget=budget,
                 config=config.adversary,
+                task_block=config.maml.task_block,
                 axis_name=axis_name,
             ),
             config.maml,

@@ -89,7 +89,7 @@ def main(arguments: Arguments) -> int:
         "seconds": round(time.time() - began),
     }
     write_result(arguments.name, result)
-    is_flat = growth < 0.05 and last["files"] <= first["files"]
+    is_flat = abs(growth) < 0.05 and last["files"] <= first["files"]
     is_whole = rows == arguments.steps and last["compilations"] == first["compilations"]
     return int(not (is_flat and is_whole))
 

@@ -15,8 +15,12 @@ def raw_perturbation(generator: Network, params: Params, obs: jax.Array, budget:
 
 def perturb_with(generator: Network, params: Params, obs: jax.Array, budget: Budget) -> jax.Array:
     """`x + G(x)` `[..., O]` with `G(x)` projected onto the L2 ball of `budget.radius`."""
-    delta = project_l2(raw_perturbation(generator, params, obs, budget), budget.radius)
-    return obs + delta * jnp.asarray(budget.scale)
+    return add_projected(raw_perturbation(generator, params, obs, budget), obs, budget)
+
+
+def add_projected(raw: jax.Array, obs: jax.Array, budget: Budget) -> jax.Array:
+    """`obs` `[..., O]` plus a raw perturbation, given in unit space, after its projection."""
+    return obs + project_l2(raw, budget.radius) * jnp.asarray(budget.scale)
 
 
 def generator_attack(generator: Network) -> Attack:
