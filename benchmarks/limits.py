@@ -1,9 +1,10 @@
 """What a rollout is compared with: the engine alone, and what one would use without this project."""
 
+import contextlib
 import copy
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -51,6 +52,25 @@ def open_loop(
     if env.simulator.name == "mujoco":
         return _mujoco_alone(env, tasks, qpos, qvel, control, num_threads or available_cores())
     return _device_alone(env, tasks, qpos, qvel, control)
+
+
+@contextlib.contextmanager
+def engine_clock() -> Iterator[list[float]]:
+    """Notes the seconds of each call of the C engine. Calls come one at a time: their sum is wall time."""
+    seconds: list[float] = []
+    step = mujoco_rollout.Rollout.rollout
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = step(*args, **kwargs)
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    mujoco_rollout.Rollout.rollout = timed
+    try:
+        yield seconds
+    finally:
+        mujoco_rollout.Rollout.rollout = step
 
 
 def _mujoco_alone(

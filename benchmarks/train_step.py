@@ -2,8 +2,9 @@
 
 One step of the method admrl at the paper's sizes is timed whole, as training runs it, and in its parts,
 each a program of its own on the data of the part before, over as many devices as training takes. The
-physics engine alone, open loop over the same number of control steps, is timed in the same turn. The parts
-may sum to more than the whole, where the compiler fuses across them.
+parts may sum to more than the whole, where the compiler fuses across them. Two figures of the physics: the
+time that the C engine was at work within the whole step, and the engine alone, open loop over the same
+number of control steps, timed in the same turn.
 """
 
 import functools
@@ -29,7 +30,7 @@ from admrl_jax.sharding import CPU_DEVICES, TASKS, choose_num_devices, make_cpu_
 from admrl_jax.training import MetaBatch, TrainState
 from admrl_jax.types import Experience, Params, Task
 from benchmarks.common import EACH, SAME, compile_seconds, preset_of, report, spread, time_in_turn
-from benchmarks.limits import draw_starts, open_loop
+from benchmarks.limits import draw_starts, engine_clock, open_loop
 from experiments.context import make_policy
 
 
@@ -182,7 +183,18 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
         starts = draw_starts(parts.env, key, tasks, parts.maml.num_trajectories)
         alone = [open_loop(parts.env, tasks, *starts, data.trajectory.action) for data in (support, query)]
         functions["engine alone"] = lambda: [run() for run in alone]
+    within: list[float] = []
+    whole_step = functions["whole step"]
+
+    def watched_step() -> None:
+        with engine_clock() as calls:
+            jax.block_until_ready(whole_step())
+        within.append(sum(calls))
+
+    functions["whole step"] = watched_step
     timed = time_in_turn(functions, arguments.repeats)
+    if any(within):
+        timed["engine within the step"] = within[1:]
     whole = timed["whole step"]
     simulator = getattr(parts.env, "simulator", None)
     return [

@@ -58,8 +58,12 @@ def test_open_loop_does_the_steps_of_the_closed_loop() -> None:
     action = 20 * jax.random.normal(jax.random.key(1), (2, 2, 3, env.action_size))
     state = jax.vmap(jax.vmap(env.simulator.init))(qpos, qvel)
     step = jax.jit(jax.vmap(jax.vmap(env.step, in_axes=(0, 0, None))))
-    for t in range(3):
-        state, _ = step(state, action[:, :, t], tasks)
+    with limits.engine_clock() as calls:
+        for t in range(3):
+            state, _ = jax.block_until_ready(step(state, action[:, :, t], tasks))
+    assert len(calls) == 3 and all(seconds > 0 for seconds in calls)
+    step(state, action[:, :, 0], tasks)[0].qpos.block_until_ready()
+    assert len(calls) == 3, "the clock stops with its block"
     low, high = jnp.asarray(env.simulator.ctrl_range).T
     ctrl = jnp.clip(action / env.config.action_scale, low, high)
     # Any engine's step can be scanned; the C engine's is the one that compiles fast.
