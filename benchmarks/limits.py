@@ -1,7 +1,6 @@
 """What a rollout is compared with: the engine alone, and what one would use without this project."""
 
 import contextlib
-import copy
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from mujoco import rollout as mujoco_rollout
 from admrl_jax.envs import PhysicsEnv
 from admrl_jax.simulators import ModelParams
 from admrl_jax.simulators.models import load_model, quiet_loading
-from admrl_jax.simulators.mujoco import available_cores
+from admrl_jax.simulators.mujoco import CHUNKS_PER_THREAD, available_cores, with_params
 
 
 def draw_starts(
@@ -88,10 +87,7 @@ def _mujoco_alone(
     states = np.zeros((size, control.shape[1], initial.shape[1]))
     models = [model] * size
     if isinstance(tasks, ModelParams):
-        bodies = [copy.copy(model) for _ in range(num_tasks)]
-        for i, body in enumerate(bodies):
-            for name, values in tasks._asdict().items():
-                getattr(body, name)[:] = values[i]
+        bodies = [with_params(model, [np.asarray(x[i]) for x in tasks]) for i in range(num_tasks)]
         models = [body for body in bodies for _ in range(num_trajectories)]
 
     def run() -> None:
@@ -103,7 +99,7 @@ def _mujoco_alone(
             skip_checks=True,
             nstep=control.shape[1],
             state=states,
-            chunk_size=max(1, size // (threads * 8)),
+            chunk_size=max(1, size // (threads * CHUNKS_PER_THREAD)),
         )
 
     return run

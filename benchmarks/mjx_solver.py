@@ -58,6 +58,7 @@ def visited(
 ) -> tuple[SimState, jax.Array]:
     """States and controls `[count, ...]` of adapted policies on the C engine."""
     tasks = jax.vmap(env.sample_task)(jax.random.split(jax.random.key(7), TASKS))
+    low, high = jnp.asarray(env.simulator.ctrl_range).T
 
     def episode(params: Params, key: jax.Array, task: Task) -> tuple[SimState, jax.Array]:
         state, obs = env.reset(key, task)
@@ -66,7 +67,7 @@ def visited(
             state, obs = carry
             action = gaussian.sample(policy.apply(params, obs), key)
             new, seen = env.step(state, action, task)
-            ctrl = jnp.clip(action / env.config.action_scale, -1, 1)
+            ctrl = jnp.clip(action / env.config.action_scale, low, high)
             return (new, seen.obs), (state, ctrl)
 
         return jax.lax.scan(step, (state, obs), jax.random.split(key, env.horizon))[1]

@@ -6,6 +6,7 @@ step. Both are timed in turn, so that a drifting machine touches both alike.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,8 @@ from benchmarks.limits import draw_starts, open_loop, vector_env_rate
 class Arguments:
     """Closed-loop collection against the engine alone."""
 
-    env: tuple[str, ...] = ("halfcheetah_dir",)
-    """Names of environments, or `all`."""
+    env: tuple[str, ...] = ()
+    """Names of environments, or `all`; by default halfcheetah_dir, with `--simulator all` every one."""
     simulator: tuple[str, ...] = ("mujoco",)
     """Names of simulators, or `all` that an environment runs on here."""
     attack: tuple[str, ...] = ("none", "generator", "fgsm")
@@ -95,12 +96,15 @@ def measure(
     episodes, inputs = spread(episodes, mesh, (EACH, SAME, EACH, EACH), EACH, inputs)
     seconds, compiled = compile_seconds(episodes, *inputs)
     functions: dict[str, Callable[[], Any]] = {"closed": functools.partial(compiled, *inputs)}
+    collected = functions["closed"]()
     if simulator != "closed form":
-        action = functions["closed"]().action
         starts = draw_starts(env, key, tasks, num_trajectories)
-        functions["raw"] = open_loop(env, tasks, *starts, action, arguments.num_threads)
+        functions["raw"] = open_loop(env, tasks, *starts, collected.action, arguments.num_threads)
     timed = time_in_turn(functions, arguments.repeats)
-    steps = num_tasks * num_trajectories * arguments.horizon
+    all_steps = num_tasks * num_trajectories * arguments.horizon
+    # The C engine is not handed the robots that have fallen, so their steps are not there to be counted.
+    steps = int(collected.mask.sum()) if simulator == "mujoco" else all_steps
+    closed, raw = ([n / s for s in timed.get(k, ())] for n, k in ((steps, "closed"), (all_steps, "raw")))
     row: dict[str, Any] = {
         "env": name,
         "simulator": simulator,
@@ -110,13 +114,17 @@ def measure(
         "devices": num_devices,
         "threads": (arguments.num_threads or available_cores()) if simulator == "mujoco" else "-",
         "compile_s": seconds,
-        "steps_per_s": steps / median(timed["closed"]),
+        "steps": steps,
+        "steps_per_s": median(closed),
         "raw_steps_per_s": "-",
         "ratio": "-",
     }
-    if "raw" in timed:
-        row["raw_steps_per_s"] = steps / median(timed["raw"])
-        row["ratio"] = median(r / c for r, c in zip(timed["raw"], timed["closed"], strict=True))
+    if raw:
+        row["raw_steps_per_s"] = median(raw)
+        row["ratio"] = median(c / r for c, r in zip(closed, raw, strict=True))
+    print(
+        f"{name}, {simulator}, {attack_name}: {row['steps_per_s']:,.0f} steps/s", file=sys.stderr, flush=True
+    )
     return row
 
 
@@ -132,6 +140,7 @@ def measure_gymnasium(arguments: Arguments, workers: int) -> dict[str, Any]:
         "devices": "-",
         "threads": "-",
         "compile_s": "-",
+        "steps": workers * arguments.gymnasium_steps,
         "steps_per_s": rate,
         "raw_steps_per_s": "-",
         "ratio": "-",
@@ -160,7 +169,9 @@ def main() -> None:
     make_cpu_devices(arguments.num_devices or CPU_DEVICES)
     sizes = list(zip(arguments.num_tasks, arguments.num_trajectories, strict=True))
     rows = []
-    for name in ENV_CONFIGS if "all" in arguments.env else arguments.env:
+    is_default_all = not arguments.env and "all" in arguments.simulator
+    names = ENV_CONFIGS if is_default_all or "all" in arguments.env else arguments.env or ("halfcheetah_dir",)
+    for name in names:
         if name not in ENV_CONFIGS:
             raise ConfigError(f"env: {name!r} is not known; accepted: all, {', '.join(ENV_CONFIGS)}")
         for simulator in engines(name, arguments.simulator):

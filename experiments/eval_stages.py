@@ -1,6 +1,8 @@
 """The evaluation stages: meta-test grid, convergence curves, trajectories for a picture."""
 
+import contextlib
 import functools
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +16,10 @@ from jax.sharding import PartitionSpec
 from admrl_jax import envs, evaluation, hosts, mapped_axis, training
 from admrl_jax.attacks import Budget
 from admrl_jax.config import METHODS, MAMLConfig
-from admrl_jax.files import write_arrays
+from admrl_jax.files import DamagedFileError, read_arrays, write_arrays
 from admrl_jax.maml import map_blocks
 from admrl_jax.memory import compile_largest
+from admrl_jax.run_log import Progress
 from admrl_jax.sharding import TASKS
 from admrl_jax.training import TrainState
 from admrl_jax.types import Params, Task
@@ -27,7 +30,7 @@ CLEAN_CELL = (("clean", "clean"),)
 
 
 class EvalStages:
-    """Raw returns are kept in `returns/*.npz`; what is there is not measured again."""
+    """Raw returns are kept in `returns/*.npz`; what is there and whole is not measured again."""
 
     def __init__(self, context: Context):
         self.context = context
@@ -68,24 +71,24 @@ class EvalStages:
         ]
         name = ".".join(part for part in (method, attack, protocol) if part)
         path = self.context.directory / "returns" / f"{name}.npz"
-        if not self.context.is_done(path):
-            progress = self.context.progress(f"{name}: meta-test", len(cells))
+        names = ("returns", "attack_size")
+        if not self._is_measured(path, *names):
             start = time.monotonic()
             results = []
-            for i, strength, support, query in cells:
-                results.append(
-                    self.evaluate(
-                        victim,
-                        victim.policy_params,
-                        attack,
-                        params[i],
-                        strength if support == "attacked" else 0.0,
-                        strength if query == "attacked" else 0.0,
+            with self._progress(f"{name}: meta-test", len(cells)) as progress:
+                for i, strength, support, query in cells:
+                    results.append(
+                        self.evaluate(
+                            victim,
+                            victim.policy_params,
+                            attack,
+                            params[i],
+                            strength if support == "attacked" else 0.0,
+                            strength if query == "attacked" else 0.0,
+                        )
                     )
-                )
-                progress.update(len(results), {"post": float(results[-1].returns[:, :, -1].mean())})
-                self.context.check_stop()
-            progress.close()
+                    progress.update(len(results), {"post": float(results[-1].returns[:, :, -1].mean())})
+                    self.context.check_stop()
             self.context.seconds[f"{name}: meta-test"] = time.monotonic() - start
             self._write(
                 path,
@@ -94,8 +97,8 @@ class EvalStages:
             )
         if not self.context.writes:
             return []
-        with np.load(path) as saved:
-            returns, sizes = saved["returns"], saved["attack_size"]
+        saved = read_arrays(path, *names)
+        returns, sizes = saved["returns"], saved["attack_size"]
         return [
             {
                 "method": method,
@@ -152,21 +155,19 @@ class EvalStages:
     ) -> list[dict[str, Any]]:
         strength = 0.0 if attack == "none" else self.context.config.eval.curve_strength
         path = self.context.directory / "returns" / f"curve.{method}.{attack}.npz"
-        if not self.context.is_done(path):
-            progress = self.context.progress(f"{method}: curve under {attack}", len(steps))
+        if not self._is_measured(path, "returns"):
             results = []
-            for i in range(len(steps)):
-                params = jax.tree.map(lambda x, i=i: x[i], policies)
-                result = self.evaluate(state, params, attack, generator, strength, strength)
-                results.append(result.returns)
-                progress.update(i + 1, {"post": float(result.returns[:, :, -1].mean())})
-                self.context.check_stop()
-            progress.close()
+            with self._progress(f"{method}: curve under {attack}", len(steps)) as progress:
+                for i in range(len(steps)):
+                    params = jax.tree.map(lambda x, i=i: x[i], policies)
+                    result = self.evaluate(state, params, attack, generator, strength, strength)
+                    results.append(result.returns)
+                    progress.update(i + 1, {"post": float(result.returns[:, :, -1].mean())})
+                    self.context.check_stop()
             self._write(path, returns=np.stack(results, axis=1))
         if not self.context.writes:
             return []
-        with np.load(path) as saved:
-            returns = saved["returns"]
+        returns = read_arrays(path, "returns")["returns"]
         return [
             {
                 "method": method,
@@ -184,7 +185,9 @@ class EvalStages:
     def save_trajectories(self, trained: dict[str, TrainState], adaptive: dict[str, Params]) -> None:
         """2D navigation: paths to a few goals before and after adaptation, for a picture."""
         path = self.context.directory / "trajectories.npz"
-        if not self.context.writes or path.exists() or not isinstance(self.context.env, envs.Navigation2D):
+        if not self.context.writes or not isinstance(self.context.env, envs.Navigation2D):
+            return
+        if _is_whole(path, "goals"):
             return
         size = 0.8 * self.context.env.config.goal_range
         goals = size * jnp.array([[1.0, 1.0], [-1.0, 0.6], [-0.6, -1.0], [1.0, -0.5]])
@@ -225,6 +228,14 @@ class EvalStages:
         if self.context.writes:
             path.parent.mkdir(exist_ok=True)
             write_arrays(path, **arrays)
+
+    def _is_measured(self, path: Path, *names: str) -> bool:
+        """Whether arrays are there and whole, as the process sees it that writes them."""
+        return bool(hosts.from_first(int(self.context.writes and _is_whole(path, *names))))
+
+    def _progress(self, stage: str, total: int) -> contextlib.closing[Progress]:
+        """Progress that lets go of the terminal however its stage ends."""
+        return contextlib.closing(self.context.progress(stage, total))
 
     @property
     def _eval_maml(self) -> MAMLConfig:
@@ -298,6 +309,18 @@ class EvalStages:
             )
 
         return map_blocks(one_seed, seeds, at_once)
+
+
+def _is_whole(path: Path, *names: str) -> bool:
+    """Whether a file is there and holds these arrays; says so where it is damaged."""
+    if not path.exists():
+        return False
+    try:
+        read_arrays(path, *names)
+    except DamagedFileError as error:
+        print(f"{error}; it is measured again", file=sys.stderr)
+        return False
+    return True
 
 
 def _per_strength(params: Params, count: int) -> list[Params]:

@@ -30,10 +30,13 @@ from admrl_jax.config import (
 )
 from admrl_jax.env_config import ENV_CONFIGS
 from admrl_jax.envs import Navigation2D
+from admrl_jax.run_log import Progress
 from benchmarks.protocol import count_cells
 from experiments import halfcheetah_dir, navigation_2d
 from experiments.__main__ import run as run_by_name
 from experiments.command_line import main
+from experiments.context import Context
+from tests.faults.damaged import truncate
 from tests.faults.toy_runs import TOY, fingerprint
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -225,6 +228,35 @@ def test_a_damaged_checkpoint_is_named_and_costs_no_bit(finished: Path, tmp_path
     for name in ("results.json", "metrics.csv", "report.md"):
         assert (directory / name).read_bytes() == (finished / name).read_bytes(), name
     assert newest.is_dir()
+
+
+def test_damaged_returns_are_named_and_measured_again(finished: Path, tmp_path: Path, capsys) -> None:
+    directory = tmp_path / "damaged"
+    shutil.copytree(finished, directory)
+    damaged = ["returns/maml.fgsm.npz", "returns/curve.admrl.none.npz", "trajectories.npz"]
+    for name in damaged:
+        truncate(directory / name)
+    assert run([*toy(directory), "--resume"]) == 0
+    errors = capsys.readouterr().err.splitlines()
+    for name in damaged:
+        assert f"{directory / name} is damaged; it is measured again" in errors
+    for name in ("results.json", "report.md"):
+        assert (directory / name).read_bytes() == (finished / name).read_bytes(), name
+    assert fingerprint(directory) == fingerprint(finished)
+
+
+@pytest.mark.parametrize("name", ["maml.fgsm", "curve.maml.fgsm"])
+def test_an_interrupted_evaluation_lets_go_of_the_terminal(
+    name: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "stopped"
+    shutil.copytree(finished, directory)
+    (directory / "returns" / f"{name}.npz").unlink()
+    closed = []
+    monkeypatch.setattr(Progress, "close", closed.append)
+    monkeypatch.setattr(Context, "stop_signal", lambda _: signal.SIGINT)
+    assert run([*toy(directory), "--resume"]) == 130
+    assert len(closed) == 1
 
 
 def test_a_checkpoint_of_another_run_is_refused(finished: Path, tmp_path: Path, capsys) -> None:

@@ -1,10 +1,23 @@
 """Parity with Gymnasium: the same controls from the same start, step by step, for every environment."""
 
+import jax
 import numpy as np
 import pytest
 from conftest import ParityFactory
 
-from benchmarks.parity import ENVIRONMENTS, differences, make_case, make_env, run_engine, run_gymnasium
+from benchmarks.parity import (
+    ENVIRONMENTS,
+    Case,
+    Run,
+    differences,
+    engine_program,
+    make_case,
+    make_env,
+    parity_rows,
+    run_engine,
+    run_gymnasium,
+    untrained_rows,
+)
 
 TOLERANCES: dict[tuple[str, str], dict[str, float]] = {
     ("mujoco", "halfcheetah"): {"qpos": 4e-5, "qvel": 1.4e-3, "reward": 8e-5},
@@ -12,11 +25,11 @@ TOLERANCES: dict[tuple[str, str], dict[str, float]] = {
     ("mujoco", "reacher"): {"qpos": 1e-6, "qvel": 4e-6, "reward": 1.5e-6},
     ("mujoco", "walker2d"): {"qpos": 1e-5, "qvel": 2e-4, "reward": 5e-5},
     ("mujoco", "hopper"): {"qpos": 2e-6, "qvel": 4e-5, "reward": 5e-6},
-    ("mjx", "halfcheetah"): {"qpos": 6e-4, "qvel": 1.3e-2, "reward": 9e-4},
-    ("mjx", "hopper"): {"qpos": 5e-6, "qvel": 8e-5, "reward": 2e-5},
+    ("mjx", "halfcheetah"): {"qpos": 3e-3, "qvel": 9e-2, "reward": 1.4e-2},
+    ("mjx", "hopper"): {"qpos": 6e-6, "qvel": 8e-5, "reward": 2e-5},
 }
-"""Largest difference from Gymnasium over 20 control steps: about five times the largest measured on a few
-seeds (`mjx` on HalfCheetah: on seed 0, which is the one here).
+"""Largest difference from Gymnasium over 20 control steps: about five times the largest in the table of
+docs/environments.md, which is that of three starts.
 
 Gymnasium keeps its state in double precision and warm-starts its contact solver. `mujoco` computes in double
 precision as well, but its state passes through float32 between control steps (relative errors of 6e-8) and
@@ -25,13 +38,10 @@ amplify both: most on HalfCheetah, whose feet scrape; the reacher has none. Velo
 observed numbers, so observations have the velocities' tolerance. Endings agree exactly.
 """
 
-FIRST_STEP = {"mujoco": 4e-6, "mjx": 1.4e-5}
-"""Largest difference after one control step, where nothing has been amplified; measured 8e-7 and 3e-6."""
+FIRST_STEP = {"mujoco": 6e-6, "mjx": 1.4e-4}
+"""The same after one control step, where nothing has been amplified; the table has 1.3e-6 and 2.8e-5."""
 
-PARITY_CASES = [
-    *(("mujoco", name) for name in ENVIRONMENTS),
-    *(("mjx", name) for name in ("halfcheetah_dir", "hopper_params")),
-]
+PARITY_CASES = [*(("mujoco", name) for name in ENVIRONMENTS), ("mjx", "halfcheetah_dir")]
 
 
 @pytest.mark.parametrize(("engine", "name"), PARITY_CASES)
@@ -41,12 +51,36 @@ def test_engines_agree_with_gymnasium_step_by_step(engine: str, name: str, parit
     assert np.abs(reference.qpos - case.qpos).max() > 0.2, "the case must move"
     clipped = np.abs(case.actions / env.config.action_scale) > 1
     assert 0.05 < clipped.mean() < 0.5, "some controls must be clipped"
+    assert_close(engine, name, run, reference)
+
+
+def assert_close(engine: str, name: str, run: Run, reference: Run) -> None:
+    """Within the tolerances, over all steps and after the first."""
     tolerance = TOLERANCES[engine, name.split("_")[0]]
     tolerance = {**tolerance, "obs": tolerance["qvel"], "ended": 0}
     for field, difference in differences(run, reference).items():
         assert difference <= tolerance[field], field
     for field, difference in differences(run, reference, 1).items():
         assert difference <= FIRST_STEP[engine], field
+
+
+def test_two_bodies_in_one_mjx_batch_do_not_leak() -> None:
+    # Batched model fields: each body of the batch must move as Gymnasium's robot with that body alone.
+    env = make_env("hopper_params", "mjx")
+    cases = [make_case(env, seed)._replace(actions=make_case(env, 0).actions) for seed in (0, 1)]
+    run = jax.jit(jax.vmap(engine_program(env)))
+
+    def together(*cases: Case) -> list[Run]:
+        batch = run(jax.tree.map(lambda *x: np.stack(x), *cases))
+        return [jax.tree.map(lambda x, i=i: np.asarray(x[i]), batch) for i in range(len(cases))]
+
+    first, second = together(*cases)
+    assert np.abs(first.qpos - second.qpos).max() > 0.1, "another body moves another way"
+    for case, moved in zip(cases, (first, second), strict=True):
+        assert_close("mjx", "hopper_params", moved, run_gymnasium(env, case))
+    # Whoever is beside it changes no bit.
+    for a, b in zip((second, first), together(*reversed(cases)), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.mark.parametrize("name", ["walker2d_params", "hopper_params"])
@@ -98,3 +132,18 @@ def test_mjx_agrees_with_gymnasium_on_an_ant_in_the_air(parity: ParityFactory) -
     assert np.all((height > env.config.min_height) & (height < env.config.max_height))
     assert not run.ended.any()
     np.testing.assert_allclose(np.linalg.norm(run.qpos[:, 3:7], axis=-1), 1, rtol=1e-5)
+
+
+def test_tables_of_the_document() -> None:
+    rows = parity_rows(("reacher", "ant_dir"), ("mujoco",), (0, 1))
+    assert [(row["environment"], row["engine"]) for row in rows] == [
+        ("reacher", "mujoco"),
+        ("ant_dir", "mujoco"),
+    ]
+    for row in rows:
+        assert 0 < row["first step"] <= max(row[field] for field in Run._fields) < 1e-3
+        assert row["first step"] <= FIRST_STEP["mujoco"] and row["ended"] == 0
+    (row,) = untrained_rows(("hopper_params",), num_episodes=8, horizon=30)
+    # One per step for standing, besides a little speed; none stands to the end.
+    assert 5 < row["mean length"] < 30 and abs(row["mean return"] - row["mean length"]) < 10
+    assert row["standard error"] > 0

@@ -18,8 +18,9 @@ from admrl_jax import envs
 from admrl_jax.env_config import HopperParamsConfig, Walker2dParamsConfig
 from admrl_jax.envs import HopperParams, Walker2dParams
 from admrl_jax.simulators import ModelParams, SimState, SimulatorError
+from admrl_jax.simulators import mujoco as mujoco_simulator
 from admrl_jax.simulators.models import load_model
-from admrl_jax.simulators.mujoco import HostEngine, _sum_subtree_masses
+from admrl_jax.simulators.mujoco import HostEngine, with_params
 
 FAMILIES = {"hopper_params": HopperParamsConfig(), "walker2d_params": Walker2dParamsConfig()}
 BASES = (1.5, 1.5, 1.5, 1.3)
@@ -128,7 +129,7 @@ def test_bodies_in_one_batch_do_not_leak(name: str) -> None:
 
 
 def test_earlier_bodies_come_back_with_their_bits() -> None:
-    # The engine keeps one model per body and rewrites them when the bodies change.
+    # The engine keeps the models of the last batches of bodies.
     first, second = bodies("hopper_params", 4, seed=1), bodies("hopper_params", 4, seed=2)
     run = walk("hopper_params", 1)
     a, b = run(first), run(second)
@@ -147,17 +148,39 @@ def test_subtree_masses_are_mujocos() -> None:
     model = load_model(Walker2dParams.model)
     expected = model.body_subtreemass.copy()
     model.body_subtreemass[:] = -1
-    _sum_subtree_masses(model)
-    np.testing.assert_allclose(model.body_subtreemass, expected, rtol=1e-12)
-    np.testing.assert_allclose(model.body_subtreemass[0], model.body_mass.sum(), rtol=1e-12)
-    # And a task's body, here of twice the mass, gets its own.
+    params: Any = ModelParams._make(np.array(getattr(model, name)) for name in ModelParams._fields)
+    np.testing.assert_allclose(with_params(model, params).body_subtreemass, expected, rtol=1e-12)
+    # And a body of twice the mass gets its own.
+    double = with_params(model, params._replace(body_mass=2 * params.body_mass))
+    np.testing.assert_allclose(double.body_subtreemass, 2 * expected, rtol=1e-12)
+    np.testing.assert_array_equal(model.body_subtreemass, -1, "the copied model is left alone")
+
+
+def test_models_are_built_once_for_every_batch_of_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two devices share an engine: their batches come in turn, every control step.
+    built: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        built.append(1)
+        return with_params(*args)
+
+    monkeypatch.setattr(mujoco_simulator, "with_params", counted)
+    model = load_model(HopperParams.model)
     engine = HostEngine(model, frame_skip=1, num_threads=1)
-    fields: Any = {name: np.array(getattr(model, name))[None] for name in ModelParams._fields}
-    fields["body_mass"] *= 2
-    rest, ctrl = np.zeros((1, model.nv)), np.zeros((1, model.nu))
-    engine_step(engine, np.array(model.qpos0)[None], rest, rest, ctrl, *fields.values())
-    np.testing.assert_allclose(engine._variants[0].body_subtreemass, 2 * expected, rtol=1e-12)
-    np.testing.assert_allclose(engine.model.body_subtreemass, expected, rtol=1e-12)
+    batches: list[Any] = [jax.tree.map(np.asarray, bodies("hopper_params", 3, seed)) for seed in range(12)]
+    rest = np.zeros((3, model.nv))
+
+    def step(batch: Any) -> None:
+        engine_step(engine, np.tile(model.qpos0, (3, 1)), rest, rest, np.zeros((3, 3)), *batch)
+
+    for _ in range(5):
+        for batch in batches[:2]:
+            step(batch)
+    assert len(built) == 2 * 3
+    # What is kept is bounded.
+    for batch in batches:
+        step(batch)
+    assert len(engine._variants) == mujoco_simulator.BATCHES_KEPT
 
 
 def test_every_number_of_a_body_reaches_the_engine() -> None:

@@ -1,9 +1,40 @@
-"""The examples of README and docs run as printed."""
+"""The examples of README and docs run as printed; their flags are accepted and do what the tables say."""
 
+import importlib
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
+import pytest
+import tyro
+
+from admrl_jax.config import Config, flatten, validate
+from admrl_jax.env_config import ENV_CONFIGS
+from experiments.command_line import Arguments
+
 ROOT = Path(__file__).parent.parent
+
+
+def definitions() -> list[tuple[str, str]]:
+    """`(environment, flags)` of every row of the table "Whose definition is it?", patterns expanded."""
+    text = (ROOT / "docs" / "environments.md").read_text()
+    section = text.split("## Whose definition is it?\n")[1].split("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")]
+    assert re.match(r"\| environment \| flags \| definition \|", table[0])
+    pairs = []
+    for line in table[2:]:
+        environments, flags, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        assert flags == "none" or re.fullmatch(r"`--[^`]+`", flags), line
+        patterns = re.findall(r"`([^`]+)`", environments)
+        assert patterns and environments == ", ".join(f"`{pattern}`" for pattern in patterns), line
+        for pattern in patterns:
+            names = [name for name in ENV_CONFIGS if fnmatch(name, pattern)]
+            assert names, f"{pattern} names no environment"
+            pairs += [(name, "" if flags == "none" else flags.strip("`")) for name in names]
+    return pairs
+
+
+DEFINITIONS = definitions()
 
 
 def run_examples(document: Path, count: int) -> dict:
@@ -32,3 +63,26 @@ def test_examples_of_the_adapters() -> None:
     assert namespace["env"].obs_size == 10, "swimmer: 5 positions and 5 velocities"
     assert abs(namespace["metrics"]["train/post_return"]) < 100
     assert namespace["metrics"]["train/accepted"] in (0, 1)
+
+
+@pytest.mark.parametrize(("environment", "flags"), DEFINITIONS, ids=lambda value: value or "none")
+def test_flags_of_the_definitions_are_accepted(environment: str, flags: str) -> None:
+    default: Config = importlib.import_module(f"experiments.{environment}").PRESETS["paper"]
+    arguments = tyro.cli(
+        Arguments,
+        args=flags.split(),
+        default=Arguments(config=default),
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    config = validate(arguments.config)
+    assert type(config.env) is ENV_CONFIGS[environment]
+    before, after = flatten(default), flatten(config)
+    changed = {name for name in after if after[name] != before[name]}
+    named = re.findall(r"--(?:env\.no-|env\.)([a-z-]+)", flags)
+    assert len(named) == flags.count("--")
+    assert changed == {"env." + name.replace("-", "_") for name in named}, "a flag that changes nothing"
+
+
+def test_no_definition_stands_twice() -> None:
+    assert len(set(DEFINITIONS)) == len(DEFINITIONS)
+    assert {environment for environment, _ in DEFINITIONS} == set(ENV_CONFIGS)

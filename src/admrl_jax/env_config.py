@@ -84,7 +84,7 @@ class HalfCheetahVelConfig(HalfCheetahConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AntConfig(PhysicsConfig):
-    """Ant. Defaults: pytorch-maml-rl's definition without contact forces, which were always zero."""
+    """Ant. Defaults: pytorch-maml-rl's definition without contact forces (zero since MuJoCo 2)."""
 
     control_cost: float = 0.005
     alive_bonus: float = 0.05

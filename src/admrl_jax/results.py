@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from admrl_jax.config import METHODS
+from admrl_jax.files import read_arrays
 
 Row = Mapping[str, Any]
 Panel = tuple[str, str]
@@ -69,12 +70,13 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_trajectories(run_dir: Path) -> dict[str, np.ndarray]:
-    """`trajectories.npz`; empty where the run has none (only 2D navigation does)."""
+    """`trajectories.npz`; empty where the run has none (only 2D navigation does).
+
+    Raises:
+        DamagedFileError: it is there and cannot be read.
+    """
     path = run_dir / "trajectories.npz"
-    if not path.exists():
-        return {}
-    with np.load(path) as arrays:
-        return dict(arrays)
+    return read_arrays(path) if path.exists() else {}
 
 
 # Rows

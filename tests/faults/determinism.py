@@ -1,6 +1,8 @@
 """What changes no bit of a run, and what changes it by how much: `python -m tests.faults.determinism`.
 
-Each variant trains a toy run and is compared with the plain one: parameters after its outer steps.
+Each variant trains a toy run and is compared with the plain one: parameters after its outer steps. The
+plain one uses what a user gets by default: two devices of a CPU, an engine thread per core. Engines that
+run on the device compile for long; of them only the same seed again is compared, on fewer and shorter steps.
 """
 
 import sys
@@ -15,6 +17,7 @@ import numpy as np
 import tyro
 
 from admrl_jax.config import Config, MAMLConfig, ScheduleConfig, TrainConfig
+from admrl_jax.sharding import make_cpu_devices
 from experiments import halfcheetah_dir, navigation_2d
 from experiments.context import Context
 from experiments.train_stages import TrainStages
@@ -33,19 +36,23 @@ class Arguments:
     envs: tuple[str, ...] = ("navigation_2d", "halfcheetah_dir")
     steps: int = 10
     """Outer steps; a multiple of 10."""
+    simulators: tuple[str, ...] = ("mjx", "brax-spring")
+    """Other engines, for the same seed again on halfcheetah_dir."""
+    simulator_steps: int = 2
+    """Outer steps on them, of episodes of 5 steps."""
     name: str = "determinism"
     """Of the file under `tests/faults/results/`."""
 
 
-def toy_config(env: str, steps: int) -> Config:
-    """One seed, one step per chunk, one host thread, a checkpoint every second step."""
+def toy_config(env: str, steps: int, *, simulator: str = "auto", horizon: int = 10) -> Config:
+    """One seed, one step per chunk, a checkpoint every second step."""
     quick = QUICK[env]
     schedule = ScheduleConfig(pretrain_steps=steps, chunk_steps=1, checkpoint_every=2, snapshot_every=steps)
     return replace(
         quick,
-        env=replace(quick.env, horizon=10),
+        env=replace(quick.env, horizon=horizon),
         seeds=(0,),
-        num_threads=1,
+        simulator=simulator,
         train=TrainConfig(maml=MAMLConfig(num_tasks=2, num_trajectories=4)),
         schedule=schedule,
     )
@@ -63,7 +70,8 @@ def variants(config: Config) -> dict[str, Config]:
         "two seeds together": replace(config, seeds=(0, 1)),
     }
     if config.env.name != "navigation_2d":
-        found["two host threads"] = replace(config, num_threads=2)
+        found["1 host thread"] = replace(config, num_threads=1)
+        found["2 host threads"] = replace(config, num_threads=2)
     return found
 
 
@@ -85,9 +93,8 @@ def distance(a: Any, b: Any) -> float:
     )
 
 
-def compare(env: str, steps: int, names: tuple[str, ...] = ()) -> dict[str, float]:
+def compare(config: Config, names: tuple[str, ...] = ()) -> dict[str, float]:
     """`distance` of the variants of those names, or of all, from the plain run."""
-    config = toy_config(env, steps)
     plain = train(config)
     return {
         name: distance(plain, train(other, is_logged="no logging" not in name))
@@ -98,14 +105,25 @@ def compare(env: str, steps: int, names: tuple[str, ...] = ()) -> dict[str, floa
 
 def main(arguments: Arguments) -> int:
     """Always 0: it measures."""
-    began = time.time()
-    found: dict[str, dict[str, float]] = {}
+    make_cpu_devices()
+    cases: dict[str, tuple[Config, tuple[str, ...]]] = {
+        env: (toy_config(env, arguments.steps), ()) for env in arguments.envs
+    }
+    for simulator in arguments.simulators:
+        config = toy_config("halfcheetah_dir", arguments.simulator_steps, simulator=simulator, horizon=5)
+        cases[f"halfcheetah_dir, {simulator}"] = config, ("same seed again",)
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
-        for env in arguments.envs:
-            found[env] = compare(env, arguments.steps)
-            result = {"outer steps": arguments.steps, "largest difference of a parameter": found}
-            write_result(arguments.name, {**result, "seconds": round(time.time() - began)})
+        for case, (config, names) in cases.items():
+            began = time.time()
+            distances = compare(config, names)
+            found[case] = {
+                "outer steps": config.schedule.pretrain_steps,
+                "largest difference of a parameter": distances,
+                "seconds": round(time.time() - began),
+            }
+            write_result(arguments.name, {"devices": jax.device_count(), **found})
     return 0
 
 

@@ -1,10 +1,12 @@
 """Kills toy runs with SIGKILL and goes on with them: `python -m tests.faults.kill_resume`.
 
-Three kinds of kill, drawn at random: at any moment, in the middle of writing a checkpoint, in the
-middle of writing results and report. A run is killed and resumed until it gets to its end; then its
-results, metrics and parameters must equal those of a run that nobody touched, bit for bit.
+Three kinds of kill in random order: half of them at any moment, a quarter in the middle of writing a
+checkpoint, a quarter in the middle of writing results and report. A run is killed and resumed until it
+gets to its end; then its results, metrics, parameters and returns must equal those of a run that nobody
+touched, bit for bit.
 """
 
+import csv
 import random
 import subprocess
 import sys
@@ -19,7 +21,8 @@ import tyro
 
 from tests.faults.toy_runs import differences, fingerprint, finish, start, write_result
 
-KINDS = ("any moment", "checkpoint write", "report write")
+KINDS = ("any moment", "checkpoint write", "any moment", "report write")
+"""Of every four kills."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,32 @@ class Arguments:
     """No kill is started after so many minutes per environment."""
     name: str = "kill_resume"
     """Of the file under `tests/faults/results/`."""
+
+
+def draw_kinds(kills: int, rng: random.Random) -> list[str]:
+    """The kind of every kill.
+
+    Not drawn one by one as they come: a run is more often at its end before a random moment than before
+    its report, and is then not killed.
+    """
+    kinds = [KINDS[i % len(KINDS)] for i in range(kills)]
+    rng.shuffle(kinds)
+    return kinds
+
+
+def progress_of(run_dir: Path) -> tuple[str, int]:
+    """How far a run has got: stage, and the newest step of its metrics (0 before the first)."""
+    metrics = run_dir / "metrics.csv"
+    lines = metrics.read_text().split("\n") if metrics.exists() else []
+    # Behind the last line's end may be a torn line; the first is the header.
+    rows = list(csv.reader(lines[1:-1]))
+    if not rows:
+        return "before the first step", 0
+    step = int(rows[-1][3])
+    # Stages that add no rows, the last one first.
+    later = {"results.json": "report", "returns/curve.*": "curves", "returns/*": "meta-test"}
+    reached = [stage for files, stage in later.items() if any(run_dir.glob(files))]
+    return (reached or [rows[-1][2]])[0], step
 
 
 def is_writing_checkpoint(run_dir: Path) -> bool:
@@ -86,16 +115,18 @@ def torment(env: str, arguments: Arguments, folder: Path, rng: random.Random) ->
     unequal: dict[str, list[str]] = {}
     if differences(folder / "again", reference):
         unequal["again"] = differences(folder / "again", reference)
-    kills, runs, end = Counter[str](), 0, time.time() + 60 * arguments.minutes
-    while sum(kills.values()) < arguments.kills and time.time() < end:
+    kinds = draw_kinds(arguments.kills, rng)
+    kills: list[tuple[str, str, int]] = []
+    runs, end = 0, time.time() + 60 * arguments.minutes
+    while len(kills) < arguments.kills and time.time() < end:
         run_dir, is_finished = folder / f"run{runs}", False
-        while not is_finished and sum(kills.values()) < arguments.kills and time.time() < end:
-            kind = rng.choice(KINDS)
+        while not is_finished and len(kills) < arguments.kills and time.time() < end:
+            kind = kinds[len(kills)]
             # The first part of a process is imports; a kill there is a kill between two runs.
             delay = rng.uniform(0.3, 1.0) * seconds
             if kill_once(start(env, run_dir, cache), run_dir, kind, delay):
-                kills[kind] += 1
-                print(f"{env}: kill {sum(kills.values())}, {kind}, run {runs}", file=sys.stderr, flush=True)
+                kills.append((kind, *progress_of(run_dir)))
+                print(f"{env}: kill {len(kills)}, run {runs}: {kills[-1]}", file=sys.stderr, flush=True)
             else:
                 is_finished = True
         finish(env, run_dir, cache)
@@ -103,8 +134,10 @@ def torment(env: str, arguments: Arguments, folder: Path, rng: random.Random) ->
         if differences(run_dir, reference):
             unequal[run_dir.name] = differences(run_dir, reference)
     return {
-        "kills": sum(kills.values()),
-        "kinds": dict(kills),
+        "kills": len(kills),
+        "kinds": dict(Counter(kind for kind, _, _ in kills)),
+        "had got to": dict(Counter(stage for _, stage, _ in kills)),
+        "each kill": [f"{kind}: {stage}, step {step}" for kind, stage, step in kills],
         "runs finished after kills": runs,
         "runs equal bit for bit": runs - len([name for name in unequal if name != "again"]),
         "same seed twice is equal": "again" not in unequal,

@@ -1,7 +1,7 @@
 """Many outer steps of 2D navigation with checkpoints and logging: `python -m tests.faults.long_run`.
 
-Memory must stay where it was at step 200, the number of files must not grow, and nothing may be
-compiled again.
+On the devices that a user gets by default. Memory must stay where it was at step 200, the number of files
+must not grow, and nothing may be compiled again.
 """
 
 import gc
@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 
 from admrl_jax.config import MAMLConfig, ScheduleConfig, TrainConfig
+from admrl_jax.sharding import make_cpu_devices
 from experiments.context import Context
 from experiments.navigation_2d import QUICK
 from experiments.train_stages import TrainStages
@@ -43,6 +44,7 @@ def resident_mib() -> float:
 
 def main(arguments: Arguments) -> int:
     """Returns 1 if something grew or was compiled again."""
+    make_cpu_devices()
     compiled: list[str] = []
     samples: dict[int, dict[str, float]] = {}
     jax.monitoring.register_event_duration_secs_listener(
@@ -79,6 +81,7 @@ def main(arguments: Arguments) -> int:
     first, last = samples[SETTLED], samples[arguments.steps]
     growth = last["resident MiB"] / first["resident MiB"] - 1
     result = {
+        "devices": jax.device_count(),
         "steps": arguments.steps,
         "rows": rows,
         "parameters are finite": all(np.isfinite(x).all() for x in jax.tree.leaves(state.policy_params)),

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 
 from admrl_jax.checkpoint import read_latest
-from admrl_jax.files import write_text
+from admrl_jax.files import read_arrays, write_text
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -64,7 +65,7 @@ def finish(env: str, run_dir: Path, cache: Path, *more: str) -> str:
 
 
 def fingerprint(run_dir: Path) -> dict[str, str]:
-    """SHA-256 of results, metrics and of all arrays in every stage's newest checkpoint."""
+    """SHA-256 of results, metrics and all arrays: every stage's newest checkpoint, returns, trajectories."""
     prints = {
         name: hashlib.sha256((run_dir / name).read_bytes()).hexdigest()
         for name in ("results.json", "metrics.csv", "report.md")
@@ -72,13 +73,21 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
     for stage in sorted((run_dir / "checkpoints").iterdir()):
         if stage.name == "damaged":
             continue
-        digest = hashlib.sha256()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(read_latest(stage)):
-            is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-            digest.update(jax.tree_util.keystr(path).encode() + array.tobytes())
-        prints[stage.name] = digest.hexdigest()
+        leaves = jax.tree_util.tree_leaves_with_path(read_latest(stage))
+        prints[stage.name] = digest_of((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
+    for path in (*run_dir.glob("returns/*.npz"), *run_dir.glob("trajectories*.npz")):
+        prints[path.relative_to(run_dir).as_posix()] = digest_of(sorted(read_arrays(path).items()))
     return prints
+
+
+def digest_of(arrays: Iterable[tuple[str, Any]]) -> str:
+    """SHA-256 of names, types, shapes and bytes of arrays; keys of random numbers are among them."""
+    digest = hashlib.sha256()
+    for name, x in arrays:
+        is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(x) if is_key else x)
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def differences(run_dir: Path, reference: dict[str, str]) -> list[str]:

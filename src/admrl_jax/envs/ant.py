@@ -28,7 +28,7 @@ def rotation_matrix(quaternion: jax.Array) -> jax.Array:
 class Ant(PhysicsEnv):
     """Four legs, eight motors. Observes positions, velocities, the torso's rotation and position.
 
-    The contact forces of older definitions were always zero (MuJoCo 2 and newer) and are left out.
+    The contact forces of older definitions are zero in MuJoCo 2 and newer, and left out.
     """
 
     config: AntConfig
