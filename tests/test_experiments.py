@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -35,7 +36,8 @@ from benchmarks.protocol import count_cells
 from experiments import halfcheetah_dir, navigation_2d
 from experiments.__main__ import run as run_by_name
 from experiments.command_line import main
-from experiments.context import Context
+from experiments.context import Context, Interrupted
+from experiments.eval_stages import EvalStages
 from tests.faults.damaged import truncate
 from tests.faults.toy_runs import TOY, fingerprint
 
@@ -157,8 +159,8 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture, *words: str) -> None
     [
         ("--simulator=pybullet", ("simulator", "pybullet", "mujoco")),
         ("--preset=fast", ("preset", "fast", "quick")),
-        ("--schedule.finetune-steps=-1", ("schedule.finetune_steps", "-1", "at least 1")),
-        ("--train.maml.num-tasks=0", ("train.maml.num_tasks", "0", "at least 1")),
+        ("--schedule.finetune-steps=-1", ("schedule.finetune_steps", "-1", "from 1 to 1000000")),
+        ("--train.maml.num-tasks=0", ("train.maml.num_tasks", "0", "from 1 to 10000")),
         ("--units=metres", ("units", "metres", "normalised")),
         ("--train.adversary.gan-loss=wgan", ("gan_loss", "wgan", "lsgan")),
         ("--schedule.checkpoint-every=7", ("schedule.checkpoint_every", "7", "multiple")),
@@ -172,7 +174,7 @@ def test_bad_settings_are_named(argument: str, words, tmp_path: Path, capsys) ->
 
 def test_bad_strength_is_named(tmp_path: Path, capsys) -> None:
     argv = ["--preset=quick", f"--run-dir={tmp_path / 'never'}", "--eval.strengths", "0.2", "-0.5"]
-    refused(argv, capsys, "eval.strengths", "-0.5", "above 0")
+    refused(argv, capsys, "eval.strengths", "-0.5", "from 1e-06")
 
 
 def test_unknown_environment_is_named(capsys) -> None:
@@ -245,18 +247,26 @@ def test_damaged_returns_are_named_and_measured_again(finished: Path, tmp_path: 
     assert fingerprint(directory) == fingerprint(finished)
 
 
-@pytest.mark.parametrize("name", ["maml.fgsm", "curve.maml.fgsm"])
 def test_an_interrupted_evaluation_lets_go_of_the_terminal(
-    name: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = tmp_path / "stopped"
-    shutil.copytree(finished, directory)
-    (directory / "returns" / f"{name}.npz").unlink()
     closed = []
-    monkeypatch.setattr(Progress, "close", closed.append)
-    monkeypatch.setattr(Context, "stop_signal", lambda _: signal.SIGINT)
-    assert run([*toy(directory), "--resume"]) == 130
-    assert len(closed) == 1
+    monkeypatch.setattr(Progress, "close", lambda progress: closed.append(progress))
+    stages = EvalStages(Context(navigation_2d.PRESETS["quick"], tmp_path))
+
+    def interrupted(*_) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(stages, "evaluate", interrupted)
+    victim = SimpleNamespace(policy_params=())
+    for stage in (
+        lambda: stages._test("maml", victim, "none", "", [()]),
+        lambda: stages._curve("maml", victim, (), [1], "none", ()),
+    ):
+        closed.clear()
+        with pytest.raises(Interrupted):
+            stage()
+        assert len(closed) == 1
 
 
 def test_a_checkpoint_of_another_run_is_refused(finished: Path, tmp_path: Path, capsys) -> None:

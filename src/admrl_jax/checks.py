@@ -22,18 +22,33 @@ def number(x: Any) -> bool:
     return whole(x) or (isinstance(x, float) and math.isfinite(x))
 
 
-POSITIVE: Check = (lambda x: number(x) and x > 0, "a number above 0")
-NOT_NEGATIVE: Check = (lambda x: number(x) and x >= 0, "a number of at least 0")
-ABOVE_ONE: Check = (lambda x: number(x) and x > 1, "a number above 1")
-NUMBER: Check = (number, "a number")
-COUNT: Check = (lambda x: whole(x) and x >= 1, "a whole number of at least 1")
-COUNT_OR_ZERO: Check = (lambda x: whole(x) and x >= 0, "a whole number of at least 0")
+def number_from(low: float, high: float) -> Check:
+    """A number in a closed range."""
+    return (lambda x: number(x) and low <= x <= high, f"a number from {low} to {high}")
+
+
+def whole_from(low: int, high: int) -> Check:
+    """A whole number in a closed range."""
+    return (lambda x: whole(x) and low <= x <= high, f"a whole number from {low} to {high}")
+
+
+# Generous, but finite: far outside them numbers of 32 bits are zero or infinite, and programs endless.
+POSITIVE = number_from(1e-6, 1_000_000)
+NOT_NEGATIVE = number_from(0, 1_000_000)
+NUMBER = number_from(-1_000_000, 1_000_000)
+STEP_SIZE = number_from(1e-6, 10)
+UNIT = number_from(0, 1)
+ABOVE_ONE: Check = (lambda x: number(x) and 1 < x <= 10, "a number above 1, at most 10")
 FRACTION: Check = (lambda x: number(x) and 0 < x < 1, "a number between 0 and 1")
-UNIT: Check = (lambda x: number(x) and 0 <= x <= 1, "a number from 0 to 1")
-SEED: Check = (lambda x: whole(x) and 0 <= x < 2**31, "a whole number from 0 to 2147483647")
+STEPS = whole_from(1, 1_000_000)
+STEPS_OR_ZERO = whole_from(0, 1_000_000)
+COUNT = whole_from(1, 10_000)
+COUNT_OR_ZERO = whole_from(0, 10_000)
+REPEATS = whole_from(1, 1000)
+SEED = whole_from(0, 2**31 - 1)
 SIZES: Check = (
-    lambda x: isinstance(x, tuple) and len(x) > 0 and all(whole(size) and size >= 1 for size in x),
-    "one or more whole numbers of at least 1",
+    lambda x: isinstance(x, tuple) and 1 <= len(x) <= 10 and all(map(COUNT[0], x)),
+    "one to ten whole numbers from 1 to 10000",
 )
 
 FLAG: Check = (lambda x: isinstance(x, bool), "True or False")

@@ -14,13 +14,18 @@ from admrl_jax.checks import (
     FRACTION,
     NOT_NEGATIVE,
     POSITIVE,
+    REPEATS,
     SEED,
     SIZES,
+    STEP_SIZE,
+    STEPS,
+    STEPS_OR_ZERO,
     UNIT,
     Check,
     ConfigError,
     distinct,
     one_of,
+    whole_from,
 )
 from admrl_jax.env_config import ENV_CHECKS, ENV_CONFIGS, EnvConfig, validate_ranges
 
@@ -191,7 +196,7 @@ SIMULATORS = (
 
 _CHECKS: dict[str, Check] = {
     "simulator": one_of("auto", *SIMULATORS),
-    "num_threads": COUNT_OR_ZERO,
+    "num_threads": whole_from(0, 1000),
     "num_devices": COUNT_OR_ZERO,
     "lanes": COUNT_OR_ZERO,
     "seeds": distinct(SEED, "whole numbers from 0 to 2147483647"),
@@ -203,44 +208,44 @@ _CHECKS: dict[str, Check] = {
     "policy.min_std": POSITIVE,
     "train.maml.num_tasks": COUNT,
     "train.maml.num_trajectories": COUNT,
-    "train.maml.num_adapt_steps": COUNT,
-    "train.maml.inner_lr": POSITIVE,
+    "train.maml.num_adapt_steps": whole_from(1, 100),
+    "train.maml.inner_lr": STEP_SIZE,
     "train.maml.first_order": FLAG,
     "train.maml.discount": UNIT,
     "train.maml.gae_lambda": UNIT,
     "train.maml.task_block": COUNT_OR_ZERO,
-    "train.trpo.max_kl": POSITIVE,
-    "train.trpo.cg_iterations": COUNT,
+    "train.trpo.max_kl": STEP_SIZE,
+    "train.trpo.cg_iterations": REPEATS,
     "train.trpo.cg_damping": NOT_NEGATIVE,
-    "train.trpo.line_search_steps": COUNT,
+    "train.trpo.line_search_steps": REPEATS,
     "train.trpo.backtrack_ratio": FRACTION,
     "train.adversary.perturbation_bound": POSITIVE,
     "train.adversary.gan_weight": NOT_NEGATIVE,
     "train.adversary.hinge_weight": NOT_NEGATIVE,
     "train.adversary.gan_loss": one_of("lsgan", "bce", "bce_paper"),
     "train.adversary.hidden_sizes": SIZES,
-    "train.adversary.generator_lr": POSITIVE,
-    "train.adversary.discriminator_lr": POSITIVE,
-    "train.adversary.num_epochs": COUNT,
+    "train.adversary.generator_lr": STEP_SIZE,
+    "train.adversary.discriminator_lr": STEP_SIZE,
+    "train.adversary.num_epochs": REPEATS,
     "train.adversary.num_minibatches": COUNT,
     "train.adversary.clip_ratio": FRACTION,
     "train.noise_std": NOT_NEGATIVE,
     "train.fgsm_radius": NOT_NEGATIVE,
-    "schedule.pretrain_steps": COUNT,
-    "schedule.warmup_steps": COUNT_OR_ZERO,
-    "schedule.finetune_steps": COUNT,
-    "schedule.chunk_steps": COUNT,
-    "schedule.checkpoint_every": COUNT,
-    "schedule.snapshot_every": COUNT,
-    "schedule.max_bad_steps": COUNT,
+    "schedule.pretrain_steps": STEPS,
+    "schedule.warmup_steps": STEPS_OR_ZERO,
+    "schedule.finetune_steps": STEPS,
+    "schedule.chunk_steps": STEPS,
+    "schedule.checkpoint_every": STEPS,
+    "schedule.snapshot_every": STEPS,
+    "schedule.max_bad_steps": STEPS,
     "eval.num_tasks": COUNT,
     "eval.num_trajectories": COUNT,
-    "eval.num_adapt_steps": COUNT,
-    "eval.strengths": distinct(POSITIVE, "numbers above 0"),
-    "eval.adaptive_steps": COUNT,
+    "eval.num_adapt_steps": whole_from(1, 100),
+    "eval.strengths": distinct(POSITIVE, "numbers from 1e-06 to 1000000"),
+    "eval.adaptive_steps": STEPS,
     "eval.adaptive_tasks": COUNT,
     "eval.adaptive_trajectories": COUNT,
-    "eval.adaptive_epochs": COUNT,
+    "eval.adaptive_epochs": REPEATS,
     "eval.curve_strength": POSITIVE,
     "eval.seed": SEED,
 }
@@ -257,6 +262,11 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             settings[name] = value
     return settings
+
+
+def accepted(name: str) -> str:
+    """What a setting, by its dotted name, accepts, in words."""
+    return _CHECKS[name][1]
 
 
 def task_counts(config: Config) -> dict[str, int]:

@@ -5,13 +5,16 @@ from typing import ClassVar
 
 from admrl_jax.checks import (
     ABOVE_ONE,
-    COUNT,
     FLAG,
     NOT_NEGATIVE,
     NUMBER,
     POSITIVE,
+    REPEATS,
+    STEPS,
+    UNIT,
     Check,
     ConfigError,
+    number_from,
     one_of,
 )
 
@@ -203,13 +206,13 @@ ENV_CONFIGS: dict[str, type[EnvConfig]] = {
 }
 
 ENV_CHECKS: dict[str, Check] = {
-    "horizon": COUNT,
+    "horizon": STEPS,
     "action_scale": POSITIVE,
     "goal_range": POSITIVE,
     "max_move": POSITIVE,
     "goal_radius": NOT_NEGATIVE,
-    "frame_skip": COUNT,
-    "reset_noise": NOT_NEGATIVE,
+    "frame_skip": REPEATS,
+    "reset_noise": UNIT,
     "control_cost": NOT_NEGATIVE,
     "min_velocity": NUMBER,
     "max_velocity": NUMBER,
@@ -220,7 +223,7 @@ ENV_CHECKS: dict[str, Check] = {
     "directions": one_of("forward_backward", "circle"),
     "goal_shape": one_of("square", "disk"),
     "target_range": POSITIVE,
-    "log_scale_limit": NOT_NEGATIVE,
+    "log_scale_limit": number_from(0, 10),
     "body_scale_base": ABOVE_ONE,
     "damping_scale_base": ABOVE_ONE,
     "torso_position": FLAG,

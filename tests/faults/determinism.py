@@ -39,7 +39,7 @@ class Arguments:
     simulators: tuple[str, ...] = ("mjx", "brax-spring")
     """Other engines, for the same seed again on halfcheetah_dir."""
     simulator_steps: int = 2
-    """Outer steps on them, of episodes of 5 steps."""
+    """Outer steps on them, of episodes of 6 steps."""
     name: str = "determinism"
     """Of the file under `tests/faults/results/`."""
 
@@ -110,7 +110,7 @@ def main(arguments: Arguments) -> int:
         env: (toy_config(env, arguments.steps), ()) for env in arguments.envs
     }
     for simulator in arguments.simulators:
-        config = toy_config("halfcheetah_dir", arguments.simulator_steps, simulator=simulator, horizon=5)
+        config = toy_config("halfcheetah_dir", arguments.simulator_steps, simulator=simulator, horizon=6)
         cases[f"halfcheetah_dir, {simulator}"] = config, ("same seed again",)
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as cache:
