@@ -16,9 +16,8 @@ from benchmarks.parity import Case, Run, make_case, make_env, run_engine, run_gy
 
 # Compilation is most of the suite's time and its programs are tiny.
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them as in earnest.
-jax.config.update(
-    "jax_disable_most_optimizations", os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
-)
+IS_OPTIMIZED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "0"
+jax.config.update("jax_disable_most_optimizations", not IS_OPTIMIZED)
 # Fake devices over which tasks are spread.
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -31,6 +30,14 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     yield
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache_module.reset_cache()
+
+
+@pytest.fixture
+def optimizations() -> Iterator[None]:
+    """Programs of one test compiled as in earnest."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", not IS_OPTIMIZED)
 
 
 @pytest.fixture

@@ -230,3 +230,20 @@ def test_diverged_episodes_are_counted_and_harm_nothing() -> None:
         assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
     assert metrics["train/accepted"] == 1
     assert_no_leaf_is_zero(jax.tree.map(lambda a, b: a - b, after.policy_params, before.policy_params))
+
+
+def test_a_chunk_of_one_step_is_compiled_as_a_loop_too(optimizations: None) -> None:
+    # Inlined, its step would be fused with what surrounds it and give other bits than in a longer chunk.
+    step: Any = lambda x: (jnp.sin(x), {"value": jnp.sum(x)})  # noqa: E731
+    start: Any = jnp.arange(3.0)
+    chunks = {
+        size: jax.jit(functools.partial(training.train_chunk, num_steps=size, step_fn=step))
+        for size in (1, 2)
+    }
+    for chunk in chunks.values():
+        assert " while(" in str(chunk.lower(start).compile().as_text())
+    once, first = chunks[1](start)
+    twice, second = chunks[1](once)
+    together, metrics = chunks[2](start)
+    np.testing.assert_array_equal(twice, together)
+    np.testing.assert_array_equal(jnp.concatenate([first["value"], second["value"]]), metrics["value"])

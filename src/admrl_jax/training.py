@@ -299,8 +299,21 @@ def _when(
 def train_chunk(
     state: TrainState, *, num_steps: int, step_fn: Callable[[TrainState], tuple[TrainState, Metrics]]
 ) -> tuple[TrainState, Metrics]:
-    """Scans `step_fn`; metrics come back stacked, `[num_steps]`."""
-    return jax.lax.scan(lambda carry, _: step_fn(carry), state, None, length=num_steps)
+    """Outer steps in a loop; metrics come back stacked, `[num_steps]`.
+
+    The compiler does not see how many: it would inline a loop of one step, and round that step differently.
+    """
+    metrics = jax.tree.map(
+        lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), jax.eval_shape(step_fn, state)[1]
+    )
+
+    def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, metrics = carry
+        state, new = step_fn(state)
+        return state, jax.tree.map(lambda all_steps, x: all_steps.at[i].set(x), metrics, new)
+
+    count = jax.lax.optimization_barrier(jnp.int32(num_steps))
+    return jax.lax.fori_loop(0, count, body, (state, metrics))
 
 
 def bad_steps(metrics: Metrics) -> jax.Array:
