@@ -251,6 +251,9 @@ def _keep_compiled_programs(choice: str) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     jax.config.update("jax_enable_compilation_cache", True)
+    # A start compiles about a hundred tiny programs, together several seconds, which JAX would not keep.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if choice == "auto":
         if jax.config.values.get("jax_compilation_cache_dir") is not None:
             return

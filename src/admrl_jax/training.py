@@ -303,6 +303,8 @@ def train_chunk(
 
     The compiler does not see how many: it would inline a loop of one step, and round that step differently.
     """
+    # `jit` keeps what was traced for its shapes.
+    step_fn = jax.jit(step_fn)
     metrics = jax.tree.map(
         lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), jax.eval_shape(step_fn, state)[1]
     )
