@@ -282,12 +282,14 @@ class TrainStages:
         return streak
 
     def _with_fresh_adversary(self, state: TrainState, number: jax.Array) -> TrainState:
-        def fresh(key: jax.Array) -> adgan_lib.AdversaryState:
+        def fresh(key: jax.Array, number: jax.Array) -> adgan_lib.AdversaryState:
             return adgan_lib.init_adversary(
                 jax.random.fold_in(key, number), self.context.adgan, self.context.config.train.adversary
             )
 
-        return state.replace(adversary=jax.vmap(fresh)(_other_key(state.key, 1)))
+        # One program, kept between starts, instead of dozens of small ones.
+        start = jax.jit(jax.vmap(fresh, in_axes=(0, None)))
+        return state.replace(adversary=start(_other_key(state.key, 1), number))
 
     def _stage_labels(self, arm: Arm) -> list[tuple[str, int | None]]:
         """Names of a stage's rows: one, or one per strength."""
