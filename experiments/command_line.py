@@ -1,69 +1,23 @@
-"""The command line shared by all experiments: presets, settings, errors and exit codes."""
+"""What every experiment does with its command line: run the protocol; errors and exit codes."""
 
-import argparse
-import contextlib
-import difflib
-import io
 import json
 import os
-import re
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
 
 import jax
-import tyro
 
 from admrl_jax import hosts
 from admrl_jax.checks import ConfigError
-from admrl_jax.config import MACHINE_SETTINGS, Config, accepted, flatten, to_dict, validate
+from admrl_jax.config import MACHINE_SETTINGS, Config, to_dict
 from admrl_jax.run_log import RunError, open_run
 from admrl_jax.sharding import CPU_DEVICES, make_cpu_devices
 from admrl_jax.simulators import SimulatorError
+from experiments.arguments import Arguments, parse
 from experiments.context import Context, Diverged, Interrupted
-from experiments.protocol import UNTIL, run_protocol
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What the command line says beside the config."""
-
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    preset: str = "paper"
-    """paper: the paper's sizes. quick: everything at toy size in under two minutes."""
-    run_dir: Path | None = None
-    """Where the run is kept. Default: runs/<environment>-<preset>."""
-    resume: bool = False
-    """Go on with the run that is in the directory."""
-    until: str = "report"
-    """Last stage: pretrain, finetune or report. With --resume, a later run goes on from there."""
-    compilation_cache: str = "auto"
-    """Where compiled programs are kept, so that a second run starts at once: a directory, `off`, or
-    auto: $JAX_COMPILATION_CACHE_DIR if set, else the user's cache folder."""
-    distributed: str = "off"
-    """auto or slurm: one of several processes, started by a job manager that JAX knows."""
-    coordinator: str = ""
-    """host:port of process 0: one of several processes started by hand, each with its own process_id."""
-    num_processes: int = 1
-    """With coordinator: processes of all hosts together."""
-    process_id: int = 0
-    """With coordinator: number of this process. Process 0 writes the files."""
-
-
-OPTIONS = {
-    "preset": "one name",
-    "run_dir": "one directory",
-    "until": "one of " + ", ".join(UNTIL),
-    "compilation_cache": "one directory, off or auto",
-    "distributed": "off, auto or slurm",
-    "coordinator": "host:port",
-    "num_processes": "a whole number of at least 1",
-    "process_id": "a whole number of at least 0",
-}
-"""What the command line takes beside settings and switches, in words."""
+from experiments.protocol import run_protocol
 
 
 def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] | None = None) -> int:
@@ -80,20 +34,11 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
         argv: arguments without the program's name; those of the process by default.
     """
     argv = sys.argv[1:] if argv is None else argv
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    # Without a value it is refused below, in one line, and not by argparse in two.
-    first.add_argument("--preset", nargs="?", default="paper", const="")
-    preset = first.parse_known_args(argv)[0].preset
-    if preset not in presets:
-        return fail(f"preset: {preset!r} is not known; accepted: {', '.join(presets)}")
     try:
-        arguments = _parse(module, summary, argv, Arguments(config=presets[preset], preset=preset))
-        validate(arguments.config)
+        arguments = parse(module, summary, presets, argv)
     except ConfigError as error:
         return fail(str(error))
-    if arguments.until not in UNTIL:
-        return fail(f"until: {arguments.until!r} is not known; accepted: {', '.join(UNTIL)}")
-    run_config = arguments.config
+    run_config, preset = arguments.config, arguments.preset
     directory = arguments.run_dir or Path("runs") / f"{run_config.env.name}-{preset}"
     # How many seeds, and where they are computed, does not make another protocol.
     same = {name: getattr(run_config, name) for name in ("seeds", *MACHINE_SETTINGS)}
@@ -132,90 +77,6 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
     if context.writes:
         print(f"{'report' if arguments.until == 'report' else 'stopped as asked; run'}: {result}")
     return 0
-
-
-def _parse(module: str, summary: str, argv: Sequence[str], default: Arguments) -> Arguments:
-    """Reads the command line over the settings of a preset.
-
-    Raises:
-        ConfigError: tyro refused it; in one line instead of tyro's box, which does not say what is accepted.
-    """
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                Arguments,
-                args=argv,
-                prog=f"python -m {module}",
-                description=summary,
-                default=default,
-                config=(tyro.conf.AvoidSubcommands,),
-            )
-    except SystemExit as stop:
-        if stop.code != 2:
-            raise
-    said = " ".join(re.sub("[─-╿]", " ", box.getvalue()).split())
-    raise ConfigError(_why_refused(argv, default) or f"command line: {said}")
-
-
-def _why_refused(argv: Sequence[str], default: Arguments) -> str | None:
-    """What is wrong with the first flag that is unknown or whose words are not of its type."""
-    settings = {name.removeprefix("config."): value for name, value in flatten(default).items()}
-    flags = {_flag(name): name for name in settings}
-    flags |= {_flag(name, "no-"): name for name, value in settings.items() if isinstance(value, bool)}
-    for flag, words in _by_flag(argv):
-        name = flags.get(flag.replace("_", "-"))
-        if name is None:
-            close = ", ".join(difflib.get_close_matches(flag, flags, cutoff=0))
-            return f"command line: {flag!r} is not known; accepted: what --help lists, such as {close}"
-        if not _are_of_type(words, settings[name]):
-            given = repr(" ".join(words)) if words else "no value"
-            return f"{name}: {given} is not accepted; accepted: {_accepted(name, settings[name])}"
-    return None
-
-
-def _by_flag(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Flags with the words that belong to each; a word before all flags passes for one."""
-    groups: list[tuple[str, list[str]]] = []
-    for word in argv:
-        if groups and (not word.startswith("-") or _is_read(float, word)):
-            groups[-1][1].append(word)
-        else:
-            flag, equals, value = word.partition("=")
-            groups.append((flag, [value] if equals else []))
-    return groups
-
-
-def _are_of_type(words: Sequence[str], default: Any) -> bool:
-    """Whether words spell a value of the type of a setting's default."""
-    is_list = isinstance(default, tuple)
-    kind = type(default[0] if is_list else default)
-    if kind is bool:
-        return not words
-    return (is_list or len(words) == 1) and (
-        kind not in (int, float) or all(_is_read(kind, word) for word in words)
-    )
-
-
-def _is_read(kind: type[int] | type[float], word: str) -> bool:
-    try:
-        kind(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _flag(name: str, prefix: str = "") -> str:
-    """`--env.no-torso-position` of `env.torso_position` and the prefix `no-`."""
-    path, dot, last = name.rpartition(".")
-    return f"--{path}{dot}{prefix}{last}".replace("_", "-")
-
-
-def _accepted(name: str, default: Any) -> str:
-    """What a flag accepts, in words."""
-    if isinstance(default, bool):
-        return f"{_flag(name)} or {_flag(name, 'no-')}, without a value"
-    return OPTIONS[name] if name in OPTIONS else accepted(name)
 
 
 def _join(arguments: Arguments) -> None:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tiny_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,8 +27,8 @@ from admrl_jax.config import _CHECKS, Config, flatten, from_dict, to_dict, valid
 from admrl_jax.env_config import ENV_CONFIGS
 from admrl_jax.rollout import collect
 from admrl_jax.training import TrainState
-from experiments.command_line import OPTIONS, Arguments, main
-from tests.helpers import tiny_policy
+from experiments.arguments import OPTIONS, Arguments
+from experiments.command_line import main
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {name: Config(env=env()) for name, env in ENV_CONFIGS.items()}

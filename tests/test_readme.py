@@ -6,11 +6,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-import tyro
 
-from admrl_jax.config import Config, flatten, validate
+from admrl_jax.config import Config, flatten
 from admrl_jax.env_config import ENV_CONFIGS
-from experiments.command_line import Arguments
+from experiments.arguments import parse
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,14 +66,8 @@ def test_examples_of_the_adapters() -> None:
 
 @pytest.mark.parametrize(("environment", "flags"), DEFINITIONS, ids=lambda value: value or "none")
 def test_flags_of_the_definitions_are_accepted(environment: str, flags: str) -> None:
-    default: Config = importlib.import_module(f"experiments.{environment}").PRESETS["paper"]
-    arguments = tyro.cli(
-        Arguments,
-        args=flags.split(),
-        default=Arguments(config=default),
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-    config = validate(arguments.config)
+    presets: dict[str, Config] = importlib.import_module(f"experiments.{environment}").PRESETS
+    default, config = presets["paper"], parse("", "", presets, flags.split()).config
     assert type(config.env) is ENV_CONFIGS[environment]
     before, after = flatten(default), flatten(config)
     changed = {name for name in after if after[name] != before[name]}

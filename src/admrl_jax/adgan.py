@@ -17,7 +17,6 @@ from admrl_jax import gaussian, mapped_axis
 from admrl_jax.attacks import Attack, Budget, generator_attack, safe_norm
 from admrl_jax.attacks.generator import add_projected, perturb_with, raw_perturbation
 from admrl_jax.config import AdversaryConfig
-from admrl_jax.gaussian import Gaussian
 from admrl_jax.maml import map_blocks, query_weights, sum_blocks
 from admrl_jax.networks import Network, Policy, make_discriminator, make_generator
 from admrl_jax.rollout import episode_returns
@@ -131,7 +130,8 @@ def adversarial_loss(
         clip_ratio: largest relative change of a probability that still earns.
         horizon: steps of an episode: the return is a sum over them, not a mean.
     """
-    dist = _predict(policy, jax.lax.stop_gradient(adapted_params), perturbed)
+    dist = jax.vmap(policy.apply)(jax.lax.stop_gradient(adapted_params), perturbed)
+    dist = dist._replace(log_std=dist.log_std[:, None])
     ratio = jnp.exp(gaussian.log_prob(dist, steps.action) - steps.log_prob)
     clipped = jnp.clip(ratio, 1 - clip_ratio, 1 + clip_ratio)
     surrogate = jnp.maximum(ratio * steps.advantage, clipped * steps.advantage)
@@ -346,12 +346,6 @@ def update_adversary(
     state = _keep_strongest(state, jnp.where(cut_short, jnp.inf, attacked_return))
     state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, config.num_epochs))
     return state, jax.tree.map(jnp.mean, metrics)
-
-
-def _predict(policy: Policy, params: Params, obs: jax.Array) -> Gaussian:
-    """Action distributions of many tasks' policies, leading axis `N`, on samples `[N, M, O]`."""
-    dist = jax.vmap(policy.apply)(params, obs)
-    return dist._replace(log_std=dist.log_std[:, None])
 
 
 def _keep_strongest(state: AdversaryState, attacked_return: jax.Array) -> AdversaryState:

@@ -1,0 +1,165 @@
+"""The command line of an experiment: what it takes, and one line for what it refuses."""
+
+import argparse
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from admrl_jax.checks import ConfigError
+from admrl_jax.config import Config, accepted, flatten, validate
+from experiments.protocol import UNTIL
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says beside the config."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    preset: str = "paper"
+    """paper: the paper's sizes. quick: everything at toy size in under two minutes."""
+    run_dir: Path | None = None
+    """Where the run is kept. Default: runs/<environment>-<preset>."""
+    resume: bool = False
+    """Go on with the run that is in the directory."""
+    until: str = "report"
+    """Last stage: pretrain, finetune or report. With --resume, a later run goes on from there."""
+    compilation_cache: str = "auto"
+    """Where compiled programs are kept, so that a second run starts at once: a directory, `off`, or
+    auto: $JAX_COMPILATION_CACHE_DIR if set, else the user's cache folder."""
+    distributed: str = "off"
+    """auto or slurm: one of several processes, started by a job manager that JAX knows."""
+    coordinator: str = ""
+    """host:port of process 0: one of several processes started by hand, each with its own process_id."""
+    num_processes: int = 1
+    """With coordinator: processes of all hosts together."""
+    process_id: int = 0
+    """With coordinator: number of this process. Process 0 writes the files."""
+
+
+OPTIONS = {
+    "preset": "one name",
+    "run_dir": "one directory",
+    "until": "one of " + ", ".join(UNTIL),
+    "compilation_cache": "one directory, off or auto",
+    "distributed": "off, auto or slurm",
+    "coordinator": "host:port",
+    "num_processes": "a whole number of at least 1",
+    "process_id": "a whole number of at least 0",
+}
+"""What the command line takes beside settings and switches, in words."""
+
+
+def parse(module: str, summary: str, presets: Mapping[str, Config], argv: Sequence[str]) -> Arguments:
+    """Reads and checks a command line.
+
+    Args:
+        module: of the experiment, for its help.
+        summary: what it is, for its help.
+        presets: settings by name; `--preset` chooses, the other flags change them.
+        argv: words.
+
+    Raises:
+        ConfigError: something is not accepted; names it and says what is.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # Without a value it is refused below, in one line, and not by argparse in two.
+    first.add_argument("--preset", nargs="?", default="paper", const="")
+    preset = first.parse_known_args(argv)[0].preset
+    if preset not in presets:
+        raise ConfigError(f"preset: {preset!r} is not known; accepted: {', '.join(presets)}")
+    arguments = _read(module, summary, argv, Arguments(config=presets[preset], preset=preset))
+    validate(arguments.config)
+    if arguments.until not in UNTIL:
+        raise ConfigError(f"until: {arguments.until!r} is not known; accepted: {', '.join(UNTIL)}")
+    return arguments
+
+
+def _read(module: str, summary: str, argv: Sequence[str], default: Arguments) -> Arguments:
+    """Reads the command line over the settings of a preset.
+
+    Raises:
+        ConfigError: tyro refused it; in one line instead of tyro's box, which does not say what is accepted.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                Arguments,
+                args=argv,
+                prog=f"python -m {module}",
+                description=summary,
+                default=default,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+    said = " ".join(re.sub("[─-╿]", " ", box.getvalue()).split())
+    raise ConfigError(_why_refused(argv, default) or f"command line: {said}")
+
+
+def _why_refused(argv: Sequence[str], default: Arguments) -> str | None:
+    """What is wrong with the first flag that is unknown or whose words are not of its type."""
+    settings = {name.removeprefix("config."): value for name, value in flatten(default).items()}
+    flags = {_flag(name): name for name in settings}
+    flags |= {_flag(name, "no-"): name for name, value in settings.items() if isinstance(value, bool)}
+    for flag, words in _by_flag(argv):
+        name = flags.get(flag.replace("_", "-"))
+        if name is None:
+            close = ", ".join(difflib.get_close_matches(flag, flags, cutoff=0))
+            return f"command line: {flag!r} is not known; accepted: what --help lists, such as {close}"
+        if not _are_of_type(words, settings[name]):
+            given = repr(" ".join(words)) if words else "no value"
+            return f"{name}: {given} is not accepted; accepted: {_accepted(name, settings[name])}"
+    return None
+
+
+def _by_flag(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Flags with the words that belong to each; a word before all flags passes for one."""
+    groups: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if groups and (not word.startswith("-") or _is_read(float, word)):
+            groups[-1][1].append(word)
+        else:
+            flag, equals, value = word.partition("=")
+            groups.append((flag, [value] if equals else []))
+    return groups
+
+
+def _are_of_type(words: Sequence[str], default: Any) -> bool:
+    """Whether words spell a value of the type of a setting's default."""
+    is_list = isinstance(default, tuple)
+    kind = type(default[0] if is_list else default)
+    if kind is bool:
+        return not words
+    return (is_list or len(words) == 1) and (
+        kind not in (int, float) or all(_is_read(kind, word) for word in words)
+    )
+
+
+def _is_read(kind: type[int] | type[float], word: str) -> bool:
+    try:
+        kind(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _flag(name: str, prefix: str = "") -> str:
+    """`--env.no-torso-position` of `env.torso_position` and the prefix `no-`."""
+    path, dot, last = name.rpartition(".")
+    return f"--{path}{dot}{prefix}{last}".replace("_", "-")
+
+
+def _accepted(name: str, default: Any) -> str:
+    """What a flag accepts, in words."""
+    if isinstance(default, bool):
+        return f"{_flag(name)} or {_flag(name, 'no-')}, without a value"
+    return OPTIONS[name] if name in OPTIONS else accepted(name)
