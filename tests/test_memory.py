@@ -17,7 +17,8 @@ class Program:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device of 100 bytes."""
+    """An accelerator of 100 bytes."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(memory, "available_bytes", lambda: 100)
     monkeypatch.setattr(memory, "needed_bytes", lambda program: program.needed)
 
@@ -44,6 +45,11 @@ def test_lanes_are_halved_until_they_fit(per_lane: int, lanes: int, chosen: int,
     at_once, program = memory.compile_largest(compile_for, lanes, chosen)
     assert tried == expected
     assert (at_once, program.needed) == (expected[-1], expected[-1] * per_lane)
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(0, 1), (2, 2), (8, 3)])
+def test_a_cpu_takes_one_lane_after_the_other_unless_told(chosen: int, expected: int) -> None:
+    assert memory.compile_largest(Program, 3, chosen)[0] == expected
 
 
 def test_a_program_needs_the_memory_of_its_lanes() -> None:

@@ -107,7 +107,7 @@ def test_outer_step_trains_and_reports(noise_chunk) -> None:
     assert_trees_equal(jax.random.key_data(state.key), jax.random.key_data(before.key))
 
 
-def test_vmapped_seeds_equal_single_runs(noise_chunk) -> None:
+def test_vmapped_seeds_are_close_to_single_runs(noise_chunk) -> None:
     together, metrics = jax.jit(jax.vmap(lambda seed: noise_chunk(initial_state(seed), num_steps=1)))(
         jnp.arange(2)
     )
@@ -123,23 +123,6 @@ def test_vmapped_seeds_equal_single_runs(noise_chunk) -> None:
         np.testing.assert_allclose(
             metrics["train/post_return"][seed], alone_metrics["train/post_return"], rtol=1e-4
         )
-
-
-@pytest.mark.parametrize("task_block", [0, 1, 20])
-def test_lanes_are_updated_one_by_one_where_tasks_are(task_block: int) -> None:
-    # Products of batches of small matrices take a CPU twice as long as the same products one by one.
-    config = dataclasses.replace(CONFIG, maml=dataclasses.replace(CONFIG.maml, task_block=task_block))
-    step = functools.partial(
-        training.outer_step, env=ENV, policy=POLICY, attack=attacks.no_attack(), config=config
-    )
-    states = jax.eval_shape(jax.vmap(initial_state), jnp.arange(3))
-    lowered = jax.jit(jax.vmap(step)).lower(states).as_text()
-    # The Fisher product's largest operand: the samples of a task, of three lanes at once or of one.
-    samples = config.maml.num_trajectories * ENV.horizon
-    hidden = jax.tree.leaves(POLICY.init(jax.random.key(0))["mean"])[-1].shape[0]
-    lane_by_lane = f"tensor<{samples}x{hidden}xf32>"
-    # 0 chooses, and one task is best on a CPU.
-    assert (lane_by_lane in lowered) == (task_block < 20)
 
 
 def test_switches_freeze_the_policy_or_the_adversary() -> None:

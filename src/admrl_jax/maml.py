@@ -130,9 +130,9 @@ def map_blocks(function: Callable, data: Any, block: int) -> Any:
     """`vmap(function)` over the leading axis, `block` entries at a time, 0 choosing as in `tasks_at_once`."""
     count = jax.tree.leaves(data)[0].shape[0]
     block = min(tasks_at_once(block, count), count)
-    if block == count:
-        return jax.vmap(function)(data)
-    return jax.lax.map(function, data, batch_size=block if block > 1 else None)
+    if block == 1:
+        return jax.lax.map(function, data)
+    return jax.vmap(function)(data) if block == count else jax.lax.map(function, data, batch_size=block)
 
 
 def sum_blocks(function: Callable, data: Any, block: int) -> Any:
@@ -152,6 +152,8 @@ def sum_blocks(function: Callable, data: Any, block: int) -> Any:
 
     if block == count:
         return function(data)
+    # `jit` keeps what was traced for its shapes.
+    function = jax.jit(function)
     blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), part(0, whole))
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, part(0, block)))
     add = functools.partial(jax.tree.map, jnp.add)

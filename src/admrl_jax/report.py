@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from admrl_jax.figures import draw, png
 from admrl_jax.files import write_bytes, write_text
 from admrl_jax.results import (
     CELLS,
@@ -268,6 +267,9 @@ def write_report(run_dir: Path) -> Path:
         Path of `report.md`.
     """
     results = read_results(run_dir)
+    # Half a second that the start of a run need not wait.
+    from admrl_jax.figures import draw, png
+
     figures = draw(results, read_metrics(run_dir), read_trajectories(run_dir))
     (run_dir / "figures").mkdir(exist_ok=True)
     for name, (figure, _) in figures.items():

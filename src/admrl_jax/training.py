@@ -24,7 +24,6 @@ from admrl_jax.maml import (
     map_blocks,
     query_weights,
     surrogate_loss,
-    tasks_at_once,
 )
 from admrl_jax.networks import Policy
 from admrl_jax.returns import estimate_advantages
@@ -110,8 +109,14 @@ def collect_meta_batch(
         axis_name: mapped axis over which tasks are spread; `tasks` are then those of this device.
     """
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    score = functools.partial(estimate_advantages, discount=config.discount, gae_lambda=config.gae_lambda)
 
-    def experience(params: Params, params_axis: int | None, step: int, budget: Budget) -> Experience:
+    def adapt_one(task: tuple[Params, Experience]) -> Params:
+        return adapt_step(*task, policy=policy, inner_lr=config.inner_lr)
+
+    def collect_and_adapt(params: Params, step: jax.Array) -> tuple[Params, Experience]:
+        is_query = step == config.num_adapt_steps
+        budget = jax.tree.map(lambda s, q: jnp.where(is_query, q, s), support_budget, query_budget)
         run = functools.partial(
             collect,
             num_trajectories=config.num_trajectories,
@@ -123,25 +128,20 @@ def collect_meta_batch(
         # One key per task of the whole batch, so that spreading it changes no episode.
         keys = jax.random.split(jax.random.fold_in(key, step), num_tasks * mapped_axis.size(axis_name))
         keys = mapped_axis.share(keys, axis_name)
-        trajectory = jax.vmap(run, in_axes=(params_axis, None, 0, 0))(params, attack_params, keys, tasks)
-        score = functools.partial(estimate_advantages, discount=config.discount, gae_lambda=config.gae_lambda)
-        return jax.vmap(score)(trajectory)
+        batch = jax.vmap(score)(jax.vmap(run, in_axes=(0, None, 0, 0))(params, attack_params, keys, tasks))
+        adapted = jax.lax.cond(
+            is_query,
+            lambda params, _: params,
+            lambda *data: map_blocks(adapt_one, data, config.task_block),
+            *(params, batch),
+        )
+        return adapted, batch
 
-    adapt_one = functools.partial(adapt_step, policy=policy, inner_lr=config.inner_lr)
-    adapt_all = lane_by_lane(
-        lambda *data: map_blocks(lambda task: adapt_one(*task), data, config.task_block), config
-    )
-    params, params_axis, support = policy_params, None, []
-    for step in range(config.num_adapt_steps):
-        batch = experience(params, params_axis, step, support_budget)
-        if params_axis is None:
-            params = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), params)
-        params = adapt_all(params, batch)
-        params_axis = 0
-        support.append(batch)
-    query = experience(params, params_axis, config.num_adapt_steps, query_budget)
-    stacked = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *support)
-    return MetaBatch(stacked, query, params)
+    # Support and query in one loop: its body, the dearest to compile, is compiled once.
+    params = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), policy_params)
+    params, batches = jax.lax.scan(collect_and_adapt, params, jnp.arange(config.num_adapt_steps + 1))
+    support = jax.tree.map(lambda x: jnp.moveaxis(x[:-1], 0, 1), batches)
+    return MetaBatch(support, jax.tree.map(lambda x: x[-1], batches), params)
 
 
 def outer_step(
@@ -199,29 +199,25 @@ def outer_step(
     metrics = batch_metrics(batch, attack, state.budget, axis_name)
     policy_params, policy_metrics = _when(
         train_policy,
-        lambda: update_policy(state.policy_params, batch, policy=policy, config=config, axis_name=axis_name),
+        lambda params: update_policy(params, batch, policy=policy, config=config, axis_name=axis_name),
         state.policy_params,
     )
     adversary, adversary_metrics = state.adversary, {}
     if adgan is not None and adversary is not None:
-        update = lane_by_lane(
-            lambda adversary, key, batch, budget: update_adversary(
-                adversary,
-                key,
-                batch.support,
-                batch.query,
-                batch.adapted_params,
-                adgan=adgan,
-                policy=policy,
-                budget=budget,
-                config=config.adversary,
-                task_block=config.maml.task_block,
-                axis_name=axis_name,
-            ),
-            config.maml,
+        update = functools.partial(
+            update_adversary,
+            key=key_adversary,
+            support=batch.support,
+            query=batch.query,
+            adapted_params=batch.adapted_params,
+            adgan=adgan,
+            policy=policy,
+            budget=state.budget,
+            config=config.adversary,
+            task_block=config.maml.task_block,
+            axis_name=axis_name,
         )
-        inputs = (adversary, key_adversary, batch, state.budget)
-        adversary, adversary_metrics = _when(train_adversary, lambda: update(*inputs), adversary)
+        adversary, adversary_metrics = _when(train_adversary, update, adversary)
     new_state = state.replace(step=state.step + 1, policy_params=policy_params, adversary=adversary)
     return new_state, {**metrics, **policy_metrics, **adversary_metrics}
 
@@ -235,30 +231,6 @@ def update_policy(
     axis_name: str | None = None,
 ) -> tuple[Params, Metrics]:
     """The trust-region step on the meta-parameters, through the adaptation."""
-    update = functools.partial(_update_policy, policy=policy, config=config, axis_name=axis_name)
-    return lane_by_lane(update, config.maml)(policy_params, batch)
-
-
-def lane_by_lane(function: Callable[..., Any], config: MAMLConfig) -> Callable[..., Any]:
-    """Makes an outer `vmap`, over seeds say, run `function` once per lane, one lane after the other.
-
-    A CPU takes almost twice as long over products of batches of small matrices as over the same products one
-    by one, and every lane gets the bits that it would get alone. Where tasks are taken all at once, as on
-    accelerators, lanes are too.
-    """
-    if tasks_at_once(config.task_block, config.num_tasks) >= config.num_tasks:
-        return function
-    return jax.custom_batching.sequential_vmap(function)
-
-
-def _update_policy(
-    policy_params: Params,
-    batch: MetaBatch,
-    *,
-    policy: Policy,
-    config: TrainConfig,
-    axis_name: str | None,
-) -> tuple[Params, Metrics]:
     weights = query_weights(batch.query, axis_name)
     predict = adapt_and_predict(
         batch.support,
@@ -287,13 +259,15 @@ def _update_policy(
 
 
 def _when(
-    switch: bool | jax.Array, update: Callable[[], tuple[Any, Metrics]], unchanged: Any
+    switch: bool | jax.Array, update: Callable[[Any], tuple[Any, Metrics]], old: Any
 ) -> tuple[Any, Metrics]:
-    """`update()` if the switch is on, else what was there and NaN for every metric."""
+    """`update(old)` if the switch is on, else `old` and NaN for every metric."""
     if isinstance(switch, bool):
-        return update() if switch else (unchanged, {})
-    nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(update)[1])
-    return jax.lax.cond(switch, update, lambda: (unchanged, nothing))
+        return update(old) if switch else (old, {})
+    # `jit` keeps what was traced for its shapes.
+    update = jax.jit(update)
+    nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(update, old)[1])
+    return jax.lax.cond(switch, update, lambda old: (old, nothing), old)
 
 
 def train_chunk(
@@ -312,7 +286,9 @@ def train_chunk(
     def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, metrics = carry
         state, new = step_fn(state)
-        return state, jax.tree.map(lambda all_steps, x: all_steps.at[i].set(x), metrics, new)
+        return state, jax.tree.map(
+            lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0), metrics, new
+        )
 
     count = jax.lax.optimization_barrier(jnp.int32(num_steps))
     return jax.lax.fori_loop(0, count, body, (state, metrics))
