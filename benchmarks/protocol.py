@@ -122,7 +122,7 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
             count_cells(config),
             1,
             1,
-            lambda: min(arguments.lanes or arguments.seeds, arguments.seeds),
+            lambda: evaluate.lanes_at_once,
             lambda: evaluate.evaluate(base, base.policy_params, "adgan", generator_of(base), 0.2, 0.2),
         )
     total = {**dict.fromkeys(rows[0], "-"), **{k: rows[0][k] for k in ("env", "simulator", "seeds")}}

@@ -1,5 +1,6 @@
 """What every experiment does with its command line: run the protocol; errors and exit codes."""
 
+import errno
 import json
 import os
 import shlex
@@ -18,6 +19,18 @@ from admrl_jax.simulators import SimulatorError
 from experiments.arguments import Arguments, parse
 from experiments.context import Context, Diverged, Interrupted
 from experiments.protocol import run_protocol
+
+DISK_ERRORS = (
+    None,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+)
+"""What a disk says that is full, cannot be written or is gone; libraries may give no number."""
 
 
 def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] | None = None) -> int:
@@ -69,6 +82,8 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
     except Diverged as error:
         return fail(str(error), 3)
     except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
         return fail(f"run-dir: {directory}: {error}; what was saved is intact, --resume goes on from there")
     finally:
         context.log.close()

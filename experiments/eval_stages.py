@@ -34,6 +34,8 @@ class EvalStages:
 
     def __init__(self, context: Context):
         self.context = context
+        self.lanes_at_once = 0
+        """Seeds that the program of `evaluate` takes together; 0 before it is compiled."""
         self._program: Any = None
 
     def meta_test(
@@ -275,7 +277,7 @@ class EvalStages:
                 return jax.jit(self.context.spread(cell, specs)).lower(*inputs).compile()
 
             seeds = len(self.context.config.seeds)
-            _, self._program = compile_largest(compile_for, seeds, self.context.config.lanes)
+            self.lanes_at_once, self._program = compile_largest(compile_for, seeds, self.context.config.lanes)
         result = hosts.gather(self._program(*inputs))
         check_budget(result.budget_excess, f"meta-test under {attack}")
         return result

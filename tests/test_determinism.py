@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("compilation_cache")
 @pytest.mark.parametrize(
     ("env", "names"),
     [
-        ("navigation_2d", ("several steps per chunk", "no logging, one checkpoint")),
+        ("navigation_2d", ("several steps per chunk", "no logging, one checkpoint", "two seeds together")),
         ("halfcheetah_dir", ("1 host thread",)),
     ],
 )

@@ -92,6 +92,19 @@ def test_which_engines_an_environment_runs_on() -> None:
         envs.make(EnvConfig())
 
 
+def test_numbers_that_no_environment_can_have_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^env\.frame_skip: 0 is not accepted; accepted: a whole number"):
+        envs.make(HalfCheetahDirConfig(frame_skip=0))
+    with pytest.raises(ConfigError, match=r"^env\.horizon: 0 is not accepted; accepted: a whole number"):
+        envs.from_model_file(
+            "swimmer.xml",
+            frame_skip=4,
+            horizon=0,
+            sample_task=lambda key: (),
+            reward=lambda state, control, new_state, task: jnp.zeros(()),
+        )
+
+
 SIZES = [
     (HalfCheetahDirConfig(), 20),
     (HalfCheetahVelConfig(torso_position=False), 17),

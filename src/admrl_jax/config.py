@@ -27,7 +27,7 @@ from admrl_jax.checks import (
     one_of,
     whole_from,
 )
-from admrl_jax.env_config import ENV_CHECKS, ENV_CONFIGS, EnvConfig, validate_ranges
+from admrl_jax.env_config import ENV_CHECKS, ENV_CONFIGS, EnvConfig, validate_env
 
 MACHINE_SETTINGS = ("simulator", "num_threads", "num_devices", "lanes")
 """Settings of a `Config` that say where a run is computed and not what."""
@@ -172,7 +172,7 @@ class Config:
     else all that divide the numbers of tasks."""
     lanes: int = 0
     """Lanes computed at once, a lane being one seed of one method, or one attacker; the others follow
-    in turn. 0 chooses: as many as fit the device's memory, but one method after the other on a CPU."""
+    in turn. 0 chooses: as many as fit the device's memory, but one on a CPU."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Trained together in one program."""
     units: str = "paper"
@@ -280,11 +280,11 @@ def task_counts(config: Config) -> dict[str, int]:
 
 def validate(config: Config) -> Config:
     """Returns `config` unchanged, or raises `ConfigError` at the first bad setting."""
+    validate_env(config.env)
     for name, value in flatten(config).items():
         check = _CHECKS.get(name)
         if check is not None and not check[0](value):
             raise ConfigError(f"{name}: {value!r} is not accepted; accepted: {check[1]}")
-    validate_ranges(config.env)
     schedule, maml, adversary = config.schedule, config.train.maml, config.train.adversary
     for name in ("checkpoint_every", "snapshot_every"):
         if getattr(schedule, name) % schedule.chunk_steps:

@@ -1,5 +1,6 @@
 """Numbers of every environment; `docs/environments.md` says which give which project's definition."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -234,12 +235,16 @@ ENV_CHECKS: dict[str, Check] = {
 }
 
 
-def validate_ranges(env: EnvConfig) -> None:
-    """Refuses ranges that are empty.
+def validate_env(env: EnvConfig) -> None:
+    """Refuses numbers that no environment can be built from, and ranges that are empty.
 
     Raises:
-        ConfigError: a lower end is not below its upper end.
+        ConfigError: names the first such number.
     """
+    for setting in dataclasses.fields(env):
+        value, check = getattr(env, setting.name), ENV_CHECKS.get(setting.name)
+        if check is not None and not check[0](value):
+            raise ConfigError(f"env.{setting.name}: {value!r} is not accepted; accepted: {check[1]}")
     if isinstance(env, AntVelConfig) and env.max_velocity <= 0:
         raise ConfigError(
             f"env.max_velocity: {env.max_velocity!r} is not accepted; accepted: a number above 0"

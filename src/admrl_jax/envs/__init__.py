@@ -1,7 +1,7 @@
 """Task families by name: `make("halfcheetah_dir", simulator="mujoco")`."""
 
 from admrl_jax.checks import ConfigError
-from admrl_jax.env_config import ENV_CONFIGS, EnvConfig, NavigationConfig, PhysicsConfig
+from admrl_jax.env_config import ENV_CONFIGS, EnvConfig, NavigationConfig, PhysicsConfig, validate_env
 from admrl_jax.envs.adapters import FunctionEnv, from_brax, from_model_file
 from admrl_jax.envs.ant import AntDir, AntGoal, AntVel
 from admrl_jax.envs.base import Env
@@ -64,13 +64,14 @@ def make(env: str | EnvConfig, *, simulator: str = "auto", num_threads: int = 0)
         num_threads: host threads of the `mujoco` simulator; 0 takes one per core.
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the name is unknown, or a number of the config is not accepted.
         SimulatorError: the simulator is unknown, not installed, or has no such body.
     """
     if isinstance(env, str):
         if env not in ENV_CONFIGS:
             raise ConfigError(f"env: {env!r} is not known; accepted: {', '.join(ENV_CONFIGS)}")
         env = ENV_CONFIGS[env]()
+    validate_env(env)
     if isinstance(env, NavigationConfig):
         return Navigation2D(env)
     if not isinstance(env, PhysicsConfig) or type(env) not in PHYSICS_ENVS:

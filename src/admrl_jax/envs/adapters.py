@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from admrl_jax.checks import ConfigError
-from admrl_jax.env_config import PhysicsConfig
+from admrl_jax.env_config import PhysicsConfig, validate_env
 from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.simulators import Model, SimState, make_simulator
 from admrl_jax.types import Task, TimeStep
@@ -138,13 +138,16 @@ def from_model_file(
         num_threads: host threads of `mujoco`; 0 takes one per core.
 
     Raises:
+        ConfigError: a number is not accepted.
         SimulatorError: there is no such file, or the simulator cannot run here.
     """
+    config = PhysicsConfig(
+        horizon=horizon, action_scale=action_scale, frame_skip=frame_skip, reset_noise=reset_noise
+    )
+    validate_env(config)
     return ModelFileEnv(
         simulator=make_simulator(simulator, Model(path), frame_skip, num_threads),
-        config=PhysicsConfig(
-            horizon=horizon, action_scale=action_scale, frame_skip=frame_skip, reset_noise=reset_noise
-        ),
+        config=config,
         sample=sample_task,
         reward_fn=reward,
         observe_fn=observe or (lambda state, task: jnp.concatenate([state.qpos, state.qvel])),
