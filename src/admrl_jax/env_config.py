@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
+from jax.core import Tracer
 
 from admrl_jax.checks import (
     ABOVE_ONE,
@@ -246,7 +246,7 @@ def validate_env(env: EnvConfig) -> None:
     for setting in dataclasses.fields(env):
         value, check = getattr(env, setting.name), ENV_CHECKS.get(setting.name)
         # Numbers that are not known yet, because a program is traced over them, pass.
-        if check is not None and not isinstance(value, jax.core.Tracer) and not check[0](value):
+        if check is not None and not isinstance(value, Tracer) and not check[0](value):
             raise ConfigError(f"env.{setting.name}: {value!r} is not accepted; accepted: {check[1]}")
     if isinstance(env, AntVelConfig) and env.max_velocity <= 0:
         raise ConfigError(
