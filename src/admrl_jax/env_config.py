@@ -243,18 +243,20 @@ def validate_env(env: EnvConfig) -> None:
     Raises:
         ConfigError: names the first such number.
     """
-    for setting in dataclasses.fields(env):
-        value, check = getattr(env, setting.name), ENV_CHECKS.get(setting.name)
-        # Numbers that are not known yet, because a program is traced over them, pass.
-        if check is not None and not isinstance(value, Tracer) and not check[0](value):
-            raise ConfigError(f"env.{setting.name}: {value!r} is not accepted; accepted: {check[1]}")
-    if isinstance(env, AntVelConfig) and env.max_velocity <= 0:
+    numbers = {setting.name: getattr(env, setting.name) for setting in dataclasses.fields(env)}
+    # What is not known yet, because a program is traced over it, passes.
+    known = {name: value for name, value in numbers.items() if not isinstance(value, Tracer)}
+    for name, value in known.items():
+        check = ENV_CHECKS.get(name)
+        if check is not None and not check[0](value):
+            raise ConfigError(f"env.{name}: {value!r} is not accepted; accepted: {check[1]}")
+    if isinstance(env, AntVelConfig) and known.get("max_velocity", 1.0) <= 0:
         raise ConfigError(
             f"env.max_velocity: {env.max_velocity!r} is not accepted; accepted: a number above 0"
         )
     for low, high in (("min_velocity", "max_velocity"), ("min_height", "max_height")):
-        if hasattr(env, low) and not getattr(env, low) < getattr(env, high):
+        if {low, high} <= known.keys() and not known[low] < known[high]:
             raise ConfigError(
-                f"env.{low}: {getattr(env, low)!r} is not accepted; accepted: a number below "
-                f"env.{high} ({getattr(env, high)!r})"
+                f"env.{low}: {known[low]!r} is not accepted; accepted: a number below "
+                f"env.{high} ({known[high]!r})"
             )
