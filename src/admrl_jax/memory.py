@@ -9,8 +9,8 @@ import jax
 
 from admrl_jax import hosts
 
-CPU_SHARE = 0.5
-"""Part of a machine's memory that one program may take, where there is no memory of the device's own."""
+MACHINE_SHARE = 0.5
+"""Part of a machine's memory that one program may take, where a device tells of no memory of its own."""
 DEVICE_SHARE = 0.9
 """Part of what JAX may take of an accelerator's memory."""
 
@@ -30,7 +30,7 @@ def available_bytes() -> int:
     if own:
         return int(DEVICE_SHARE * own)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(CPU_SHARE * machine / jax.local_device_count())
+    return int(MACHINE_SHARE * machine / jax.local_device_count())
 
 
 def compile_largest(compile_for: Callable[[int], Any], lanes: int, chosen: int = 0) -> tuple[int, Any]:
