@@ -18,6 +18,8 @@ import tyro
 from jax.flatten_util import ravel_pytree
 
 from admrl_jax import mapped_axis
+from admrl_jax.blocks import map_blocks
+from admrl_jax.gaussian import Gaussian
 from admrl_jax.maml import adapt_and_predict, query_weights, surrogate_loss
 from admrl_jax.networks import Policy
 from admrl_jax.sharding import TASKS, make_cpu_devices, replicate, spread_tasks, task_mesh
@@ -49,11 +51,17 @@ class Arguments:
     """Also write the figures here (and a picture beside it)."""
 
 
-def make_predict(batch: MetaBatch, policy: Policy, task_block: int) -> Callable[[Params], Any]:
-    """Adaptation and prediction with the paper's settings."""
-    return adapt_and_predict(
-        batch.support, batch.query, policy=policy, inner_lr=0.1, num_adapt_steps=1, task_block=task_block
-    )
+def fisher_apart(
+    predict: Callable[[Params], Gaussian], params: Params, weights: jax.Array
+) -> Callable[[Params], Params]:
+    """The Fisher product of a map that is linearised as it is.
+
+    Every intermediate value is kept, and all tasks are pushed before any is pulled.
+    """
+    outputs, push = jax.linearize(predict, params)
+    pull = jax.linear_transpose(push, params)
+    kl_gradient = jax.grad(lambda new: mean_kl(outputs, new, weights))
+    return lambda vector: pull(jax.jvp(kl_gradient, (outputs,), (push(vector),))[1])[0]
 
 
 def direction(
@@ -74,26 +82,32 @@ def direction(
         batch: episodes of all tasks.
         policy: Gaussian policy.
         products: Fisher products.
-        way: `linearised once`, `linearised again` for every product, or `hessian` of the divergence.
+        way: `linearised once`, `everything kept` when linearised, `linearised again` for every product, or
+            `hessian` of the divergence.
         task_block: tasks computed together.
         part: the Fisher matrix takes one of so many query episodes.
         axis_name: mapped axis over which tasks are spread.
     """
     with jax.default_matmul_precision("highest"):
-        weights = query_weights(batch.query, axis_name)
-        predict = make_predict(batch, policy, task_block)
-        old, pull, shared = fisher_product(predict, params, weights)
+        predict = functools.partial(adapt_and_predict, policy=policy, inner_lr=0.1, num_adapt_steps=1)
+        linearise = functools.partial(fisher_product, predict, params, block=task_block)
+        data, weights = (batch.support, batch.query), query_weights(batch.query, axis_name)
+        old, pull, shared = linearise(data, weights)
         surrogate = surrogate_loss(batch.query, weights)
         gradient, unravel = ravel_pytree(pull(jax.grad(surrogate)(old, old)))
         if part > 1:
-            few = batch._replace(query=jax.tree.map(lambda x: x[:, ::part], batch.query))
-            predict, weights = make_predict(few, policy, task_block), query_weights(few.query, axis_name)
-            _, _, shared = fisher_product(predict, params, weights)
+            few = jax.tree.map(lambda x: x[:, ::part], batch.query)
+            _, _, shared = linearise((batch.support, few), query_weights(few, axis_name))
+
+        def predict_all(params: Params) -> Gaussian:
+            return map_blocks(lambda task: predict(params, task), data, task_block)
+
         products_of: dict[str, Callable[[Params], Params]] = {
             "linearised once": shared,
-            "linearised again": lambda vector: fisher_product(predict, params, weights)[2](vector),
+            "everything kept": fisher_apart(predict_all, params, weights),
+            "linearised again": lambda vector: linearise(data, weights)[2](vector),
             "hessian": lambda vector: jax.jvp(
-                jax.grad(lambda p: mean_kl(old, predict(p), weights)), (params,), (vector,)
+                jax.grad(lambda p: mean_kl(old, predict_all(p), weights)), (params,), (vector,)
             )[1],
         }
 
@@ -114,6 +128,9 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
     ways: dict[str, Callable] = {
         "linearised once, task by task (what training does on a CPU)": solve,
         "linearised once, all tasks together": functools.partial(solve, task_block=num_tasks),
+        "everything kept, pushed and pulled apart, task by task": functools.partial(
+            solve, way="everything kept"
+        ),
         "linearised again for every product, task by task": functools.partial(solve, way="linearised again"),
         "Hessian of the divergence, task by task": functools.partial(solve, way="hessian"),
         "Hessian of the divergence, all tasks together": functools.partial(

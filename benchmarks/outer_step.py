@@ -16,8 +16,8 @@ import tyro
 
 from admrl_jax import envs, networks, training
 from admrl_jax.attacks import Budget, no_attack
+from admrl_jax.blocks import at_once
 from admrl_jax.config import MAMLConfig, TrainConfig
-from admrl_jax.maml import tasks_at_once
 from admrl_jax.networks import Policy
 from admrl_jax.training import MetaBatch
 from admrl_jax.types import Params
@@ -138,7 +138,7 @@ def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
         "tasks": num_tasks,
         "samples": int(batch.query.advantage.size),
         "hidden": "x".join(map(str, arguments.hidden_sizes)),
-        "task_block": tasks_at_once(task_block, num_tasks),
+        "task_block": at_once(task_block, num_tasks),
         "line_search_steps": tried,
         "products": sum(counts.values()),
         "compile_s": compile_seconds,

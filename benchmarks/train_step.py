@@ -21,9 +21,10 @@ import tyro
 from admrl_jax import adgan as adgan_lib
 from admrl_jax import envs, training
 from admrl_jax.adgan import update_adversary
+from admrl_jax.blocks import map_blocks
 from admrl_jax.config import Config
 from admrl_jax.envs import PhysicsEnv
-from admrl_jax.maml import adapt_step, map_blocks
+from admrl_jax.maml import adapt_step
 from admrl_jax.returns import estimate_advantages
 from admrl_jax.rollout import collect
 from admrl_jax.sharding import CPU_DEVICES, TASKS, choose_num_devices, make_cpu_devices, task_mesh

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from admrl_jax import training
+from admrl_jax.blocks import map_blocks
 from admrl_jax.config import TrainConfig
-from admrl_jax.maml import map_blocks
 from admrl_jax.memory import compile_largest
 from admrl_jax.training import TrainState
 from admrl_jax.types import Metrics

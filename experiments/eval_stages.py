@@ -15,9 +15,9 @@ from jax.sharding import PartitionSpec
 
 from admrl_jax import envs, evaluation, hosts, mapped_axis, training
 from admrl_jax.attacks import Budget
+from admrl_jax.blocks import map_blocks
 from admrl_jax.config import METHODS, MAMLConfig
 from admrl_jax.files import DamagedFileError, read_arrays, write_arrays
-from admrl_jax.maml import map_blocks
 from admrl_jax.memory import compile_largest
 from admrl_jax.run_log import Progress
 from admrl_jax.sharding import TASKS

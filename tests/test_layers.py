@@ -11,7 +11,7 @@ PACKAGE = "admrl_jax"
 ROOT = Path(admrl_jax.types.__file__).parent
 
 LEVELS = {
-    **dict.fromkeys(("types", "checks", "config", "env_config", "gaussian", "mapped_axis"), 0),
+    **dict.fromkeys(("types", "checks", "config", "env_config", "gaussian", "blocks", "mapped_axis"), 0),
     **dict.fromkeys(("returns", "networks", "trpo"), 1),
     **dict.fromkeys(("simulators", "envs", "attacks"), 2),
     **dict.fromkeys(("rollout", "maml", "adgan"), 3),

@@ -57,9 +57,17 @@ def test_inner_loss_matches_numpy_and_every_leaf_learns(x64: None) -> None:
 
 def objective(params, support, query, *, num_adapt_steps: int, first_order: bool = False) -> jax.Array:
     """The outer surrogate with fixed old policies."""
-    predict = maml.adapt_and_predict(
-        support, query, policy=POLICY, inner_lr=LR, num_adapt_steps=num_adapt_steps, first_order=first_order
+    one_task = functools.partial(
+        maml.adapt_and_predict,
+        policy=POLICY,
+        inner_lr=LR,
+        num_adapt_steps=num_adapt_steps,
+        first_order=first_order,
     )
+
+    def predict(params):
+        return jax.vmap(lambda task: one_task(params, task))((support, query))
+
     old = jax.tree.map(lambda x: jax.lax.stop_gradient(x) + 0.1, predict(params))
     old = old._replace(mean=jnp.zeros_like(old.mean), log_std=jnp.zeros_like(old.log_std))
     return maml.surrogate_loss(query, maml.query_weights(query))(predict(params), old)
@@ -106,44 +114,14 @@ def test_adapt_uses_each_batch_in_turn() -> None:
     assert_trees_close(adapted, step(step(params, batches[0]), batches[1]), rtol=1e-5, atol=1e-6)
 
 
-def test_vmap_over_tasks_equals_a_loop_and_any_block_size_agrees() -> None:
+def test_vmap_over_tasks_equals_a_loop() -> None:
     params = random_like(POLICY.init, 0)
-    support, query = random_experience(5, (5, 1, 3, 4)), random_experience(6, (5, 3, 4))
-
-    @functools.partial(jax.jit, static_argnames="block")
-    def predict(params, support, query, block: int = 0):
-        return maml.adapt_and_predict(
-            support, query, policy=POLICY, inner_lr=LR, num_adapt_steps=1, task_block=block
-        )(params)
-
-    whole = predict(params, support, query)
-    assert whole.mean.shape == (5, 12, 2) and whole.log_std.shape == (5, 1, 2)
-    loop = [predict(params, *jax.tree.map(lambda x, i=i: x[i : i + 1], (support, query))) for i in range(5)]
-    assert_trees_close(whole, jax.tree.map(lambda *x: jnp.concatenate(x), *loop), rtol=1e-5, atol=1e-6)
-    for block in (1, 2, 5):
-        assert_trees_close(predict(params, support, query, block), whole, rtol=1e-5, atol=1e-6)
-
-
-def test_zero_chooses_one_task_at_a_time_on_a_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    for backend, expected in (("cpu", 1), ("gpu", 40), ("tpu", 40)):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        assert maml.tasks_at_once(0, 40) == expected
-        assert maml.tasks_at_once(8, 40) == 8
-
-
-@pytest.mark.parametrize("block", [0, 1, 2, 4, 6, 7])
-def test_map_blocks_golden(block: int) -> None:
-    # Squares of six numbers; 4 does not divide 6 and 7 exceeds it.
-    np.testing.assert_array_equal(maml.map_blocks(jnp.square, jnp.arange(6), block), [0, 1, 4, 9, 16, 25])
-
-
-@pytest.mark.parametrize("block", [0, 1, 2, 4, 6, 7])
-def test_sum_blocks_golden(block: int) -> None:
-    # Sum and count of squares, as a tree of sums over whatever entries are given.
-    squares = lambda x: {"sum": jnp.sum(x**2), "count": len(x)}  # noqa: E731
-    total = maml.sum_blocks(squares, jnp.arange(6), block)
-    np.testing.assert_array_equal(total["sum"], 0 + 1 + 4 + 9 + 16 + 25)
-    np.testing.assert_array_equal(total["count"], 6)
+    tasks = random_experience(5, (5, 1, 3, 4)), random_experience(6, (5, 3, 4))
+    predict = functools.partial(maml.adapt_and_predict, params, policy=POLICY, inner_lr=LR, num_adapt_steps=1)
+    together = jax.jit(jax.vmap(predict))(tasks)
+    assert together.mean.shape == (5, 12, 2) and together.log_std.shape == (5, 1, 2)
+    in_turn = jax.jit(lambda tasks: jax.lax.map(predict, tasks))(tasks)
+    assert_trees_close(together, in_turn, rtol=1e-5, atol=1e-6)
 
 
 def test_permuting_tasks_leaves_the_meta_gradient_unchanged(x64: None) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from admrl_jax import memory
-from admrl_jax.maml import map_blocks
+from admrl_jax.blocks import map_blocks
 
 
 class Program:

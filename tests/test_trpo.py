@@ -34,14 +34,23 @@ def test_conjugate_gradient_stops_when_asked_and_reports_its_residual() -> None:
     np.testing.assert_array_equal(zero, 0)
 
 
-def dense_and_product(predict, params, weights) -> tuple[np.ndarray, np.ndarray]:
+def predict_all(predict, params, data) -> Gaussian:
+    """`[N, ...]`."""
+    return jax.vmap(lambda group: predict(params, group))(data)
+
+
+def dense_and_product(predict, params, data, weights, block: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The Hessian of KL(old, new) at new = old, dense and column by column through `fisher_product`."""
 
     @jax.jit
     def both(params):
         flat, unravel = ravel_pytree(params)
-        old, _, product = trpo.fisher_product(predict, params, weights)
-        hessian = jax.hessian(lambda v: trpo.mean_kl(old, predict(unravel(v)), weights))(flat)
+        old, _, product = trpo.fisher_product(predict, params, data, weights, block=block)
+
+        def divergence(v: jax.Array) -> jax.Array:
+            return trpo.mean_kl(old, predict_all(predict, unravel(v), data), weights)
+
+        hessian = jax.hessian(divergence)(flat)
         columns = jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(flat.size))
         return hessian, columns
 
@@ -53,30 +62,35 @@ def test_fisher_product_is_the_dense_kl_hessian(x64: None) -> None:
     policy = tiny_policy(hidden=(3,))
     params = random_like(policy.init, 0, dtype=jnp.float64)
     obs = jnp.asarray(np.random.default_rng(1).normal(size=(7, 2)))
-    hessian, product = dense_and_product(lambda p: policy.apply(p, obs), params, jnp.full(7, 1 / 7))
+    hessian, product = dense_and_product(policy.apply, params, obs, jnp.full(7, 1 / 7))
     np.testing.assert_allclose(product, hessian, atol=1e-12)
     assert np.abs(hessian).max() > 0.1
 
 
-@pytest.mark.parametrize("num_adapt_steps", [1, 2])
-def test_fisher_product_through_adaptation(x64: None, num_adapt_steps: int) -> None:
+@pytest.mark.parametrize(("num_adapt_steps", "block"), [(1, 1), (1, 2), (1, 3), (2, 1), (2, 3)])
+def test_fisher_product_through_adaptation(x64: None, num_adapt_steps: int, block: int) -> None:
     # At the old parameters the terms with second derivatives of "adapt, then predict" are multiplied by the
     # gradient of the KL in the outputs, which is zero: the Gauss-Newton product is the whole Hessian.
     policy = tiny_policy(hidden=(3,))
     params = random_like(policy.init, 0, dtype=jnp.float64)
-    support = random_experience(2, (2, num_adapt_steps, 3, 4), dtype=np.float64)
-    query = random_experience(3, (2, 3, 4), dtype=np.float64)
-    predict = maml.adapt_and_predict(
-        support, query, policy=policy, inner_lr=0.3, num_adapt_steps=num_adapt_steps
+    # Three tasks: a block of two leaves one over.
+    support = random_experience(2, (3, num_adapt_steps, 3, 4), dtype=np.float64)
+    query = random_experience(3, (3, 3, 4), dtype=np.float64)
+    predict = functools.partial(
+        maml.adapt_and_predict, policy=policy, inner_lr=0.3, num_adapt_steps=num_adapt_steps
     )
-    hessian, product = dense_and_product(predict, params, maml.query_weights(query))
+    hessian, product = dense_and_product(predict, params, (support, query), maml.query_weights(query), block)
     np.testing.assert_allclose(product, hessian, atol=1e-12)
     assert np.abs(hessian).max() > 0.1
 
 
-def shift(params: jax.Array) -> Gaussian:
+def shift(params: jax.Array, group: jax.Array) -> Gaussian:
     """Gaussians whose means are the parameters and whose standard deviation is 1: Fisher = identity."""
-    return Gaussian(params[None], jnp.zeros((1, 2)))
+    return Gaussian(params, jnp.zeros(2))
+
+
+NOTHING = jnp.zeros(1)
+"""One group of data that `shift` does not read."""
 
 
 def test_update_golden() -> None:
@@ -85,7 +99,13 @@ def test_update_golden() -> None:
     gradient = jnp.array([3.0, 4.0])
     old = jnp.array([1.0, -1.0])
     new, info = trpo.trpo_update(
-        old, shift, lambda new, old: jnp.sum(new.mean * gradient), jnp.ones(1), max_kl=0.02, cg_damping=1e-3
+        old,
+        shift,
+        NOTHING,
+        lambda new, old: jnp.sum(new.mean * gradient),
+        jnp.ones(1),
+        max_kl=0.02,
+        cg_damping=1e-3,
     )
     size = (2 * 0.02 / 1.001) ** 0.5
     np.testing.assert_allclose(new, old - size * gradient / 5, rtol=1e-5)
@@ -102,7 +122,13 @@ def test_update_backtracks_until_the_loss_falls() -> None:
     # than 0.02 lower it. 0.1414 * 0.5^k < 0.02 first at k = 3, the fourth candidate.
     old = jnp.array([0.01, 0.0])
     new, info = trpo.trpo_update(
-        old, shift, lambda new, old: jnp.sum(new.mean**2), jnp.ones(1), max_kl=0.01, backtrack_ratio=0.5
+        old,
+        shift,
+        NOTHING,
+        lambda new, old: jnp.sum(new.mean**2),
+        jnp.ones(1),
+        max_kl=0.01,
+        backtrack_ratio=0.5,
     )
     assert info.accepted == 1 and info.line_search_steps == 4
     np.testing.assert_allclose(new, [0.01 - 0.02**0.5 / 8, 0], rtol=1e-3, atol=1e-7)
@@ -111,7 +137,7 @@ def test_update_backtracks_until_the_loss_falls() -> None:
 
 def test_max_kl_can_be_vmapped() -> None:
     update = functools.partial(
-        trpo.trpo_update, jnp.zeros(2), shift, lambda new, old: jnp.sum(new.mean), jnp.ones(1)
+        trpo.trpo_update, jnp.zeros(2), shift, NOTHING, lambda new, old: jnp.sum(new.mean), jnp.ones(1)
     )
     new, info = jax.vmap(lambda max_kl: update(max_kl=max_kl))(jnp.array([0.01, 0.04]))
     # The step grows with the square root of the bound.
@@ -143,7 +169,7 @@ def deceptive(new: Gaussian, old: Gaussian) -> jax.Array:
 )
 def test_update_returns_the_old_parameters_when_nothing_is_accepted(surrogate, skipped: int) -> None:
     old = jnp.array([0.5, -0.25])
-    new, info = trpo.trpo_update(old, shift, surrogate, jnp.ones(1))
+    new, info = trpo.trpo_update(old, shift, NOTHING, surrogate, jnp.ones(1))
     assert_trees_equal(new, old)
     assert info.accepted == 0 and info.kl == 0
     assert info.skipped == skipped
@@ -156,13 +182,14 @@ def test_update_through_adaptation_lowers_the_loss_within_the_bound() -> None:
     params = random_like(policy.init, 0)
     support, query = random_experience(1, (3, 1, 4, 5)), random_experience(2, (3, 4, 5))
     weights = maml.query_weights(query)
-    predict = maml.adapt_and_predict(support, query, policy=policy, inner_lr=0.1, num_adapt_steps=1)
+    data = (support, query)
+    predict = functools.partial(maml.adapt_and_predict, policy=policy, inner_lr=0.1, num_adapt_steps=1)
     surrogate = maml.surrogate_loss(query, weights)
 
     @jax.jit
     def update(params):
-        new, info = trpo.trpo_update(params, predict, surrogate, weights, max_kl=0.01)
-        before, after = predict(params), predict(new)
+        new, info = trpo.trpo_update(params, predict, data, surrogate, weights, max_kl=0.01)
+        before, after = predict_all(predict, params, data), predict_all(predict, new, data)
         return (
             new,
             info,

@@ -16,8 +16,9 @@ from flax import struct
 from admrl_jax import gaussian, mapped_axis
 from admrl_jax.attacks import Attack, Budget, generator_attack, safe_norm
 from admrl_jax.attacks.generator import add_projected, perturb_with, raw_perturbation
+from admrl_jax.blocks import map_blocks, sum_blocks
 from admrl_jax.config import AdversaryConfig
-from admrl_jax.maml import map_blocks, query_weights, sum_blocks
+from admrl_jax.maml import query_weights
 from admrl_jax.networks import Network, Policy, make_discriminator, make_generator
 from admrl_jax.rollout import episode_returns
 from admrl_jax.types import Experience, Metrics, Params
@@ -222,7 +223,7 @@ def update_adversary(
         policy: victim's policy.
         budget: the budget the data was collected under.
         config: loss kind, clip, passes and minibatches; the loss weights stand in `state`.
-        task_block: tasks of a minibatch computed together, see `maml.tasks_at_once`.
+        task_block: tasks of a minibatch computed together, see `blocks.at_once`.
         axis_name: mapped axis over which tasks are spread.
 
     Returns:

@@ -6,9 +6,7 @@ are data: nothing is differentiated through them. As in the common code bases th
 the plain score function, which leaves out the sampling term of the exact meta-gradient.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,92 +78,38 @@ def flatten_steps(experience: Experience) -> Experience:
 
 
 def adapt_and_predict(
-    support: Experience,
-    query: Experience,
+    params: Params,
+    task: tuple[Experience, Experience],
     *,
     policy: Policy,
     inner_lr: float | jax.Array,
     num_adapt_steps: int,
     first_order: bool = False,
-    task_block: int = 0,
-) -> Callable[[Params], Gaussian]:
-    """Builds `params -> Gaussian`: adapt to every task, then predict on its query data.
+) -> Gaussian:
+    """Adapts to one task, then predicts the actions on its query data.
 
     Args:
-        support: fields `[N, num_adapt_steps, K, H, ...]`.
-        query: fields `[N, K, H, ...]`.
+        params: meta-parameters.
+        task: support, fields `[num_adapt_steps, K, H, ...]`, and query, fields `[K, H, ...]`.
         policy: Gaussian policy.
         inner_lr: step size.
         num_adapt_steps: gradient steps.
         first_order: treat the inner gradients as constants.
-        task_block: tasks computed together; blocks run one after the other, so that their
-            activations stay in a CPU's cache. 0 chooses, see `tasks_at_once`.
 
     Returns:
-        A function whose value has mean `[N, K H, A]` and log_std `[N, 1, A]`.
+        Mean `[K H, A]` and log_std `[1, A]`.
     """
-    query_obs = query.trajectory.perturbed_obs
-    query_obs = query_obs.reshape(query_obs.shape[0], -1, query_obs.shape[-1])
-
-    def predict(params: Params) -> Gaussian:
-        def one_task(data):
-            task_support, task_obs = data
-            adapted = adapt(
-                params,
-                task_support,
-                policy=policy,
-                inner_lr=inner_lr,
-                num_adapt_steps=num_adapt_steps,
-                first_order=first_order,
-            )
-            dist = policy.apply(adapted, task_obs)
-            return Gaussian(dist.mean, dist.log_std[None])
-
-        return map_blocks(one_task, (support, query_obs), task_block)
-
-    return predict
-
-
-def map_blocks(function: Callable, data: Any, block: int) -> Any:
-    """`vmap(function)` over the leading axis, `block` entries at a time, 0 choosing as in `tasks_at_once`."""
-    count = jax.tree.leaves(data)[0].shape[0]
-    block = min(tasks_at_once(block, count), count)
-    if block == 1:
-        return jax.lax.map(function, data)
-    return jax.vmap(function)(data) if block == count else jax.lax.map(function, data, batch_size=block)
-
-
-def sum_blocks(function: Callable, data: Any, block: int) -> Any:
-    """Sum of `function` over blocks of the leading axis, `block` entries at a time as in `map_blocks`.
-
-    Args:
-        function: takes any number of entries, leading axis kept, and returns a tree that is a sum over them.
-        data: leaves `[N, ...]`.
-        block: entries at a time.
-    """
-    count = jax.tree.leaves(data)[0].shape[0]
-    block = min(tasks_at_once(block, count), count)
-    whole = count // block * block
-
-    def part(start: int, stop: int):
-        return jax.tree.map(lambda x: x[start:stop], data)
-
-    if block == count:
-        return function(data)
-    # `jit` keeps what was traced for its shapes.
-    function = jax.jit(function)
-    blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), part(0, whole))
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, part(0, block)))
-    add = functools.partial(jax.tree.map, jnp.add)
-    total, _ = jax.lax.scan(lambda total, entries: (add(total, function(entries)), None), nothing, blocks)
-    return total if whole == count else add(total, function(part(whole, count)))
-
-
-def tasks_at_once(block: int, num_tasks: int) -> int:
-    """`task_block`, where 0 chooses: one task on a CPU, whose cache then holds it, else all."""
-    if block:
-        return block
-    return 1 if jax.default_backend() == "cpu" else num_tasks
+    support, query = task
+    adapted = adapt(
+        params,
+        support,
+        policy=policy,
+        inner_lr=inner_lr,
+        num_adapt_steps=num_adapt_steps,
+        first_order=first_order,
+    )
+    dist = policy.apply(adapted, flatten_steps(query).trajectory.perturbed_obs)
+    return Gaussian(dist.mean, dist.log_std[None])
 
 
 def query_weights(query: Experience, axis_name: str | None = None) -> jax.Array:

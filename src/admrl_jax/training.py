@@ -16,12 +16,12 @@ from flax import struct
 from admrl_jax import mapped_axis
 from admrl_jax.adgan import AdGAN, AdversaryState, update_adversary
 from admrl_jax.attacks import Attack, Budget
+from admrl_jax.blocks import map_blocks
 from admrl_jax.config import MAMLConfig, TrainConfig
 from admrl_jax.envs.base import Env
 from admrl_jax.maml import (
     adapt_and_predict,
     adapt_step,
-    map_blocks,
     query_weights,
     surrogate_loss,
 )
@@ -232,18 +232,17 @@ def update_policy(
 ) -> tuple[Params, Metrics]:
     """The trust-region step on the meta-parameters, through the adaptation."""
     weights = query_weights(batch.query, axis_name)
-    predict = adapt_and_predict(
-        batch.support,
-        batch.query,
+    predict = functools.partial(
+        adapt_and_predict,
         policy=policy,
         inner_lr=config.maml.inner_lr,
         num_adapt_steps=config.maml.num_adapt_steps,
         first_order=config.maml.first_order,
-        task_block=config.maml.task_block,
     )
     policy_params, info = trpo_update(
         policy_params,
         predict,
+        (batch.support, batch.query),
         surrogate_loss(batch.query, weights),
         weights,
         max_kl=config.trpo.max_kl,
@@ -251,6 +250,7 @@ def update_policy(
         cg_damping=config.trpo.cg_damping,
         line_search_steps=config.trpo.line_search_steps,
         backtrack_ratio=config.trpo.backtrack_ratio,
+        block=config.maml.task_block,
         axis_name=axis_name,
     )
     metrics = {f"train/{name}": jnp.float32(value) for name, value in info._asdict().items()}
