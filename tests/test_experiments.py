@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -452,6 +452,23 @@ def test_every_experiment_trains_under_attack(name: str, tmp_path: Path) -> None
     assert {row["method"] for row in rows if row["stage"] == "finetune"} == set(METHODS)
     assert all(math.isfinite(float(row["train/post_return"])) for row in rows)
     assert not (tmp_path / name / "report.md").exists()
+
+
+def test_a_run_at_the_ends_of_schedule_and_meta_test(tmp_path: Path) -> None:
+    counts = [f"schedule.{f.name}" for f in fields(ScheduleConfig)] + [
+        f"eval.{f.name}" for f in fields(EvalConfig) if f.name not in ("strengths", "curve_strength", "seed")
+    ]
+    counts += [f"train.maml.{name}" for name in ("num_tasks", "num_trajectories")]
+    counts += ["train.adversary.num_minibatches", "env.horizon"]
+    settings = dict.fromkeys(counts, 1) | {"schedule.warmup_steps": 0, "eval.curve_strength": 1e6}
+    settings |= {"seeds": 2**31 - 1, "eval.seed": 2**31 - 1}
+    argv = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    argv += ["--preset=quick", "--eval.strengths", "1e-6", "1e6", f"--run-dir={tmp_path / 'ends'}"]
+    assert run(argv) == 0
+    results = json.loads((tmp_path / "ends" / "results.json").read_text())
+    assert {row["strength"] for row in results["rows"]} == {0.0, 1e-6, 1e6}
+    assert all(math.isfinite(row["post"]) for row in results["rows"] + results["curves"])
+    assert "nan" not in (tmp_path / "ends" / "report.md").read_text().lower().split()
 
 
 def test_until_refuses_unknown_stages(tmp_path: Path, capsys) -> None:
