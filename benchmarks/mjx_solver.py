@@ -6,6 +6,7 @@ policy's return is measured on both.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ from experiments.trained import load_policy
 class Arguments:
     """One-step error, speed and return of MJX under bounded solver iterations."""
 
-    run_dir: Path = Path("results/halfcheetah_dir")
-    """A run with a trained policy."""
+    run_dir: tuple[Path, ...] = (Path("results/halfcheetah_dir"),)
+    """Runs with a trained policy."""
     method: str = "pretrain"
     """pretrain, maml, random, fgsm or admrl."""
     iterations: tuple[int, ...] = (100, 8, 4, 2, 1)
@@ -55,25 +56,26 @@ TASKS = 8
 
 def visited(
     env: PhysicsEnv, policy: Policy, params: Params, config: MAMLConfig, count: int
-) -> tuple[SimState, jax.Array]:
-    """States and controls `[count, ...]` of adapted policies on the C engine."""
+) -> tuple[SimState, jax.Array, Task]:
+    """States, controls and tasks `[count, ...]` of adapted policies on the C engine, before they fall."""
     tasks = jax.vmap(env.sample_task)(jax.random.split(jax.random.key(7), TASKS))
     low, high = jnp.asarray(env.simulator.ctrl_range).T
 
-    def episode(params: Params, key: jax.Array, task: Task) -> tuple[SimState, jax.Array]:
+    def episode(params: Params, key: jax.Array, task: Task) -> Any:
         state, obs = env.reset(key, task)
 
         def step(carry: Any, key: jax.Array) -> Any:
-            state, obs = carry
+            state, obs, ended = carry
             action = gaussian.sample(policy.apply(params, obs), key)
             new, seen = env.step(state, action, task)
             ctrl = jnp.clip(action / env.config.action_scale, low, high)
-            return (new, seen.obs), (state, ctrl)
+            return (new, seen.obs, ended | seen.terminated), (state, ctrl, task, ended)
 
-        return jax.lax.scan(step, (state, obs), jax.random.split(key, env.horizon))[1]
+        start = (state, obs, jnp.array(False))
+        return jax.lax.scan(step, start, jax.random.split(key, env.horizon))[1]
 
     @jax.jit
-    def run(params: Params) -> tuple[SimState, jax.Array]:
+    def run(params: Params) -> Any:
         batch = collect_meta_batch(
             params,
             (),
@@ -88,9 +90,15 @@ def visited(
         )
         return jax.vmap(episode)(batch.adapted_params, jax.random.split(jax.random.key(9), TASKS), tasks)
 
-    states, ctrl = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), run(params))
-    pick = np.random.default_rng(0).permutation(ctrl.shape[0])[:count]
-    return jax.tree.map(lambda x: x[pick], (states, ctrl))
+    *found, ended = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), run(params))
+    pick = np.random.default_rng(0).permutation(np.flatnonzero(~np.asarray(ended)))[:count]
+    states, ctrl, tasks = jax.tree.map(lambda x: x[pick], found)
+    return states, ctrl, tasks
+
+
+def one_step(env: PhysicsEnv) -> Callable[[SimState, jax.Array, Task], SimState]:
+    """A control step of the task's body."""
+    return lambda state, ctrl, task: env.simulator.step(state, ctrl, env.body(task))
 
 
 def returns(
@@ -111,40 +119,51 @@ def returns(
     return float(post.mean()), float(post.std(ddof=1) / TASKS**0.5)
 
 
-def main() -> None:
-    """Runs the benchmark from the command line."""
-    arguments = tyro.cli(Arguments, prog="python -m benchmarks.mjx_solver", description=__doc__)
-    config, env, policy, params = load_policy(arguments.run_dir, arguments.method, simulator="mujoco")
+def measure(run_dir: Path, arguments: Arguments) -> list[dict[str, Any]]:
+    """A row per bound, and one for the C engine if returns are compared."""
+    config, env, policy, params = load_policy(run_dir, arguments.method, simulator="mujoco")
     assert isinstance(env, PhysicsEnv)
     maml = config.train.maml
     params = jax.tree.map(lambda x: x[0], params)
-    states, ctrl = visited(env, policy, params, maml, arguments.states)
-    truth = jax.jit(jax.vmap(env.simulator.step))(states, ctrl)
-    rows = []
+    states, ctrl, tasks = visited(env, policy, params, maml, arguments.states)
+    truth = jax.jit(jax.vmap(one_step(env)))(states, ctrl, tasks)
+
+    def compared(env: PhysicsEnv) -> dict[str, Any]:
+        if not arguments.episodes:
+            return {}
+        mean, error = returns(env, policy, params, maml, arguments.episodes)
+        return {"return": mean, "s.e.": error}
+
+    nothing = dict.fromkeys(("compile_s", "steps_per_s", "qvel error, median", "99 %", "largest"), "-")
+    named: dict[str, Any] = {"env": config.env.name}
+    rows = [named | {"engine": "mujoco", "iterations": "-", "line search": "-"} | nothing | compared(env)]
     for iterations, line_search in zip(arguments.iterations, arguments.line_search, strict=True):
         engine = make_mjx(
             env.model, env.config.frame_skip, solver_iterations=iterations, line_search_iterations=line_search
         )
+        mjx_env = type(env)(engine, env.config)
         compile_seconds, seconds, new = compile_and_time(
-            jax.vmap(engine.step), states, ctrl, repeats=arguments.repeats
+            jax.vmap(one_step(mjx_env)), states, ctrl, tasks, repeats=arguments.repeats
         )
         error = np.abs(np.asarray(new.qvel) - np.asarray(truth.qvel)).max(axis=-1)
-        row: dict[str, Any] = {
+        bounded: dict[str, Any] = {
+            "engine": "mjx",
             "iterations": iterations,
             "line search": line_search,
             "compile_s": compile_seconds,
-            "steps_per_s": arguments.states / seconds,
+            "steps_per_s": ctrl.shape[0] / seconds,
             "qvel error, median": float(np.median(error)),
             "99 %": float(np.quantile(error, 0.99)),
             "largest": float(error.max()),
         }
-        if arguments.episodes:
-            mjx_env = type(env)(engine, env.config)
-            row["return"], row["s.e."] = returns(mjx_env, policy, params, maml, arguments.episodes)
-        rows.append(row)
-    if arguments.episodes:
-        mean, error = returns(env, policy, params, maml, arguments.episodes)
-        print(f"return on mujoco: {mean:.1f} (standard error {error:.1f})")
+        rows.append(named | bounded | compared(mjx_env))
+    return rows if arguments.episodes else rows[1:]
+
+
+def main() -> None:
+    """Runs the benchmark from the command line."""
+    arguments = tyro.cli(Arguments, prog="python -m benchmarks.mjx_solver", description=__doc__)
+    rows = [row for run_dir in arguments.run_dir for row in measure(run_dir, arguments)]
     report("MJX with bounded solver iterations against the C engine, one control step", rows, arguments.json)
 
 
