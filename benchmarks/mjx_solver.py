@@ -6,6 +6,7 @@ policy's return is measured on both.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,6 +158,7 @@ def measure(run_dir: Path, arguments: Arguments) -> list[dict[str, Any]]:
             "largest": float(error.max()),
         }
         rows.append(named | bounded | compared(mjx_env))
+        print(f"{config.env.name}, {iterations} iterations: done", file=sys.stderr, flush=True)
     return rows if arguments.episodes else rows[1:]
 
 

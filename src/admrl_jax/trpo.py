@@ -201,8 +201,8 @@ def trpo_update(
 
         def try_step(carry):
             i, _, _, _ = carry
-            tried = unravel(candidate(i))
-            new = map_blocks(lambda group: predict_fn(tried, group), data, block)
+            there = unravel(candidate(i))
+            new = map_blocks(lambda group: predict_fn(there, group), data, block)
             parts = surrogate_fn(new, old), mean_kl(old, new, weights)
             loss, kl = mapped_axis.total(parts, axis_name)
             # Comparisons with NaN are false, so a broken candidate is never accepted.
