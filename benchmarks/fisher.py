@@ -73,6 +73,7 @@ def direction(
     way: str = "linearised once",
     task_block: int = 1,
     part: int = 1,
+    precision: str = "highest",
     axis_name: str | None = None,
 ) -> jax.Array:
     """The flat step direction `[P]`.
@@ -86,9 +87,10 @@ def direction(
             `hessian` of the divergence.
         task_block: tasks computed together.
         part: the Fisher matrix takes one of so many query episodes.
+        precision: of matrix products, as in `jax.default_matmul_precision`.
         axis_name: mapped axis over which tasks are spread.
     """
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision(precision):
         predict = functools.partial(adapt_and_predict, policy=policy, inner_lr=0.1, num_adapt_steps=1)
         linearise = functools.partial(fisher_product, predict, params, block=task_block)
         data, weights = (batch.support, batch.query), query_weights(batch.query, axis_name)
@@ -138,6 +140,11 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
         ),
         "Fisher matrix of a quarter of the query episodes": functools.partial(solve, part=4),
     }
+    if jax.default_backend() != "cpu":  # a CPU's products are always those of float32
+        for precision in ("tensorfloat32", "bfloat16"):
+            ways[f"linearised once, all tasks together, products in {precision}"] = functools.partial(
+                solve, task_block=num_tasks, precision=precision
+            )
     inputs: dict[str, Any] = dict.fromkeys(ways, (params, batch))
     if arguments.num_devices > 1:
         mesh = task_mesh(arguments.num_devices)
