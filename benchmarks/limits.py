@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
+from jax.sharding import Mesh
 from mujoco import rollout as mujoco_rollout
 
 from admrl_jax.envs import PhysicsEnv
 from admrl_jax.simulators import ModelParams
 from admrl_jax.simulators.models import load_model, quiet_loading
 from admrl_jax.simulators.mujoco import CHUNKS_PER_THREAD, available_cores, with_params
+from benchmarks.common import EACH, compile_seconds, spread
 
 
 def draw_starts(
@@ -31,7 +33,13 @@ def draw_starts(
 
 
 def open_loop(
-    env: PhysicsEnv, tasks: Any, qpos: jax.Array, qvel: jax.Array, action: jax.Array, num_threads: int = 0
+    env: PhysicsEnv,
+    tasks: Any,
+    qpos: jax.Array,
+    qvel: jax.Array,
+    action: jax.Array,
+    num_threads: int = 0,
+    mesh: Mesh | None = None,
 ) -> Callable[[], Any]:
     """A function that steps the environment's engine alone: same batch, starts and controls, no policy.
 
@@ -45,12 +53,13 @@ def open_loop(
         qvel: `[N, K, nv]` start.
         action: `[N, K, H, A]` raw actions.
         num_threads: of the C engine; 0 takes one per core.
+        mesh: devices over which tasks are spread, where the engine runs on them.
     """
     low, high = jnp.asarray(env.simulator.ctrl_range).T
     control = jnp.clip(action / env.config.action_scale, low, high)
     if env.simulator.name == "mujoco":
         return _mujoco_alone(env, tasks, qpos, qvel, control, num_threads or available_cores())
-    return _device_alone(env, tasks, qpos, qvel, control)
+    return device_alone(env, tasks, qpos, qvel, control, mesh)
 
 
 @contextlib.contextmanager
@@ -105,21 +114,21 @@ def _mujoco_alone(
     return run
 
 
-def _device_alone(
-    env: PhysicsEnv, tasks: Any, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array
+def device_alone(
+    env: PhysicsEnv, tasks: Any, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array, mesh: Mesh | None = None
 ) -> Callable[[], Any]:
-    def episodes(tasks, qpos, qvel, ctrl):
-        def one(task, qpos, qvel, ctrl):
-            def step(state, ctrl):
-                return env.simulator.step(state, ctrl, env.body(task)), None
+    """A function that scans the environment's own step over controls `[N, K, H, A]`."""
 
-            return jax.lax.scan(step, env.simulator.init(qpos, qvel), ctrl)[0]
+    def one(task, qpos, qvel, ctrl):
+        def step(state, ctrl):
+            return env.simulator.step(state, ctrl, env.body(task)), None
 
-        last = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0, 0)))(tasks, qpos, qvel, ctrl)
+        last = jax.lax.scan(step, env.simulator.init(qpos, qvel), ctrl)[0]
         return last.qpos, last.qvel
 
-    compiled = jax.jit(episodes).lower(tasks, qpos, qvel, ctrl).compile()
-    return functools.partial(compiled, tasks, qpos, qvel, ctrl)
+    episodes = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0, 0)))
+    episodes, inputs = spread(episodes, mesh, (EACH,) * 4, EACH, (tasks, qpos, qvel, ctrl))
+    return functools.partial(compile_seconds(episodes, *inputs)[1], *inputs)
 
 
 def _make_cheetah() -> gymnasium.Env:

@@ -99,7 +99,7 @@ def measure(
     collected = functions["closed"]()
     if simulator != "closed form":
         starts = draw_starts(env, key, tasks, num_trajectories)
-        functions["raw"] = open_loop(env, tasks, *starts, collected.action, arguments.num_threads)
+        functions["raw"] = open_loop(env, tasks, *starts, collected.action, arguments.num_threads, mesh)
     timed = time_in_turn(functions, arguments.repeats)
     all_steps = num_tasks * num_trajectories * arguments.horizon
     # The C engine is not handed the robots that have fallen, so their steps are not there to be counted.

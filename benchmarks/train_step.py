@@ -182,7 +182,10 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
     add("adGAN update", parts.adversary, (SAME, SAME, EACH), SAME, state, key, batch)
     if isinstance(parts.env, PhysicsEnv):
         starts = draw_starts(parts.env, key, tasks, parts.maml.num_trajectories)
-        alone = [open_loop(parts.env, tasks, *starts, data.trajectory.action) for data in (support, query)]
+        alone = [
+            open_loop(parts.env, tasks, *starts, data.trajectory.action, mesh=parts.mesh)
+            for data in (support, query)
+        ]
         functions["engine alone"] = lambda: [run() for run in alone]
     within: list[float] = []
     whole_step = functions["whole step"]

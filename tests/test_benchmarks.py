@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import tyro
 from helpers import assert_trees_close
+from jax.sharding import NamedSharding, PartitionSpec
 
 from admrl_jax import envs, training
 from admrl_jax.checks import ConfigError
 from admrl_jax.env_config import HalfCheetahDirConfig
+from admrl_jax.sharding import TASKS, task_mesh
 from benchmarks import accelerator, fisher, limits, scaling, train_step
 from benchmarks.common import preset_of, time_in_turn
 
@@ -67,9 +69,15 @@ def test_open_loop_does_the_steps_of_the_closed_loop() -> None:
     low, high = jnp.asarray(env.simulator.ctrl_range).T
     ctrl = jnp.clip(action / env.config.action_scale, low, high)
     # Any engine's step can be scanned; the C engine's is the one that compiles fast.
-    last_qpos, last_qvel = limits._device_alone(env, tasks, qpos, qvel, ctrl)()
-    np.testing.assert_allclose(last_qpos, state.qpos, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(last_qvel, state.qvel, rtol=1e-4, atol=1e-5)
+    # Controls that come from two devices are spread over them, as the closed loop's are.
+    mesh = task_mesh(2)
+    spread_ctrl = jax.device_put(ctrl, NamedSharding(mesh, PartitionSpec(TASKS)))
+    for last in (
+        limits.device_alone(env, tasks, qpos, qvel, ctrl)(),
+        limits.device_alone(env, tasks, qpos, qvel, spread_ctrl, mesh)(),
+    ):
+        np.testing.assert_allclose(last[0], state.qpos, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(last[1], state.qvel, rtol=1e-4, atol=1e-5)
 
 
 def test_calls_are_timed_in_turn_after_one_warm_up() -> None:
