@@ -158,7 +158,10 @@ def report(
 def bar_chart(
     title: str, rows: Sequence[dict[str, Any]], bars: Sequence[str], labels: Sequence[str], unit: str
 ) -> Figure:
-    """Horizontal bars, one group for each row; what is no number is left out."""
+    """Horizontal bars, one group for each row; what is no number is left out.
+
+    Where values differ more than a thousandfold the axis is logarithmic.
+    """
     height = 0.8 / len(bars)
     figure = Figure(figsize=(8, 1.3 + 0.3 * len(rows) * max(1, 0.7 * len(bars))), layout="constrained")
     FigureCanvasAgg(figure)
@@ -167,10 +170,16 @@ def bar_chart(
     for i, name in enumerate(bars):
         values = [float(row[name]) if isinstance(row[name], (int, float)) else 0.0 for row in rows]
         drawn = ax.barh(place + (i - (len(bars) - 1) / 2) * height, values, height, label=name)
-        ax.bar_label(drawn, [f"{v:,.3g}" if v else "" for v in values], padding=3, fontsize=7)
+        written = [f"{v:,.0f}" if v >= 1000 else f"{v:.3g}" if v else "" for v in values]
+        ax.bar_label(drawn, written, padding=3, fontsize=7)
     ax.set_yticks(place, [", ".join(str(row[label]) for label in labels) for row in rows], fontsize=8)
     ax.invert_yaxis()
     ax.margins(x=0.12)
+    numbers = [
+        row[name] for row in rows for name in bars if isinstance(row[name], (int, float)) and row[name]
+    ]
+    if max(numbers) > 100 * min(numbers):
+        ax.set_xscale("log")
     ax.set_xlabel(unit)
     ax.set_title(title, fontsize=9)
     ax.grid(axis="x", alpha=0.3)
