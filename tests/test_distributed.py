@@ -80,7 +80,9 @@ def assert_rows_agree(rows: list[dict[str, str]], expected: list[dict[str, str]]
         assert row.keys() == same.keys()
         for name in row.keys() - {"method", "stage"}:
             value, other = float(row[name]), float(same[name])
-            np.testing.assert_allclose(value, other, rtol=1e-6, atol=1e-9, err_msg=name)
+            # A share of the gradient: its rounding is that of 1, and weights are in single precision.
+            atol = 1e-6 if name == "train/cg_residual" else 1e-9
+            np.testing.assert_allclose(value, other, rtol=1e-6, atol=atol, err_msg=name)
 
 
 @pytest.fixture

@@ -57,7 +57,9 @@ def test_eight_devices_train_like_one(name: str, x64: None) -> None:
     mesh = task_mesh(8)
     spread = jax.jit(spread_tasks(functools.partial(step, axis_name=TASKS), mesh))(state)
     for key, value in alone[1].items():
-        np.testing.assert_allclose(spread[1][key], value, rtol=1e-6, atol=1e-9, err_msg=key)
+        # The residual is a share of the gradient: its rounding is that of 1, in single precision.
+        atol = 1e-6 if key == "train/cg_residual" else 1e-9
+        np.testing.assert_allclose(spread[1][key], value, rtol=1e-6, atol=atol, err_msg=key)
     assert spread[1]["train/accepted"] == 1
     assert_trees_close(spread[0].policy_params, alone[0].policy_params, rtol=1e-5, atol=1e-7)
     assert_trees_close(spread[0].adversary, alone[0].adversary, rtol=1e-5, atol=1e-7)
