@@ -175,10 +175,8 @@ def bar_chart(
     ax.set_yticks(place, [", ".join(str(row[label]) for label in labels) for row in rows], fontsize=8)
     ax.invert_yaxis()
     ax.margins(x=0.12)
-    numbers = [
-        row[name] for row in rows for name in bars if isinstance(row[name], (int, float)) and row[name]
-    ]
-    if max(numbers) > 100 * min(numbers):
+    numbers = [v for row in rows for v in map(row.get, bars) if isinstance(v, (int, float)) and v > 0]
+    if numbers and max(numbers) > 1000 * min(numbers):
         ax.set_xscale("log")
     ax.set_xlabel(unit)
     ax.set_title(title, fontsize=9)

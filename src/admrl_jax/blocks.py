@@ -40,20 +40,25 @@ def sum_blocks(function: Callable, data: Any, block: int) -> Any:
     # `jit` keeps what was traced for its shapes.
     function = jax.jit(function)
     blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), part(0, whole))
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, part(0, block)))
-    add = functools.partial(jax.tree.map, jnp.add)
-    total, _ = jax.lax.scan(lambda total, entries: (add(total, function(entries)), None), nothing, blocks)
-    return total if whole == count else add(total, function(part(whole, count)))
+    total = _sum_in_turn(function, blocks)
+    return total if whole == count else _add(total, function(part(whole, count)))
 
 
 def sum_entries(function: Callable, data: Any, block: int) -> Any:
     """Sum of `function` over single entries, `block` at a time; it takes one, without the leading axis."""
     if at_once(block, jax.tree.leaves(data)[0].shape[0]) > 1:
         return sum_blocks(lambda x: jax.tree.map(lambda y: jnp.sum(y, 0), jax.vmap(function)(x)), data, block)
-    first = jax.tree.map(lambda x: x[0], data)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first))
-    add = functools.partial(jax.tree.map, jnp.add)
-    return jax.lax.scan(lambda total, entry: (add(total, function(entry)), None), nothing, data)[0]
+    return _sum_in_turn(function, data)
+
+
+_add = functools.partial(jax.tree.map, jnp.add)
+
+
+def _sum_in_turn(function: Callable, data: Any) -> Any:
+    """Sum of `function` over the leading axis, one after the other."""
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], data))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(lambda total, entry: (_add(total, function(entry)), None), nothing, data)[0]
 
 
 def at_once(block: int, count: int) -> int:
