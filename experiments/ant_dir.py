@@ -2,11 +2,11 @@
 
 import sys
 
-from admrl_jax.env_config import AntDirConfig
-from experiments.command_line import main
-from experiments.presets import physics_presets
+from admrl_jax.envs.ant import AntDirConfig
+from admrl_jax.protocol.command_line import main
+from experiments.presets import presets_for
 
-PRESETS = physics_presets(AntDirConfig())
+PRESETS = presets_for(AntDirConfig())
 
 if __name__ == "__main__":
     sys.exit(main("experiments.ant_dir", __doc__ or "", PRESETS))

@@ -2,11 +2,11 @@
 
 import sys
 
-from admrl_jax.env_config import AntGoalConfig
-from experiments.command_line import main
-from experiments.presets import physics_presets
+from admrl_jax.envs.ant import AntGoalConfig
+from admrl_jax.protocol.command_line import main
+from experiments.presets import presets_for
 
-PRESETS = physics_presets(AntGoalConfig())
+PRESETS = presets_for(AntGoalConfig())
 
 if __name__ == "__main__":
     sys.exit(main("experiments.ant_goal", __doc__ or "", PRESETS))

@@ -2,11 +2,11 @@
 
 import sys
 
-from admrl_jax.env_config import AntVelConfig
-from experiments.command_line import main
-from experiments.presets import physics_presets
+from admrl_jax.envs.ant import AntVelConfig
+from admrl_jax.protocol.command_line import main
+from experiments.presets import presets_for
 
-PRESETS = physics_presets(AntVelConfig())
+PRESETS = presets_for(AntVelConfig())
 
 if __name__ == "__main__":
     sys.exit(main("experiments.ant_vel", __doc__ or "", PRESETS))

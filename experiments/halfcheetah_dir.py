@@ -2,11 +2,11 @@
 
 import sys
 
-from admrl_jax.env_config import HalfCheetahDirConfig
-from experiments.command_line import main
-from experiments.presets import physics_presets
+from admrl_jax.envs.half_cheetah import HalfCheetahDirConfig
+from admrl_jax.protocol.command_line import main
+from experiments.presets import presets_for
 
-PRESETS = physics_presets(HalfCheetahDirConfig())
+PRESETS = presets_for(HalfCheetahDirConfig())
 
 if __name__ == "__main__":
     sys.exit(main("experiments.halfcheetah_dir", __doc__ or "", PRESETS))

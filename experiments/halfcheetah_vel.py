@@ -2,11 +2,11 @@
 
 import sys
 
-from admrl_jax.env_config import HalfCheetahVelConfig
-from experiments.command_line import main
-from experiments.presets import physics_presets
+from admrl_jax.envs.half_cheetah import HalfCheetahVelConfig
+from admrl_jax.protocol.command_line import main
+from experiments.presets import presets_for
 
-PRESETS = physics_presets(HalfCheetahVelConfig())
+PRESETS = presets_for(HalfCheetahVelConfig())
 
 if __name__ == "__main__":
     sys.exit(main("experiments.halfcheetah_vel", __doc__ or "", PRESETS))

@@ -2,12 +2,11 @@
 
 import sys
 
-from admrl_jax.config import MAMLConfig
-from admrl_jax.env_config import HopperParamsConfig
-from experiments.command_line import main
-from experiments.presets import physics_presets
+from admrl_jax.envs.random_dynamics import HopperParamsConfig
+from admrl_jax.protocol.command_line import main
+from experiments.presets import presets_for
 
-PRESETS = physics_presets(HopperParamsConfig(), MAMLConfig(inner_lr=0.05))
+PRESETS = presets_for(HopperParamsConfig(), inner_lr=0.05)
 
 if __name__ == "__main__":
     sys.exit(main("experiments.hopper_params", __doc__ or "", PRESETS))

@@ -3,56 +3,56 @@
 import sys
 from dataclasses import replace
 
+from admrl_jax.attacks.learned.adgan import AdGANConfig
 from admrl_jax.config import (
+    AttackConfigs,
+    AttackerConfig,
     Config,
+    DefenceConfigs,
     EvalConfig,
-    MAMLConfig,
-    PolicyConfig,
+    LearnerConfigs,
     ScheduleConfig,
-    TrainConfig,
-    TRPOConfig,
 )
-from admrl_jax.env_config import NavigationConfig
-from experiments.command_line import main
+from admrl_jax.core.networks import PolicyConfig
+from admrl_jax.defences.adgan import AdGANTrainingConfig
+from admrl_jax.envs.navigation import NavigationConfig
+from admrl_jax.learners.maml_trpo import MAMLTRPOConfig
+from admrl_jax.learners.trpo import TRPOConfig
+from admrl_jax.protocol.command_line import main
+from admrl_jax.sampling import SamplingConfig
 
 PAPER = Config(
     env=NavigationConfig(),
     seeds=(0, 1, 2),
-    # Exploration that stays wide: docs/method.md, "2D navigation".
+    # Exploration that stays wide: docs/environments.md, "2D navigation".
     policy=PolicyConfig(min_std=0.5),
+    sampling=SamplingConfig(num_tasks=20),
     # Short, damped steps, which do not wander off once nothing is left to learn: same place.
-    train=TrainConfig(maml=MAMLConfig(num_tasks=20), trpo=TRPOConfig(max_kl=0.003, cg_damping=0.1)),
+    learners=LearnerConfigs(maml_trpo=MAMLTRPOConfig(trpo=TRPOConfig(max_kl=0.003, cg_damping=0.1))),
     eval=EvalConfig(
         # Returns differ between goals by far more than between methods.
         num_tasks=200,
         # One below the paper's, where the attack leaves room above doing nothing.
         strengths=(0.1, 0.2, 0.5, 0.8),
-        adaptive_steps=60,
-        adaptive_tasks=10,
-        adaptive_trajectories=10,
+        attacker=AttackerConfig(steps=60, num_tasks=10, num_trajectories=10),
     ),
 )
 
 QUICK = replace(
     PAPER,
     seeds=(0,),
-    train=TrainConfig(maml=MAMLConfig(num_tasks=4, num_trajectories=8)),
+    sampling=SamplingConfig(num_tasks=4, num_trajectories=8),
+    learners=LearnerConfigs(),
+    defences=DefenceConfigs(adgan=AdGANTrainingConfig(warmup_steps=5)),
+    attacks=AttackConfigs(adgan=AdGANConfig(num_epochs=2)),
     schedule=ScheduleConfig(
-        pretrain_steps=10,
-        warmup_steps=5,
-        finetune_steps=5,
-        chunk_steps=5,
-        checkpoint_every=5,
-        snapshot_every=5,
+        pretrain_steps=10, finetune_steps=5, chunk_steps=5, checkpoint_every=5, snapshot_every=5
     ),
     eval=EvalConfig(
         num_tasks=8,
         num_trajectories=8,
         strengths=(0.1, 0.2, 0.5),
-        adaptive_steps=2,
-        adaptive_epochs=2,
-        adaptive_tasks=4,
-        adaptive_trajectories=8,
+        attacker=AttackerConfig(steps=2, num_tasks=4, num_trajectories=8),
     ),
 )
 

@@ -1,45 +1,42 @@
-"""The two presets of every environment on a physics engine."""
+"""The two presets of every environment but 2D navigation."""
 
 from dataclasses import replace
 
-from admrl_jax.config import Config, EvalConfig, MAMLConfig, ScheduleConfig, TrainConfig
-from admrl_jax.env_config import PhysicsConfig
+from admrl_jax.config import AttackerConfig, Config, EvalConfig, LearnerConfigs, ScheduleConfig
+from admrl_jax.defences.adgan import AdGANTrainingConfig
+from admrl_jax.config import DefenceConfigs
+from admrl_jax.envs.base import BuiltInConfig, EnvConfig
+from admrl_jax.learners.maml_trpo import MAMLTRPOConfig
+from admrl_jax.sampling import SamplingConfig
 
 
-def physics_presets(env: PhysicsConfig, maml: MAMLConfig | None = None) -> dict[str, Config]:
+def presets_for(env: EnvConfig, *, inner_lr: float = 0.1) -> dict[str, Config]:
     """`paper`: the paper's sizes, one seed. `quick`: every stage at toy size.
 
     Args:
         env: the environment's numbers.
-        maml: adaptation settings where they differ from the defaults.
+        inner_lr: step size of adaptation.
     """
-    maml = maml or MAMLConfig()
     paper = Config(
         env=env,
         seeds=(0,),
-        train=TrainConfig(maml=maml),
+        learners=LearnerConfigs(maml_trpo=MAMLTRPOConfig(inner_lr=inner_lr)),
         # A step takes seconds here, so each is shown and a stop request never waits long.
         schedule=ScheduleConfig(chunk_steps=1),
     )
     quick = replace(
         paper,
-        env=replace(env, horizon=50),
-        train=TrainConfig(maml=replace(maml, num_tasks=4, num_trajectories=4)),
+        env=replace(env, horizon=50) if isinstance(env, BuiltInConfig) else env,
+        sampling=SamplingConfig(num_tasks=4, num_trajectories=4),
+        defences=DefenceConfigs(adgan=AdGANTrainingConfig(warmup_steps=2)),
         schedule=ScheduleConfig(
-            pretrain_steps=4,
-            warmup_steps=2,
-            finetune_steps=2,
-            chunk_steps=1,
-            checkpoint_every=1,
-            snapshot_every=2,
+            pretrain_steps=4, finetune_steps=2, chunk_steps=1, checkpoint_every=1, snapshot_every=2
         ),
         eval=EvalConfig(
             num_tasks=4,
             num_trajectories=4,
             strengths=(0.2, 0.8),
-            adaptive_steps=2,
-            adaptive_tasks=4,
-            adaptive_trajectories=4,
+            attacker=AttackerConfig(steps=2, num_tasks=4, num_trajectories=4),
         ),
     )
     return {"paper": paper, "quick": quick}

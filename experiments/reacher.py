@@ -2,11 +2,11 @@
 
 import sys
 
-from admrl_jax.env_config import ReacherConfig
-from experiments.command_line import main
-from experiments.presets import physics_presets
+from admrl_jax.envs.reacher import ReacherConfig
+from admrl_jax.protocol.command_line import main
+from experiments.presets import presets_for
 
-PRESETS = physics_presets(ReacherConfig())
+PRESETS = presets_for(ReacherConfig())
 
 if __name__ == "__main__":
     sys.exit(main("experiments.reacher", __doc__ or "", PRESETS))

@@ -1,54 +1,49 @@
 """Adversarially robust meta-reinforcement learning in JAX.
 
-Pure functions to compose: environments, rollouts, adaptation, the trust-region step, attacks, the
-adGAN update, evaluation. They are written for one task or one episode; `vmap` and `jit` outside.
+Pure functions to compose: environments, rollouts, adaptation, the trust-region step, attacks, defences,
+evaluation. They are written for one task or one episode; `vmap` and `jit` outside. Environments, learners,
+attacks and defences are small values, found by name in `ENVS`, `LEARNERS`, `ATTACKS` and `DEFENCES`; a method
+of `METHODS` is a learner with a defence.
 """
 
-from admrl_jax.adgan import AdGAN, AdversaryState, init_adversary, make_adgan, update_adversary
-from admrl_jax.attacks import (
-    Attack,
-    Budget,
-    Measurement,
-    fgsm,
-    gaussian_noise,
-    generator_attack,
-    l2_noise,
-    measure_by,
-    no_attack,
-    select,
-)
-from admrl_jax.checks import ConfigError
-from admrl_jax.config import (
-    METHODS,
-    AdversaryConfig,
-    Config,
-    EvalConfig,
-    MAMLConfig,
-    PolicyConfig,
-    ScheduleConfig,
-    TrainConfig,
-    TRPOConfig,
-)
-from admrl_jax.env_config import (
-    ENV_CONFIGS,
-    AntDirConfig,
-    AntGoalConfig,
-    AntVelConfig,
-    EnvConfig,
-    HalfCheetahDirConfig,
-    HalfCheetahVelConfig,
-    HopperParamsConfig,
-    NavigationConfig,
-    ReacherConfig,
-    Walker2dParamsConfig,
-)
-from admrl_jax.envs import Env, FunctionEnv, PhysicsEnv, from_brax, from_model_file, make
+from admrl_jax.attacking import AttackerState, History, attack_step, init_attacker, train_attacker
+from admrl_jax.attacks.base import Attack, AttackSpec, Victim, memoryless
+from admrl_jax.attacks.fgsm import fgsm
+from admrl_jax.attacks.learned.trainer import AttackTrainer
+from admrl_jax.attacks.noise import gaussian_noise, l2_noise, no_attack
+from admrl_jax.attacks.pgd import pgd
+from admrl_jax.attacks.registry import ATTACKS, make_attack, make_attack_trainer
+from admrl_jax.attacks.stuck_sensor import stuck_sensor
+from admrl_jax.attacks.threat import Budget, Measurement, ThreatModel, Units, make_threat
+from admrl_jax.core.gaussian import Gaussian
+from admrl_jax.core.networks import Policy, PolicyConfig, make_policy
+from admrl_jax.core.returns import estimate_advantages
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import Experience, MetaBatch, TimeStep, Trajectory
+from admrl_jax.defences.base import Defence, DefenceSpec
+from admrl_jax.defences.registry import DEFENCES
+from admrl_jax.envs.adapters import FunctionEnv, from_brax, from_model_file
+from admrl_jax.envs.base import Env, EnvConfig, EnvSpec
+from admrl_jax.envs.registry import ENVS, make_env
 from admrl_jax.evaluation import EvalResult, do_nothing_returns, evaluate
-from admrl_jax.gaussian import Gaussian
-from admrl_jax.maml import adapt, adapt_and_predict, adapt_step, inner_loss, surrogate_loss
-from admrl_jax.networks import Policy, make_policy
-from admrl_jax.returns import estimate_advantages
-from admrl_jax.rollout import collect, episode_returns, rollout
+from admrl_jax.learners.base import Learner, LearnerSpec, LearnerState, LossTerm
+from admrl_jax.learners.maml import inner_loss, surrogate_loss
+from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo
+from admrl_jax.learners.promp import ProMPConfig, make_promp
+from admrl_jax.learners.registry import LEARNERS
+from admrl_jax.learners.trpo import Objective, TRPOConfig, TRPOInfo, trpo_update
+from admrl_jax.methods import METHODS, Method
+from admrl_jax.runs.artefact import ArtefactError, Trained, load_policy, save_policies
+from admrl_jax.sampling import (
+    Exposure,
+    SamplingConfig,
+    collect,
+    collect_meta_batch,
+    episode_returns,
+    expose,
+    rollout,
+)
 from admrl_jax.simulators import (
     SIMULATORS,
     Model,
@@ -58,91 +53,95 @@ from admrl_jax.simulators import (
     SimulatorError,
     make_simulator,
 )
-from admrl_jax.training import (
-    MetaBatch,
-    TrainState,
-    collect_meta_batch,
-    init,
-    outer_step,
-    train_chunk,
-)
-from admrl_jax.trpo import TRPOInfo, trpo_update
-from admrl_jax.types import Experience, TimeStep, Trajectory
+from admrl_jax.training import Setup, TrainState, init_train_state, outer_step
 
 __all__ = [
-    "ENV_CONFIGS",
+    "ATTACKS",
+    "DEFENCES",
+    "ENVS",
+    "LEARNERS",
     "METHODS",
     "SIMULATORS",
-    "AdGAN",
-    "AdversaryConfig",
-    "AdversaryState",
-    "AntDirConfig",
-    "AntGoalConfig",
-    "AntVelConfig",
+    "ArtefactError",
     "Attack",
+    "AttackSpec",
+    "AttackTrainer",
+    "AttackerState",
     "Budget",
-    "Config",
     "ConfigError",
+    "Defence",
+    "DefenceSpec",
     "Env",
     "EnvConfig",
-    "EvalConfig",
+    "EnvSpec",
     "EvalResult",
     "Experience",
+    "Exposure",
     "FunctionEnv",
     "Gaussian",
-    "HalfCheetahDirConfig",
-    "HalfCheetahVelConfig",
-    "HopperParamsConfig",
-    "MAMLConfig",
+    "History",
+    "Learner",
+    "LearnerSpec",
+    "LearnerState",
+    "LossTerm",
+    "MAMLTRPOConfig",
     "Measurement",
     "MetaBatch",
+    "Method",
     "Model",
     "ModelParams",
-    "NavigationConfig",
-    "PhysicsEnv",
+    "Objective",
     "Policy",
     "PolicyConfig",
-    "ReacherConfig",
-    "ScheduleConfig",
+    "ProMPConfig",
+    "SamplingConfig",
+    "Setup",
     "SimState",
     "Simulator",
     "SimulatorError",
     "TRPOConfig",
     "TRPOInfo",
+    "TaskAxis",
+    "ThreatModel",
     "TimeStep",
-    "TrainConfig",
     "TrainState",
+    "Trained",
     "Trajectory",
-    "Walker2dParamsConfig",
-    "adapt",
-    "adapt_and_predict",
-    "adapt_step",
+    "Units",
+    "Victim",
+    "attack_step",
     "collect",
     "collect_meta_batch",
     "do_nothing_returns",
     "episode_returns",
     "estimate_advantages",
     "evaluate",
+    "expose",
     "fgsm",
     "from_brax",
     "from_model_file",
     "gaussian_noise",
-    "generator_attack",
-    "init",
-    "init_adversary",
+    "init_attacker",
+    "init_train_state",
     "inner_loss",
     "l2_noise",
-    "make",
-    "make_adgan",
+    "load_policy",
+    "make_attack",
+    "make_attack_trainer",
+    "make_env",
+    "make_maml_trpo",
     "make_policy",
+    "make_promp",
     "make_simulator",
-    "measure_by",
+    "make_threat",
+    "memoryless",
     "no_attack",
     "outer_step",
+    "pgd",
     "rollout",
-    "select",
+    "save_policies",
+    "stuck_sensor",
     "surrogate_loss",
-    "train_chunk",
+    "train_attacker",
     "trpo_update",
-    "update_adversary",
 ]

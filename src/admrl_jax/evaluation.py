@@ -5,15 +5,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from admrl_jax import mapped_axis
-from admrl_jax.attacks import Attack, Budget, no_attack
-from admrl_jax.config import MAMLConfig
+from admrl_jax.attacks.noise import no_attack
+from admrl_jax.attacks.threat import Budget, Units
+from admrl_jax.core.gaussian import Gaussian
+from admrl_jax.core.networks import Policy
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import MetaBatch, Params, Task
 from admrl_jax.envs.base import Env
-from admrl_jax.gaussian import Gaussian
-from admrl_jax.networks import Policy
-from admrl_jax.rollout import collect, episode_returns
-from admrl_jax.training import collect_meta_batch
-from admrl_jax.types import Experience, Params, Task
+from admrl_jax.sampling import Exposure, attack_sizes, collect, collect_meta_batch, episode_returns
+from admrl_jax.training import Setup
 
 
 class EvalResult(NamedTuple):
@@ -31,18 +31,13 @@ class EvalResult(NamedTuple):
 
 
 def evaluate(
-    policy_params: Params,
-    attack_params: Params,
+    meta_params: Params,
     key: jax.Array,
     tasks: Task,
+    exposure: Exposure,
     *,
-    env: Env,
-    policy: Policy,
-    attack: Attack,
-    support_budget: Budget,
-    query_budget: Budget,
-    config: MAMLConfig,
-    axis_name: str | None = None,
+    setup: Setup,
+    axis: TaskAxis = TaskAxis(),
 ) -> EvalResult:
     """Adapts to each task and measures the return at every stage of adaptation.
 
@@ -50,64 +45,47 @@ def evaluate(
     attacked} x query {clean, attacked}. Radii are arrays and can be vmapped over.
 
     Args:
-        policy_params: meta-parameters.
-        attack_params: parameters of `attack`.
+        meta_params: of the learner.
         key: randomness of the episodes; the same key pairs comparisons.
-        tasks: leading axis `N`; explicit, never drawn from a training key.
-        env: task family.
-        policy: Gaussian policy.
-        attack: observation attack.
-        support_budget: budget during adaptation.
-        query_budget: budget after the last adaptation step.
-        config: trajectories and adaptation settings.
-        axis_name: mapped axis over which tasks are spread; `tasks` and the returns are then those of
-            this device.
+        tasks: leading axis `N`; explicit, never drawn from a training key. Those of this device.
+        exposure: the attack on support and query rollouts, see `expose`.
+        setup: environment, policy and learner, episodes and steps of adaptation.
+        axis: how tasks are computed; the returns are then those of this device.
     """
     batch = collect_meta_batch(
-        policy_params,
-        attack_params,
+        meta_params,
         key,
         tasks,
-        env=env,
-        policy=policy,
-        attack=attack,
-        support_budget=support_budget,
-        query_budget=query_budget,
-        config=config,
-        axis_name=axis_name,
+        exposure,
+        env=setup.env,
+        policy=setup.policy,
+        learner=setup.learner,
+        config=setup.sampling,
+        axis=axis,
     )
     support, query = batch.support.trajectory, batch.query.trajectory
     returns = jnp.concatenate([episode_returns(support), episode_returns(query)[:, None]], axis=1)
-    before = attack.measure(support.obs, support.perturbed_obs, support_budget)
-    after = attack.measure(query.obs, query.perturbed_obs, query_budget)
-    size, valid = mapped_axis.total((jnp.sum(after.size * query.mask), jnp.sum(query.mask)), axis_name)
-    excess = jnp.maximum(jnp.max(before.excess), jnp.max(after.excess))
-    return EvalResult(
-        returns=returns,
-        attack_size=size / jnp.maximum(valid, 1.0),
-        budget_excess=mapped_axis.largest(excess, axis_name),
-    )
+    sizes = attack_sizes(batch, exposure, axis)
+    return EvalResult(returns, sizes.size, sizes.excess)
 
 
-def observation_statistics(
-    support: Experience, query: Experience, *, min_std: float = 1e-3
-) -> tuple[jax.Array, jax.Array]:
+def observation_units(batch: MetaBatch, axis: TaskAxis = TaskAxis(), *, min_std: float = 1e-3) -> Units:
     """Mean and standard deviation `[O]` of true observations over the valid steps of a meta-batch.
 
     Dimensions that hardly vary get standard deviation 0, which keeps every attack off them.
 
     Args:
-        support: fields `[N, S, K, H, ...]`.
-        query: fields `[N, K, H, ...]`.
+        batch: of this device's tasks; the units are those of all.
+        axis: how tasks are computed.
         min_std: smaller standard deviations count as constant.
     """
-    obs = [x.trajectory.obs.reshape(-1, x.trajectory.obs.shape[-1]) for x in (support, query)]
-    mask = [x.trajectory.mask.reshape(-1, 1) for x in (support, query)]
-    obs, mask = jnp.concatenate(obs), jnp.concatenate(mask)
-    count = jnp.maximum(jnp.sum(mask), 1.0)
-    mean = jnp.sum(obs * mask, axis=0) / count
-    std = jnp.sqrt(jnp.sum(jnp.square(obs - mean) * mask, axis=0) / count)
-    return mean, jnp.where(std < min_std, 0.0, std)
+    taken = [x.trajectory for x in (batch.support, batch.query)]
+    obs = jnp.concatenate([x.obs.reshape(-1, x.obs.shape[-1]) for x in taken])
+    mask = jnp.concatenate([x.mask.reshape(-1, 1) for x in taken])
+    count = jnp.maximum(axis.total(jnp.sum(mask)), 1.0)
+    mean = axis.total(jnp.sum(obs * mask, axis=0)) / count
+    std = jnp.sqrt(axis.total(jnp.sum(jnp.square(obs - mean) * mask, axis=0)) / count)
+    return Units(mean, jnp.where(std < min_std, 0.0, std))
 
 
 def do_nothing_returns(key: jax.Array, tasks: Task, *, env: Env, num_trajectories: int) -> jax.Array:

@@ -1,35 +1,31 @@
-"""The outer step of all four methods: sample tasks, collect, adapt, collect, TRPO, adGAN.
+"""The outer step of every method: sample tasks, collect under the defence's attack, learn, let opponents learn.
 
-The methods differ only in the attack that is plugged in and in whether adGAN is trained along.
-Keys come from `fold_in(state.key, state.step)`, so how steps are chunked, resumed or logged
-cannot change a number.
+Keys come from `fold_in(state.key, state.step)`, so how steps are grouped, resumed or logged cannot change a
+number. A step is three functions, `collect_step`, `learn_step` and `opponent_step`; methods that share one of
+them share its compiled program. `outer_step` is all three.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from admrl_jax import mapped_axis
-from admrl_jax.adgan import AdGAN, AdversaryState, update_adversary
-from admrl_jax.attacks import Attack, Budget
-from admrl_jax.blocks import map_blocks
-from admrl_jax.config import MAMLConfig, TrainConfig
+from admrl_jax.attacks.threat import Units
+from admrl_jax.core.networks import Policy
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import MetaBatch, Metrics, Params
+from admrl_jax.defences.base import Defence
+from admrl_jax.defences.fixed import no_defence
 from admrl_jax.envs.base import Env
-from admrl_jax.maml import (
-    adapt_and_predict,
-    adapt_step,
-    query_weights,
-    surrogate_loss,
+from admrl_jax.learners.base import Learner, LearnerState, LossTerm
+from admrl_jax.sampling import (
+    Exposure,
+    SamplingConfig,
+    attack_sizes,
+    collect_meta_batch,
+    episode_returns,
 )
-from admrl_jax.networks import Policy
-from admrl_jax.returns import estimate_advantages
-from admrl_jax.rollout import collect, episode_returns
-from admrl_jax.trpo import trpo_update
-from admrl_jax.types import Experience, Metrics, Params, Task
 
 
 class TrainState(struct.PyTreeNode):
@@ -37,267 +33,211 @@ class TrainState(struct.PyTreeNode):
 
     Attributes:
         step: `[]` outer steps done.
+        start: `[]` step at which the defence began; its schedule counts from there.
         key: base key of the run; never replaced.
-        policy_params: meta-parameters.
-        attack_params: parameters of an attack that is not trained; `()` for most.
-        adversary: adGAN's state, or None where no generator is trained.
-        budget: the attack's budget and units.
+        learner: meta-parameters and their optimiser.
+        opponent: the defence's state.
+        units: in which budgets are measured.
     """
 
     step: jax.Array
+    start: jax.Array
     key: jax.Array
-    policy_params: Params
-    attack_params: Params
-    adversary: AdversaryState | None
-    budget: Budget
+    learner: LearnerState
+    opponent: Any
+    units: Units
 
 
-class MetaBatch(NamedTuple):
-    """One meta-batch of `N` tasks, each before and after adaptation.
+class Setup(NamedTuple):
+    """What training is of: fixed values that go with every step.
 
     Attributes:
-        support: fields `[N, num_adapt_steps, K, H, ...]`.
-        query: fields `[N, K, H, ...]`.
-        adapted_params: leading axis `N`.
+        env: task family.
+        policy: Gaussian policy.
+        learner: adapts and meta-learns.
+        sampling: size of a meta-batch.
     """
 
-    support: Experience
-    query: Experience
-    adapted_params: Params
+    env: Env
+    policy: Policy
+    learner: Learner
+    sampling: SamplingConfig
 
 
-def init(key: jax.Array, *, policy: Policy, obs_size: int) -> TrainState:
-    """A fresh policy without an attack."""
+def init_train_state(
+    key: jax.Array, setup: Setup, defence: Defence | None = None, inputs: Units | None = None
+) -> TrainState:
+    """A fresh learner and fresh opponents.
+
+    Args:
+        key: of the run; one key, one run.
+        setup: its learner is started.
+        defence: its opponents are started; none by default.
+        inputs: units of clean observations, in which opponents' networks read; raw by default.
+    """
     key_policy, key_train = jax.random.split(key)
+    size = (setup.env.obs_size,)
+    raw = Units(jnp.zeros(size), jnp.ones(size))
+    defence = defence or no_defence()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        start=jnp.zeros((), jnp.int32),
         key=key_train,
-        policy_params=policy.init(key_policy),
-        attack_params=(),
-        adversary=None,
-        budget=Budget(jnp.zeros(()), jnp.zeros((obs_size,)), jnp.ones((obs_size,))),
+        learner=setup.learner.init(key_policy),
+        opponent=defence.init(opponent_key(key_train), inputs or raw),
+        units=raw,
     )
 
 
-def collect_meta_batch(
-    policy_params: Params,
-    attack_params: Params,
-    key: jax.Array,
-    tasks: Task,
-    *,
-    env: Env,
-    policy: Policy,
-    attack: Attack,
-    support_budget: Budget,
-    query_budget: Budget,
-    config: MAMLConfig,
-    axis_name: str | None = None,
-) -> MetaBatch:
-    """Collects support data, adapts to each task, and collects query data.
+def opponent_key(key: jax.Array, number: int | jax.Array = 0) -> jax.Array:
+    """Keys of fresh opponents, beside those of the training steps, which fold in step numbers from 0 up.
 
     Args:
-        policy_params: meta-parameters.
-        attack_params: parameters of `attack`.
-        key: randomness of all episodes.
-        tasks: leading axis `N`.
-        env: task family.
-        policy: Gaussian policy.
-        attack: acts on support and query rollouts alike.
-        support_budget: budget before and during adaptation; radius 0 leaves it clean.
-        query_budget: budget after adaptation.
-        config: trajectories, adaptation and advantage settings.
-        axis_name: mapped axis over which tasks are spread; `tasks` are then those of this device.
+        key: base key of a run.
+        number: of the opponent.
     """
-    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-    score = functools.partial(estimate_advantages, discount=config.discount, gae_lambda=config.gae_lambda)
+    return jax.random.fold_in(jax.random.fold_in(key, 2**31 - 1), number)
 
-    def adapt_one(task: tuple[Params, Experience]) -> Params:
-        return adapt_step(*task, policy=policy, inner_lr=config.inner_lr)
 
-    def collect_and_adapt(params: Params, step: jax.Array) -> tuple[Params, Experience]:
-        is_query = step == config.num_adapt_steps
-        budget = jax.tree.map(lambda s, q: jnp.where(is_query, q, s), support_budget, query_budget)
-        run = functools.partial(
-            collect,
-            num_trajectories=config.num_trajectories,
-            env=env,
-            policy=policy,
-            attack=attack,
-            budget=budget,
-        )
-        # One key per task of the whole batch, so that spreading it changes no episode.
-        keys = jax.random.split(jax.random.fold_in(key, step), num_tasks * mapped_axis.size(axis_name))
-        keys = mapped_axis.share(keys, axis_name)
-        batch = jax.vmap(score)(jax.vmap(run, in_axes=(0, None, 0, 0))(params, attack_params, keys, tasks))
-        adapted = jax.lax.cond(
-            is_query,
-            lambda params, _: params,
-            lambda *data: map_blocks(adapt_one, data, config.task_block),
-            *(params, batch),
-        )
-        return adapted, batch
+class StepKeys(NamedTuple):
+    """Keys of one outer step. The learner's is only used by loss terms."""
 
-    # Support and query in one loop: its body, the dearest to compile, is compiled once.
-    params = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), policy_params)
-    params, batches = jax.lax.scan(collect_and_adapt, params, jnp.arange(config.num_adapt_steps + 1))
-    support = jax.tree.map(lambda x: jnp.moveaxis(x[:-1], 0, 1), batches)
-    return MetaBatch(support, jax.tree.map(lambda x: x[-1], batches), params)
+    tasks: jax.Array
+    collect: jax.Array
+    opponent: jax.Array
+    learner: jax.Array
+
+
+def step_keys(key: jax.Array, step: jax.Array) -> StepKeys:
+    """The keys of outer step `step` of a run."""
+    key = jax.random.fold_in(key, step)
+    return StepKeys(*jax.random.split(key, 3), jax.random.fold_in(key, 3))
+
+
+def sample_and_collect(
+    meta_params: Params, keys: StepKeys, exposure: Exposure, setup: Setup, axis: TaskAxis
+) -> tuple[MetaBatch, Metrics]:
+    """Draws this device's tasks, collects a meta-batch of them, and measures it."""
+    tasks = jax.vmap(setup.env.sample_task)(axis.split_key(keys.tasks, setup.sampling.num_tasks))
+    batch = collect_meta_batch(
+        meta_params,
+        keys.collect,
+        tasks,
+        exposure,
+        env=setup.env,
+        policy=setup.policy,
+        learner=setup.learner,
+        config=setup.sampling,
+        axis=axis,
+    )
+    return batch, batch_metrics(batch, exposure, axis)
+
+
+def collect_step(
+    state: TrainState, *, setup: Setup, defence: Defence, axis: TaskAxis = TaskAxis()
+) -> tuple[MetaBatch, Metrics]:
+    """The meta-batch of a step, collected under the defence's attack.
+
+    Returns:
+        `(batch, metrics)`: the batch of this device's tasks, metrics `train/...` and `attack/...` of all.
+    """
+    exposure = defence.expose(
+        state.opponent, state.step - state.start, state.units, setup.sampling.num_tasks, axis
+    )
+    keys = step_keys(state.key, state.step)
+    return sample_and_collect(state.learner.meta_params, keys, exposure, setup, axis)
+
+
+def learn_step(
+    learner_state: LearnerState,
+    key: jax.Array,
+    step: jax.Array,
+    batch: MetaBatch,
+    *,
+    learner: Learner,
+    loss_term: LossTerm | None = None,
+    axis: TaskAxis = TaskAxis(),
+) -> tuple[LearnerState, Metrics]:
+    """The learner's part of a step.
+
+    Args:
+        learner_state: what it carries.
+        key: base key of the run.
+        step: `[]` number of the step.
+        batch: of `collect_step`.
+        learner: meta-learner.
+        loss_term: of the defence.
+        axis: how tasks are computed.
+    """
+    return learner.update(
+        learner_state, step_keys(key, step).learner, batch, loss_term=loss_term, tasks=axis
+    )
+
+
+def opponent_step(
+    opponent: Any,
+    key: jax.Array,
+    step: jax.Array,
+    units: Units,
+    batch: MetaBatch,
+    *,
+    defence: Defence,
+    axis: TaskAxis = TaskAxis(),
+) -> tuple[Any, Metrics]:
+    """The opponents' part of a step: they learn from the batch that they have collected.
+
+    Args:
+        opponent: the defence's state.
+        key: base key of the run.
+        step: `[]` number of the step.
+        units: of all budgets.
+        batch: of `collect_step`.
+        defence: whose opponents learn.
+        axis: how tasks are computed.
+    """
+    if defence.update is None:
+        return opponent, {}
+    return defence.update(opponent, step_keys(key, step).opponent, batch, units, axis)
 
 
 def outer_step(
-    state: TrainState,
-    *,
-    env: Env,
-    policy: Policy,
-    attack: Attack,
-    config: TrainConfig,
-    adgan: AdGAN | None = None,
-    train_policy: bool | jax.Array = True,
-    train_adversary: bool | jax.Array = True,
-    axis_name: str | None = None,
+    state: TrainState, *, setup: Setup, defence: Defence | None = None, axis: TaskAxis = TaskAxis()
 ) -> tuple[TrainState, Metrics]:
     """One outer step (Algorithms 1 to 3).
 
     Args:
         state: what training carries.
-        env: task family.
-        policy: Gaussian policy.
-        attack: acts on support and query rollouts.
-        config: meta-batch, trust region and adGAN settings.
-        adgan: networks of the adversary; needs `state.adversary`, whose generator then is the
-            attack's parameters.
-        train_policy: False freezes the policy, as in adGAN's warm-up and in adaptive attacks.
-        train_adversary: False freezes adGAN. Both switches may be arrays `[]`; they then are
-            decided when the program runs, and metrics of what is frozen are NaN.
-        axis_name: mapped axis over which tasks are spread, inside a `shard_map`; every device then
-            holds the same state, works on its share of `config.maml.num_tasks`, and sums over the axis.
+        setup: environment, policy, learner and size of a meta-batch.
+        defence: what training faces; nothing by default.
+        axis: how tasks are computed. Inside a `shard_map` every device holds the same state, works on its
+            share of `setup.sampling.num_tasks`, and sums over the axis.
 
     Returns:
-        `(state, metrics)`. A trust-region step that finds no improvement, or anything not
-        finite, leaves the policy as it was.
+        `(state, metrics)`. A learner that finds no improvement, or anything not finite, leaves the
+        policy as it was.
     """
-    key_tasks, key_collect, key_adversary = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
-    tasks = jax.vmap(env.sample_task)(
-        mapped_axis.share(jax.random.split(key_tasks, config.maml.num_tasks), axis_name)
+    defence = defence or no_defence()
+    batch, metrics = collect_step(state, setup=setup, defence=defence, axis=axis)
+    learner, learned = learn_step(
+        state.learner,
+        state.key,
+        state.step,
+        batch,
+        learner=setup.learner,
+        loss_term=defence.loss_term,
+        axis=axis,
     )
-    attack_params = state.attack_params
-    if state.adversary is not None:
-        attack_params = state.adversary.generator_params
-    batch = collect_meta_batch(
-        state.policy_params,
-        attack_params,
-        key_collect,
-        tasks,
-        env=env,
-        policy=policy,
-        attack=attack,
-        support_budget=state.budget,
-        query_budget=state.budget,
-        config=config.maml,
-        axis_name=axis_name,
+    opponent, faced = opponent_step(
+        state.opponent, state.key, state.step, state.units, batch, defence=defence, axis=axis
     )
-    metrics = batch_metrics(batch, attack, state.budget, axis_name)
-    policy_params, policy_metrics = _when(
-        train_policy,
-        lambda params: update_policy(params, batch, policy=policy, config=config, axis_name=axis_name),
-        state.policy_params,
-    )
-    adversary, adversary_metrics = state.adversary, {}
-    if adgan is not None and adversary is not None:
-        update = functools.partial(
-            update_adversary,
-            key=key_adversary,
-            support=batch.support,
-            query=batch.query,
-            adapted_params=batch.adapted_params,
-            adgan=adgan,
-            policy=policy,
-            budget=state.budget,
-            config=config.adversary,
-            task_block=config.maml.task_block,
-            axis_name=axis_name,
-        )
-        adversary, adversary_metrics = _when(train_adversary, update, adversary)
-    new_state = state.replace(step=state.step + 1, policy_params=policy_params, adversary=adversary)
-    return new_state, {**metrics, **policy_metrics, **adversary_metrics}
-
-
-def update_policy(
-    policy_params: Params,
-    batch: MetaBatch,
-    *,
-    policy: Policy,
-    config: TrainConfig,
-    axis_name: str | None = None,
-) -> tuple[Params, Metrics]:
-    """The trust-region step on the meta-parameters, through the adaptation."""
-    weights = query_weights(batch.query, axis_name)
-    predict = functools.partial(
-        adapt_and_predict,
-        policy=policy,
-        inner_lr=config.maml.inner_lr,
-        num_adapt_steps=config.maml.num_adapt_steps,
-        first_order=config.maml.first_order,
-    )
-    policy_params, info = trpo_update(
-        policy_params,
-        predict,
-        (batch.support, batch.query),
-        surrogate_loss(batch.query, weights),
-        weights,
-        max_kl=config.trpo.max_kl,
-        cg_iterations=config.trpo.cg_iterations,
-        cg_damping=config.trpo.cg_damping,
-        line_search_steps=config.trpo.line_search_steps,
-        backtrack_ratio=config.trpo.backtrack_ratio,
-        block=config.maml.task_block,
-        axis_name=axis_name,
-    )
-    metrics = {f"train/{name}": jnp.float32(value) for name, value in info._asdict().items()}
-    metrics["train/std"] = jnp.mean(jnp.exp(policy_params["log_std"]))
-    return policy_params, metrics
-
-
-def _when(
-    switch: bool | jax.Array, update: Callable[[Any], tuple[Any, Metrics]], old: Any
-) -> tuple[Any, Metrics]:
-    """`update(old)` if the switch is on, else `old` and NaN for every metric."""
-    if isinstance(switch, bool):
-        return update(old) if switch else (old, {})
-    # `jit` keeps what was traced for its shapes.
-    update = jax.jit(update)
-    nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(update, old)[1])
-    return jax.lax.cond(switch, update, lambda old: (old, nothing), old)
-
-
-def train_chunk(
-    state: TrainState, *, num_steps: int, step_fn: Callable[[TrainState], tuple[TrainState, Metrics]]
-) -> tuple[TrainState, Metrics]:
-    """Outer steps in a loop; metrics come back stacked, `[num_steps]`.
-
-    The compiler does not see how many: it would inline a loop of one step, and round that step differently.
-    """
-    # `jit` keeps what was traced for its shapes.
-    step_fn = jax.jit(step_fn)
-    metrics = jax.tree.map(
-        lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), jax.eval_shape(step_fn, state)[1]
-    )
-
-    def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-        state, metrics = carry
-        state, new = step_fn(state)
-        return state, jax.tree.map(
-            lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0), metrics, new
-        )
-
-    count = jax.lax.optimization_barrier(jnp.int32(num_steps))
-    return jax.lax.fori_loop(0, count, body, (state, metrics))
+    new_state = state.replace(step=state.step + 1, learner=learner, opponent=opponent)
+    return new_state, {**metrics, **learned, **faced}
 
 
 def bad_steps(metrics: Metrics) -> jax.Array:
     """Outer steps in which nothing could be learned because numbers were not finite: bool `[..., T]`.
 
-    Every episode broke at once, or the trust-region step or all of adGAN's updates were skipped.
+    Every episode broke at once, or the learner's step or all of the opponents' updates were skipped.
 
     Args:
         metrics: of `outer_step`, stacked, `[..., T]`.
@@ -305,16 +245,13 @@ def bad_steps(metrics: Metrics) -> jax.Array:
     bad = metrics["train/env_steps"] == 0
     for name in ("train/skipped", "adversary/skipped"):
         if name in metrics:
-            # NaN, of what is frozen, is not bad.
             bad = bad | (metrics[name] >= 1)
     return bad
 
 
-def batch_metrics(batch: MetaBatch, attack: Attack, budget: Budget, axis_name: str | None = None) -> Metrics:
+def batch_metrics(batch: MetaBatch, exposure: Exposure, axis: TaskAxis = TaskAxis()) -> Metrics:
     """Returns, steps, diverged episodes and perturbation sizes of a meta-batch."""
     support, query = batch.support.trajectory, batch.query.trajectory
-    before = attack.measure(support.obs, support.perturbed_obs, budget)
-    after = attack.measure(query.obs, query.perturbed_obs, budget)
     means = {
         "train/pre_return": jnp.mean(episode_returns(support)[:, 0]),
         "train/post_return": jnp.mean(episode_returns(query)),
@@ -323,11 +260,10 @@ def batch_metrics(batch: MetaBatch, attack: Attack, budget: Budget, axis_name: s
         "train/env_steps": jnp.sum(support.mask) + jnp.sum(query.mask),
         "train/diverged": jnp.sum(support.diverged) + jnp.sum(query.diverged),
     }
-    size, valid = mapped_axis.total((jnp.sum(after.size * query.mask), jnp.sum(query.mask)), axis_name)
-    excess = jnp.maximum(jnp.max(before.excess), jnp.max(after.excess))
+    sizes = attack_sizes(batch, exposure, axis)
     return {
-        **mapped_axis.mean(means, axis_name),
-        **mapped_axis.total(sums, axis_name),
-        "attack/size": size / jnp.maximum(valid, 1.0),
-        "attack/budget_excess": mapped_axis.largest(excess, axis_name),
+        **axis.mean(means),
+        **axis.total(sums),
+        "attack/size": sizes.size,
+        "attack/budget_excess": sizes.excess,
     }

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack, Budget, measure_by
-from admrl_jax.networks import Policy
-from admrl_jax.types import Params
+from admrl_jax.attacks.base import Attack, AttackSpec, NoSettings, memoryless
+from admrl_jax.attacks.threat import Budget, make_threat
+from admrl_jax.core.networks import Policy
+from admrl_jax.core.types import Params
+
+THREAT = make_threat(label="FGSM", norm="linf", strength="L-inf step", knowledge="policy")
 
 
 def fgsm(policy: Policy) -> Attack:
@@ -17,10 +20,10 @@ def fgsm(policy: Policy) -> Attack:
     """
 
     def perturb(
-        attack_params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
+        params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
     ) -> jax.Array:
         clean = policy.apply(policy_params, obs)
-        step = jnp.asarray(budget.radius * budget.scale)
+        step = jnp.asarray(budget.radius * budget.units.scale)
         corner = jax.random.rademacher(key, obs.shape, dtype=obs.dtype)
 
         def shift(x: jax.Array) -> jax.Array:
@@ -34,4 +37,7 @@ def fgsm(policy: Policy) -> Attack:
         sign = jnp.where(gradient == 0, corner, jnp.sign(gradient))
         return obs + step * sign
 
-    return Attack(lambda key: (), perturb, measure_by("linf"))
+    return memoryless(perturb, THREAT)
+
+
+SPEC = AttackSpec("fgsm", THREAT, "#CC3D6B", NoSettings, lambda config, victim: fgsm(victim.policy))

@@ -1,33 +1,41 @@
-"""Attacks that know nothing: none at all, and Gaussian noise (paper, Eq. 13)."""
+"""Attacks that know nothing of the policy: none at all, Gaussian noise (paper, Eq. 13), L2 noise."""
 
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack, Budget, measure_by, project_l2, safe_norm
-from admrl_jax.types import Params
+from admrl_jax.attacks.base import Attack, AttackSpec, NoSettings, memoryless
+from admrl_jax.attacks.threat import Budget, make_threat, project_l2
+from admrl_jax.core.linalg import safe_norm
+from admrl_jax.core.types import Params
+
+NO_ATTACK = make_threat(label="clean", norm="l2", strength="none", knowledge="none")
+GAUSSIAN_NOISE = make_threat(
+    label="Gaussian noise", norm="none", strength="noise std per dimension", knowledge="none"
+)
+L2_NOISE = make_threat(label="L2 noise", norm="l2", strength="L2 size", knowledge="none")
 
 
 def no_attack() -> Attack:
     """Leaves observations as they are."""
 
     def perturb(
-        attack_params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
+        params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
     ) -> jax.Array:
         return obs
 
-    return Attack(lambda key: (), perturb, measure_by("l2"))
+    return memoryless(perturb, NO_ATTACK)
 
 
 def gaussian_noise() -> Attack:
     """Adds independent Gaussian noise of standard deviation `budget.radius` per dimension."""
 
     def perturb(
-        attack_params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
+        params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
     ) -> jax.Array:
         noise = jax.random.normal(key, obs.shape, obs.dtype)
-        return obs + budget.radius * budget.scale * noise
+        return obs + budget.radius * budget.units.scale * noise
 
-    return Attack(lambda key: (), perturb, measure_by("none"))
+    return memoryless(perturb, GAUSSIAN_NOISE)
 
 
 def l2_noise() -> Attack:
@@ -38,12 +46,19 @@ def l2_noise() -> Attack:
     """
 
     def perturb(
-        attack_params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
+        params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
     ) -> jax.Array:
         # Directions that may not move (scale 0) take no share of the length.
-        noise = jax.random.normal(key, obs.shape, obs.dtype) * (jnp.asarray(budget.scale) > 0)
+        noise = jax.random.normal(key, obs.shape, obs.dtype) * (jnp.asarray(budget.units.scale) > 0)
         length = safe_norm(noise)
         unit = noise / jnp.where(length > 0, length, 1.0)
-        return obs + project_l2(budget.radius * unit, budget.radius) * budget.scale
+        return obs + project_l2(budget.radius * unit, budget.radius) * budget.units.scale
 
-    return Attack(lambda key: (), perturb, measure_by("l2"))
+    return memoryless(perturb, L2_NOISE)
+
+
+NONE_SPEC = AttackSpec("none", NO_ATTACK, "#444444", NoSettings, lambda config, victim: no_attack())
+GAUSSIAN_SPEC = AttackSpec(
+    "gaussian", GAUSSIAN_NOISE, "#E69F00", NoSettings, lambda config, victim: gaussian_noise()
+)
+L2_SPEC = AttackSpec("l2_noise", L2_NOISE, "#B8602E", NoSettings, lambda config, victim: l2_noise())

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.checks import ConfigError
-from admrl_jax.env_config import PhysicsConfig, validate_env
-from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.core.settings import ConfigError, check_fields
+from admrl_jax.core.types import Task, TimeStep
+from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv
 from admrl_jax.simulators import Model, SimState, make_simulator
-from admrl_jax.types import Task, TimeStep
 
 SampleTask = Callable[[jax.Array], Task]
 Reward = Callable[[Any, jax.Array, Any, Task], jax.Array]
@@ -144,7 +143,7 @@ def from_model_file(
     config = PhysicsConfig(
         horizon=horizon, action_scale=action_scale, frame_skip=frame_skip, reset_noise=reset_noise
     )
-    validate_env(config)
+    check_fields(config, "env.")
     return ModelFileEnv(
         simulator=make_simulator(simulator, Model(path), frame_skip, num_threads),
         config=config,

@@ -1,15 +1,15 @@
 """Ant: run at a velocity, in a direction, or to a goal (Finn et al. 2017, section 5.3.2)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.env_config import AntConfig, AntDirConfig, AntGoalConfig, AntVelConfig
-from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
 from admrl_jax.simulators import Model, SimState
-from admrl_jax.types import Task
+from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, check_order, one_of
+from admrl_jax.core.types import Task
 
 
 def rotation_matrix(quaternion: jax.Array) -> jax.Array:
@@ -22,6 +22,65 @@ def rotation_matrix(quaternion: jax.Array) -> jax.Array:
             [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
         ]
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AntConfig(PhysicsConfig):
+    """Ant. Defaults: pytorch-maml-rl's definition without contact forces (zero since MuJoCo 2)."""
+
+    control_cost: Annotated[float, NOT_NEGATIVE] = 0.005
+    alive_bonus: float = 0.05
+    """Reward of every step in which the ant has not fallen."""
+    task_bonus: float = 0.0
+    """Constant added to the task's reward in every step."""
+    ends_early: bool = True
+    """End the episode when the torso leaves the height range."""
+    min_height: float = 0.2
+    """Lowest healthy height of the torso (m)."""
+    max_height: float = 1.0
+    """Greatest healthy height of the torso (m)."""
+    observe_xy: bool = True
+    """Observe the root's x and y as part of the positions."""
+    torso_frame: bool = True
+    """Add rotation matrix (9) and position (3) of the torso to the observation."""
+
+    def check(self, prefix: str) -> None:
+        """The range of heights is not empty."""
+        check_order(self, prefix, "min_height", "max_height")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AntVelConfig(AntConfig):
+    """Ant running at a given forward velocity."""
+
+    name: ClassVar[str] = "ant_vel"
+
+    task_bonus: float = 1.0
+    max_velocity: Annotated[float, POSITIVE] = 3.0
+    """Targets are uniform from 0 to this (m/s)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AntDirConfig(AntConfig):
+    """Ant running in a given direction."""
+
+    name: ClassVar[str] = "ant_dir"
+
+    directions: Annotated[str, one_of("forward_backward", "circle")] = "forward_backward"
+    """forward_backward: along the x axis. circle: any direction in the plane."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AntGoalConfig(AntConfig):
+    """Ant walking to a goal it cannot see."""
+
+    name: ClassVar[str] = "ant_goal"
+
+    task_bonus: float = 4.0
+    goal_range: Annotated[float, POSITIVE] = 3.0
+    """Half width of the square, or radius of the disk, of goals (m)."""
+    goal_shape: Annotated[str, one_of("square", "disk")] = "square"
+    """square or disk, uniform in either."""
 
 
 @dataclass(frozen=True)
@@ -122,3 +181,10 @@ class AntGoal(Ant):
     def task_reward(self, state: SimState, new_state: SimState, task: Task) -> jax.Array:
         """Minus the L1 distance to the goal."""
         return -jnp.sum(jnp.abs(new_state.qpos[:2] - task))
+
+
+SPECS = (
+    physics_spec("Ant-Vel", AntVel),
+    physics_spec("Ant-Dir", AntDir),
+    physics_spec("Ant-Goal", AntGoal),
+)

@@ -1,10 +1,14 @@
 """The environment interface: a family of tasks with the same observations and actions."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import jax
 
-from admrl_jax.types import Task, TimeStep
+from admrl_jax.core.settings import POSITIVE, STEPS
+
+from admrl_jax.core.types import Task, TimeStep
 
 
 class Env(Protocol):
@@ -40,3 +44,40 @@ class Env(Protocol):
     def step(self, state: Any, action: jax.Array, task: Task) -> tuple[Any, TimeStep]:
         """Applies a raw action `[A]`; scaling and clipping are the environment's business."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """Numbers of an environment; subclasses add their own."""
+
+    name: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltInConfig(EnvConfig):
+    """Numbers that every environment of this package has."""
+
+    horizon: Annotated[int, STEPS] = 100
+    """Steps per episode."""
+    action_scale: Annotated[float, POSITIVE] = 10.0
+    """Raw actions are divided by this before they are clipped. It sets how much a policy of unit
+    standard deviation explores, so every report states it."""
+
+
+class EnvSpec(NamedTuple):
+    """What the registry knows about an environment.
+
+    Attributes:
+        label: name for people.
+        config: dataclass of its numbers; its `name` is the environment's.
+        make: `(config, simulator, num_threads) -> Env`; closed-form environments ignore the last two.
+        simulators: engines it runs on; empty for those that need none.
+        picture_tasks: `(config) -> tasks [G, ...]` whose paths in the plane make a picture; None where an
+            observation is no position.
+    """
+
+    label: str
+    config: type[EnvConfig]
+    make: Callable[[Any, str, int], Env]
+    simulators: tuple[str, ...] = ()
+    picture_tasks: Callable[[Any], jax.Array] | None = None

@@ -6,13 +6,44 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.env_config import HalfCheetahConfig, HalfCheetahDirConfig, HalfCheetahVelConfig
-from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
 from admrl_jax.simulators import Model, SimState
-from admrl_jax.types import Task
+from admrl_jax.core.settings import check_order
+from admrl_jax.core.types import Task
 
 TORSO_HEIGHT = 0.7
 """Height of the torso's frame in the model file where its root joint reads 0 (m)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfCheetahConfig(PhysicsConfig):
+    """HalfCheetah. Defaults: pytorch-maml-rl's definition."""
+
+    torso_position: bool = True
+    """Add the torso's position to the observation (20 numbers, with absolute x) or not (17)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfCheetahDirConfig(HalfCheetahConfig):
+    """HalfCheetah running forwards or backwards."""
+
+    name: ClassVar[str] = "halfcheetah_dir"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfCheetahVelConfig(HalfCheetahConfig):
+    """HalfCheetah running at a given velocity."""
+
+    name: ClassVar[str] = "halfcheetah_vel"
+
+    min_velocity: float = 0.0
+    """Lowest target (m/s)."""
+    max_velocity: float = 2.0
+    """Highest target (m/s)."""
+
+    def check(self, prefix: str) -> None:
+        """The range is not empty."""
+        check_order(self, prefix, "min_velocity", "max_velocity")
 
 
 @dataclass(frozen=True)
@@ -75,3 +106,9 @@ class HalfCheetahVel(HalfCheetah):
     ) -> jax.Array:
         """Minus the distance to the target velocity, minus control cost."""
         return -jnp.abs(self.velocity(state, new_state)[0] - task) - self.control_cost(ctrl)
+
+
+SPECS = (
+    physics_spec("HalfCheetah-Dir", HalfCheetahDir),
+    physics_spec("HalfCheetah-Vel", HalfCheetahVel),
+)

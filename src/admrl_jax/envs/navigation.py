@@ -1,12 +1,28 @@
 """2D navigation: a point moves to a goal it cannot see (Finn et al. 2017, section 5.3.1)."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.env_config import NavigationConfig
-from admrl_jax.types import TimeStep
+from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE
+from admrl_jax.core.types import TimeStep
+from admrl_jax.envs.base import BuiltInConfig, EnvSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class NavigationConfig(BuiltInConfig):
+    """2D navigation. Defaults: MAML's definition (goals in a unit square, moves up to 0.1)."""
+
+    name: ClassVar[str] = "navigation_2d"
+
+    goal_range: Annotated[float, POSITIVE] = 0.5
+    """Goals are uniform in [-goal_range, goal_range]^2."""
+    max_move: Annotated[float, POSITIVE] = 0.1
+    """Longest move per axis and step."""
+    goal_radius: Annotated[float, NOT_NEGATIVE] = 0.01
+    """The episode ends when both coordinates are this close to the goal."""
 
 
 class Navigation2D(NamedTuple):
@@ -51,3 +67,19 @@ class Navigation2D(NamedTuple):
         reward = -jnp.sqrt(jnp.sum(jnp.square(offset)))
         terminated = jnp.all(jnp.abs(offset) < self.config.goal_radius)
         return position, TimeStep(position, reward, terminated)
+
+
+def picture_goals(config: NavigationConfig) -> jax.Array:
+    """Four goals `[4, 2]`, one per quadrant."""
+    corners = jnp.array([[1.0, 1.0], [-1.0, 0.6], [-0.6, -1.0], [1.0, -0.5]])
+    return 0.8 * config.goal_range * corners
+
+
+SPECS = (
+    EnvSpec(
+        "2D navigation",
+        NavigationConfig,
+        lambda config, simulator, num_threads: Navigation2D(config),
+        picture_tasks=picture_goals,
+    ),
+)

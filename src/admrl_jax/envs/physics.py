@@ -1,14 +1,36 @@
 """What all environments on a physics engine share: reset noise, control step, ending."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.env_config import PhysicsConfig
-from admrl_jax.simulators import Model, ModelParams, SimState, Simulator
-from admrl_jax.types import Task, TimeStep
+from admrl_jax.envs.base import BuiltInConfig, Env, EnvSpec
+from admrl_jax.simulators import (
+    SIMULATORS,
+    Model,
+    ModelParams,
+    SimState,
+    Simulator,
+    SimulatorError,
+    make_simulator,
+    resolve,
+)
+from admrl_jax.core.settings import NOT_NEGATIVE, REPEATS, UNIT
+from admrl_jax.core.types import Task, TimeStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhysicsConfig(BuiltInConfig):
+    """Numbers of an environment on a physics engine."""
+
+    frame_skip: Annotated[int, REPEATS] = 5
+    """Physics steps per control step."""
+    reset_noise: Annotated[float, UNIT] = 0.1
+    """Half width of the uniform noise on positions at reset; see the family for velocities."""
+    control_cost: Annotated[float, NOT_NEGATIVE] = 0.05
+    """Weight of the sum of squared controls, after scaling and clipping."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +84,14 @@ class PhysicsEnv:
     def start(self, key: jax.Array, task: Task) -> tuple[jax.Array, jax.Array]:
         """Default pose with uniform noise; normal velocities of standard deviation `reset_noise`."""
         key_qpos, key_qvel = jax.random.split(key)
+        velocity = self.config.reset_noise * jax.random.normal(key_qvel, (self.simulator.nv,))
+        return self.noisy_pose(key_qpos), velocity
+
+    def noisy_pose(self, key: jax.Array) -> jax.Array:
+        """Default pose `[nq]` with uniform noise of half width `reset_noise`."""
         qpos0 = jnp.asarray(self.simulator.qpos0, jnp.float32)
         noise = self.config.reset_noise
-        qpos = qpos0 + jax.random.uniform(key_qpos, qpos0.shape, minval=-noise, maxval=noise)
-        return qpos, noise * jax.random.normal(key_qvel, (self.simulator.nv,))
+        return qpos0 + jax.random.uniform(key, qpos0.shape, minval=-noise, maxval=noise)
 
     def ended(self, state: SimState) -> jax.Array:
         """Whether the episode ends here before its time."""
@@ -97,3 +123,20 @@ class PhysicsEnv:
     def control_cost(self, ctrl: jax.Array) -> jax.Array:
         """Weighted sum of squares."""
         return self.config.control_cost * jnp.sum(jnp.square(ctrl))
+
+
+def physics_spec(label: str, family: type[PhysicsEnv]) -> EnvSpec:
+    """The spec of a family that has a model file."""
+    has_brax = bool(family.model.brax)
+    simulators = tuple(name for name in SIMULATORS if has_brax or not name.startswith("brax-"))
+
+    def make(config: PhysicsConfig, simulator: str, num_threads: int) -> Env:
+        name = resolve(simulator)
+        if name not in simulators:
+            raise SimulatorError(
+                f"simulator: {config.name} does not run on {name!r}; "
+                f"accepted: {', '.join(('auto', *simulators))}"
+            )
+        return family(make_simulator(name, family.model, config.frame_skip, num_threads), config)
+
+    return EnvSpec(label, family.config_type, make, simulators)

@@ -1,21 +1,54 @@
 """Walker2d and Hopper whose bodies differ from task to task (Rothfuss et al. 2019, ProMP)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.env_config import HopperParamsConfig, RandomDynamicsConfig, Walker2dParamsConfig
-from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
 from admrl_jax.simulators import Model, ModelParams, SimState, SimulatorError
-from admrl_jax.types import Task
+from admrl_jax.core.settings import ABOVE_ONE, NOT_NEGATIVE, REPEATS, STEPS, UNIT, number_from
+from admrl_jax.core.types import Task
 
 MAX_OBSERVED_VELOCITY = 10.0
 """Velocities are clipped to +- this in the observation, as in Gymnasium."""
 
 MAX_HOPPER_STATE = 100.0
 """Hopper's episode ends when any position but x and z, or any velocity, is beyond +- this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomDynamicsConfig(PhysicsConfig):
+    """A walking robot whose body differs from task to task. Defaults: ProMP's definition."""
+
+    horizon: Annotated[int, STEPS] = 200
+    frame_skip: Annotated[int, REPEATS] = 8
+    """Physics steps of 0.002 s: ProMP's control step of 0.016 s on Gymnasium's model."""
+    reset_noise: Annotated[float, UNIT] = 0.005
+    control_cost: Annotated[float, NOT_NEGATIVE] = 0.001
+    alive_bonus: float = 1.0
+    """Reward of every step."""
+    log_scale_limit: Annotated[float, number_from(0, 10)] = 3.0
+    """Every scaled number of the model is multiplied by base^u, u uniform in +- this."""
+    body_scale_base: Annotated[float, ABOVE_ONE] = 1.5
+    """Base for masses, inertias and friction coefficients."""
+    damping_scale_base: Annotated[float, ABOVE_ONE] = 1.3
+    """Base for joint damping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walker2dParamsConfig(RandomDynamicsConfig):
+    """Walker2d with random masses, inertias, friction and damping."""
+
+    name: ClassVar[str] = "walker2d_params"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HopperParamsConfig(RandomDynamicsConfig):
+    """Hopper with random masses, inertias, friction and damping."""
+
+    name: ClassVar[str] = "hopper_params"
 
 
 @dataclass(frozen=True)
@@ -59,10 +92,8 @@ class RandomDynamics(PhysicsEnv):
     def start(self, key: jax.Array, task: Task) -> tuple[jax.Array, jax.Array]:
         """Default pose at rest with uniform noise on positions and velocities."""
         key_qpos, key_qvel = jax.random.split(key)
-        qpos0 = jnp.asarray(self.simulator.qpos0, jnp.float32)
         noise = self.config.reset_noise
-        qpos = qpos0 + jax.random.uniform(key_qpos, qpos0.shape, minval=-noise, maxval=noise)
-        return qpos, jax.random.uniform(key_qvel, (self.simulator.nv,), minval=-noise, maxval=noise)
+        return self.noisy_pose(key_qpos), jax.random.uniform(key_qvel, (self.simulator.nv,), minval=-noise, maxval=noise)
 
     def observe(self, state: SimState, task: Task) -> jax.Array:
         """Observation: `[17]` (Walker2d) or `[11]` (Hopper)."""
@@ -102,3 +133,9 @@ class HopperParams(RandomDynamics):
         rest = jnp.concatenate([state.qpos[2:], state.qvel])
         healthy = (height > 0.7) & (jnp.abs(angle) < 0.2) & jnp.all(jnp.abs(rest) < MAX_HOPPER_STATE)
         return jnp.logical_not(healthy)
+
+
+SPECS = (
+    physics_spec("Walker2d-Params", Walker2dParams),
+    physics_spec("Hopper-Params", HopperParams),
+)

@@ -1,15 +1,15 @@
 """Reacher: a two-link arm in the plane reaches for a target that it cannot see."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.env_config import ReacherConfig
-from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
 from admrl_jax.simulators import Model, SimState
-from admrl_jax.types import Task
+from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, REPEATS, STEPS
+from admrl_jax.core.types import Task
 
 LINK_LENGTHS = (0.1, 0.11)
 """From shoulder to elbow and from elbow to fingertip in the model file (m)."""
@@ -28,6 +28,23 @@ def fingertip(state: SimState) -> jax.Array:
             length * jnp.sin(first) + tip * jnp.sin(second),
         ]
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReacherConfig(PhysicsConfig):
+    """A two-link arm reaching for a target it cannot see. Defaults: this project's definition."""
+
+    name: ClassVar[str] = "reacher"
+
+    horizon: Annotated[int, STEPS] = 200
+    action_scale: Annotated[float, POSITIVE] = 1.0
+    frame_skip: Annotated[int, REPEATS] = 2
+    control_cost: Annotated[float, NOT_NEGATIVE] = 1.0
+    """Weight of the sum of squared raw actions: neither scaled nor clipped, as in Gymnasium."""
+    target_range: Annotated[float, POSITIVE] = 0.2
+    """Targets are uniform in [-target_range, target_range]^2 (m)."""
+    visible_target: bool = False
+    """Show target and fingertip's offset from it: then no adaptation is needed."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +88,8 @@ class Reacher(PhysicsEnv):
         """Minus distance after the step, minus the raw action's cost."""
         distance = jnp.sqrt(jnp.sum(jnp.square(fingertip(new_state) - task)))
         return -distance - self.control_cost(action)
+
+
+SPECS = (
+    physics_spec("Reacher", Reacher),
+)

@@ -5,8 +5,7 @@ import importlib.util
 
 import jax
 
-from admrl_jax.config import SIMULATORS
-from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator, SimulatorError
+from admrl_jax.simulators.base import SIMULATORS, Model, ModelParams, SimState, Simulator, SimulatorError
 
 __all__ = [
     "SIMULATORS",

@@ -7,6 +7,17 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 
+SIMULATORS = (
+    "mujoco",
+    "mjx",
+    "mjx-warp",
+    "brax-spring",
+    "brax-positional",
+    "brax-generalized",
+)
+"""Physics engines; which of them an environment runs on is in `docs/environments.md`."""
+
+
 class SimState(NamedTuple):
     """State of one simulated body.
 

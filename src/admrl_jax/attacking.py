@@ -1,0 +1,204 @@
+"""Training an attacker against a frozen policy: one step of it, and the whole of it with restarts."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from admrl_jax.attacks.learned.trainer import AttackTrainer
+from admrl_jax.attacks.threat import Budget, Units
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import MetaBatch, Metrics, Params, where_tree
+from admrl_jax.sampling import episode_returns, expose
+from admrl_jax.training import Setup, sample_and_collect, step_keys
+
+
+class AttackerState(struct.PyTreeNode):
+    """Everything that training an attacker carries.
+
+    Attributes:
+        step: `[]` updates done.
+        key: base key; never replaced.
+        trainer: the trainer's state.
+        budget: its radius `[]`.
+        strongest: of all attack parameters so far, those whose query batch returned least. Training wanders
+            off and back.
+        strongest_return: `[]` mean return of that batch.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    trainer: Any
+    budget: Budget
+    strongest: Params
+    strongest_return: jax.Array
+
+
+class History(NamedTuple):
+    """What an attacker's training measured.
+
+    Attributes:
+        returns: `[..., T]` mean query return of every update's batch: return against effort.
+        metrics: every metric, `[..., T]`.
+    """
+
+    returns: np.ndarray
+    metrics: dict[str, np.ndarray]
+
+
+def init_attacker(
+    key: jax.Array, trainer_state: Any, *, trainer: AttackTrainer, budget: Budget
+) -> AttackerState:
+    """An attacker at its start.
+
+    Args:
+        key: of its tasks and episodes.
+        trainer_state: of `trainer.init`.
+        trainer: trains it.
+        budget: its radius `[]`.
+    """
+    return AttackerState(
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        trainer=trainer_state,
+        budget=budget,
+        strongest=trainer.params(trainer_state),
+        strongest_return=jnp.full((), jnp.inf, float),
+    )
+
+
+def attack_collect_step(
+    state: AttackerState,
+    meta_params: Params,
+    *,
+    setup: Setup,
+    trainer: AttackTrainer,
+    axis: TaskAxis = TaskAxis(),
+) -> tuple[MetaBatch, Metrics]:
+    """The meta-batch of an update, collected from the frozen victim under the present attack."""
+    num_tasks = setup.sampling.num_tasks // axis.num_devices
+    exposure = expose(
+        trainer.attack, trainer.params(state.trainer), state.budget, num_tasks=num_tasks
+    )
+    return sample_and_collect(meta_params, step_keys(state.key, state.step), exposure, setup, axis)
+
+
+def attack_update_step(
+    state: AttackerState, batch: MetaBatch, *, trainer: AttackTrainer, axis: TaskAxis = TaskAxis()
+) -> tuple[AttackerState, Metrics]:
+    """Notes the attack that collected a batch if none before was stronger, then trains it further."""
+    taken = batch.query.trajectory
+    attacked_return = axis.mean(jnp.mean(episode_returns(taken)))
+    # An episode that a broken number cut short has no return to judge an attack by.
+    cut_short = axis.total(jnp.sum(taken.diverged)) > 0
+    attacked_return = jnp.where(cut_short, jnp.inf, attacked_return)
+    is_stronger = attacked_return < state.strongest_return
+    params = trainer.params(state.trainer)
+    key = step_keys(state.key, state.step).opponent
+    trained, metrics = trainer.update(state.trainer, key, batch, state.budget, axis)
+    new_state = state.replace(
+        step=state.step + 1,
+        trainer=trained,
+        strongest=where_tree(is_stronger, params, state.strongest),
+        strongest_return=jnp.where(is_stronger, attacked_return, state.strongest_return),
+    )
+    return new_state, metrics
+
+
+def attack_step(
+    state: AttackerState,
+    meta_params: Params,
+    *,
+    setup: Setup,
+    trainer: AttackTrainer,
+    axis: TaskAxis = TaskAxis(),
+) -> tuple[AttackerState, Metrics]:
+    """One update of an attacker against a frozen victim.
+
+    Args:
+        state: the attacker's.
+        meta_params: the victim's; they adapt under attack.
+        setup: the victim's environment, policy and learner, and how much is collected per update.
+        trainer: trains the attack.
+        axis: how tasks are computed.
+    """
+    batch, measured = attack_collect_step(state, meta_params, setup=setup, trainer=trainer, axis=axis)
+    state, learned = attack_update_step(state, batch, trainer=trainer, axis=axis)
+    return state, {**measured, **learned}
+
+
+def train_attacker(
+    trainer: AttackTrainer,
+    meta_params: Params,
+    key: jax.Array,
+    *,
+    setup: Setup,
+    radii: Sequence[float],
+    steps: int,
+    restarts: int = 1,
+    units: Units = Units(),
+    inputs: Units = Units(),
+    start_from: Params | None = None,
+    axis: TaskAxis = TaskAxis(),
+    on_step: Callable[[int, dict[str, np.ndarray]], None] = lambda step, metrics: None,
+) -> tuple[Params, History]:
+    """Trains attackers of one victim, for every radius from every start, all in one program.
+
+    Args:
+        trainer: of the attack, see `make_attack_trainer`.
+        meta_params: of the victim.
+        key: of starts, tasks and episodes; attackers of other radii and starts meet the same tasks.
+        setup: the victim's environment, policy and learner, and how much is collected per update.
+        radii: of the budgets.
+        steps: updates of each attacker.
+        restarts: random starts per radius.
+        units: of the budgets.
+        inputs: units of clean observations, in which networks read them.
+        start_from: attack parameters from which the first start of every radius goes on.
+        axis: how tasks are computed.
+        on_step: called with `(updates done, metrics [R, restarts])`.
+
+    Returns:
+        `(params, history)`: the strongest parameters of each, leading axes `[R, restarts]`, by the return
+        of their own training batches, and what was measured, `[R, restarts, steps]`. Judge them on new
+        tasks with `evaluate`.
+    """
+    key_start, key_run = jax.random.split(key)
+
+    def start(radius: jax.Array, number: jax.Array) -> AttackerState:
+        fresh_key = jax.random.fold_in(key_start, number)
+        state = trainer.init(fresh_key, inputs)
+        if start_from is not None:
+            state = where_tree(number == 0, trainer.init(fresh_key, inputs, start_from), state)
+        return init_attacker(key_run, state, trainer=trainer, budget=Budget(radius, units))
+
+    grid = (jnp.repeat(jnp.asarray(radii, float), restarts), jnp.tile(jnp.arange(restarts), len(radii)))
+    states = jax.jit(jax.vmap(start, out_axes=_but_key(0)))(*grid)
+
+    @jax.jit
+    def step_all(states: AttackerState) -> tuple[AttackerState, Metrics]:
+        one = lambda state: attack_step(state, meta_params, setup=setup, trainer=trainer, axis=axis)  # noqa: E731
+        return jax.vmap(one, in_axes=(_but_key(0),), out_axes=(_but_key(0), 0))(states)
+
+    rows = []
+    for number in range(steps):
+        states, metrics = step_all(states)
+        rows.append({name: _grid(value, len(radii), restarts) for name, value in metrics.items()})
+        on_step(number + 1, rows[-1])
+    history = {name: np.stack([row[name] for row in rows], axis=-1) for name in rows[0]}
+    strongest = jax.tree.map(lambda x: x.reshape(len(radii), restarts, *x.shape[1:]), states.strongest)
+    return strongest, History(history["train/post_return"], history)
+
+
+def _grid(value: jax.Array, radii: int, restarts: int) -> np.ndarray:
+    return np.asarray(value).reshape(radii, restarts)
+
+
+def _but_key(axis: int) -> Any:
+    """Axes of an `AttackerState` of which only the key and the number of the update are shared."""
+    return AttackerState(
+        step=None, key=None, trainer=axis, budget=axis, strongest=axis, strongest_return=axis
+    )

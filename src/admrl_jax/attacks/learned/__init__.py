@@ -1,0 +1,1 @@
+"""Attacks that are trained against a policy."""

@@ -1,0 +1,61 @@
+"""adGAN: a generator of perturbations, trained against the policy and a discriminator (paper, IV)."""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from admrl_jax.attacks.base import Attack, AttackSpec, Victim
+from admrl_jax.attacks.generator import generator_attack
+from admrl_jax.attacks.learned.adgan.config import AdGANConfig
+from admrl_jax.attacks.learned.adgan.state import AdGAN, AdGANState, init_adgan, make_adgan
+from admrl_jax.attacks.learned.adgan.steps import update_adgan
+from admrl_jax.attacks.learned.trainer import AttackTrainer
+from admrl_jax.attacks.threat import make_threat
+from admrl_jax.core.settings import NOT_NEGATIVE, ConfigError
+
+__all__ = ["SPEC", "SPEC_NO_GAN", "AdGAN", "AdGANConfig", "AdGANState", "adgan_attack", "make_adgan_trainer"]
+
+THREAT = make_threat(label="adGAN", norm="l2", strength="L2 radius", knowledge="policy")
+THREAT_NO_GAN = THREAT._replace(label="adGAN without GAN loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoGANConfig(AdGANConfig):
+    """adGAN without its GAN loss: what looking natural costs the attacker."""
+
+    gan_weight: Annotated[float, NOT_NEGATIVE] = 0.0
+
+
+def adgan_attack(config: AdGANConfig, victim: Victim) -> Attack:
+    """The generator as an attack."""
+    return make_adgan_trainer(config, victim).attack
+
+
+def make_adgan_trainer(config: AdGANConfig, victim: Victim) -> AttackTrainer:
+    """Trains a generator against a policy."""
+    adgan = make_adgan(victim.policy, victim.obs_size, config)
+
+    def check_batch(num_trajectories: int, horizon: int) -> None:
+        samples = num_trajectories * horizon
+        if samples % config.num_minibatches:
+            raise ConfigError(
+                f"num_minibatches: {config.num_minibatches} is not accepted; accepted: a divisor of "
+                f"num_trajectories x horizon ({samples})"
+            )
+
+    # The loss weights are arrays in the state: other weights, the same program.
+    shape = replace(config, gan_weight=0.0, hinge_weight=0.0)
+    return AttackTrainer(
+        name="adgan " + ", ".join(f"{name}={value}" for name, value in sorted(vars(shape).items())),
+        attack=generator_attack(adgan.generator, THREAT),
+        init=functools.partial(init_adgan, adgan),
+        params=lambda state: state.attack_params,
+        update=functools.partial(update_adgan, adgan),
+        check_batch=check_batch,
+    )
+
+
+SPEC = AttackSpec("adgan", THREAT, "#009E73", AdGANConfig, adgan_attack, make_adgan_trainer)
+SPEC_NO_GAN = AttackSpec(
+    "adgan_no_gan", THREAT_NO_GAN, "#56B4E9", NoGANConfig, adgan_attack, make_adgan_trainer
+)

@@ -1,0 +1,241 @@
+"""adGAN's update: minibatches of a meta-batch, each one discriminator step, then one generator step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from admrl_jax.attacks.generator import GeneratorParams, add_projected, perturb_with, raw_perturbation
+from admrl_jax.attacks.learned.adgan.losses import (
+    AttackedSteps,
+    adversarial_loss,
+    discriminator_loss,
+    generator_gan_loss,
+    hinge_loss,
+    is_clean_threshold,
+)
+from admrl_jax.attacks.learned.adgan.state import AdGAN, AdGANState
+from admrl_jax.attacks.threat import Budget
+from admrl_jax.core.linalg import safe_norm
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, all_finite, where_tree
+
+Loss = Callable[[Params, Any], tuple[jax.Array, Metrics]]
+
+
+class Samples(NamedTuple):
+    """Steps of all tasks, `M` per task, in no particular order.
+
+    Attributes:
+        steps: what the adversarial loss reads; None for support data, which it does not.
+        obs: `[N, M, O]` true observations.
+        mask: `[N, M]`.
+    """
+
+    steps: AttackedSteps | None
+    obs: jax.Array
+    mask: jax.Array
+
+
+class Minibatch(NamedTuple):
+    """Samples of one discriminator step and one generator step, leading axis the tasks.
+
+    Attributes:
+        steps: query samples.
+        victims: the tasks' adapted policies.
+        clean: `[N, M + M', O]` true observations: those of `steps`, then those of support samples.
+        weight: `[N, M + M']`, over all tasks one.
+    """
+
+    steps: AttackedSteps
+    victims: Params
+    clean: jax.Array
+    weight: jax.Array
+
+
+def update_adgan(
+    adgan: AdGAN,
+    state: AdGANState,
+    key: jax.Array,
+    batch: MetaBatch,
+    budget: Budget,
+    axis: TaskAxis = TaskAxis(),
+) -> tuple[AdGANState, Metrics]:
+    """Passes of discriminator and generator over a meta-batch.
+
+    The GAN and hinge losses read support and query data, the adversarial loss query data only
+    (paper, section IV.C). A minibatch in which anything is not finite changes nothing, Adam's states
+    included, and is counted.
+
+    Args:
+        adgan: networks, optimisers and settings.
+        state: what training carries.
+        key: shuffles the samples.
+        batch: collected under this generator.
+        budget: under which it was collected, its radius `[]`.
+        axis: how tasks are computed.
+
+    Returns:
+        `(state, metrics)`, metrics averaged over minibatches; `adversary/skipped` is the share of
+        minibatches that changed nothing.
+    """
+    support, query = flatten_samples(batch.support), flatten_samples(batch.query)
+    horizon = batch.query.trajectory.reward.shape[-1]
+    count = adgan.config.num_minibatches
+
+    def step(state: AdGANState, shuffled: tuple[Samples, Samples]) -> tuple[AdGANState, Metrics]:
+        minibatch = join(*shuffled, batch.adapted_params, axis)
+        return train_on_minibatch(adgan, state, minibatch, budget, horizon, axis)
+
+    def epoch(state: AdGANState, key: jax.Array) -> tuple[AdGANState, Metrics]:
+        key_query, key_support = jax.random.split(key)
+        from_query = split_randomly(key_query, query, count)
+        from_support = split_randomly(key_support, support._replace(steps=None), count)
+        return jax.lax.scan(step, state, (from_query, from_support))
+
+    state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, adgan.config.num_epochs))
+    return state, jax.tree.map(jnp.mean, metrics)
+
+
+def flatten_samples(experience: Experience) -> Samples:
+    """Steps of a batch with fields `[N, ..., H, *]`, all axes between task and feature merged."""
+    num_tasks = experience.advantage.shape[0]
+    taken = experience.trajectory
+
+    def merge(x: jax.Array, *feature: int) -> jax.Array:
+        return x.reshape(num_tasks, -1, *feature)
+
+    steps = AttackedSteps(
+        action=merge(taken.action, taken.action.shape[-1]),
+        log_prob=merge(taken.log_prob),
+        advantage=merge(experience.advantage),
+        weight=per_task_mean(merge(taken.mask)),
+    )
+    return Samples(steps, merge(taken.obs, taken.obs.shape[-1]), merge(taken.mask))
+
+
+def per_task_mean(mask: jax.Array) -> jax.Array:
+    """Weights `[N, M]` with which each task's valid steps have the sum one."""
+    return mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0)
+
+
+def split_randomly(key: jax.Array, samples: Samples, count: int) -> Samples:
+    """Shuffles the samples of each task alike and splits them: leaves `[count, N, M / count, ...]`."""
+    order = jax.random.permutation(key, samples.mask.shape[1]).reshape(count, -1)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, order], 1, 0), samples)
+
+
+def join(query: Samples, support: Samples, victims: Params, axis: TaskAxis) -> Minibatch:
+    """A minibatch of query and support samples."""
+    assert query.steps is not None
+    mask = jnp.concatenate([query.mask, support.mask], axis=1)
+    return Minibatch(
+        steps=query.steps._replace(weight=scale_to_one(query.steps.weight, axis)),
+        victims=victims,
+        clean=jnp.concatenate([query.obs, support.obs], axis=1),
+        weight=scale_to_one(mask, axis),
+    )
+
+
+def scale_to_one(weight: jax.Array, axis: TaskAxis) -> jax.Array:
+    """Weights scaled such that those of all devices sum to one."""
+    return weight / jnp.maximum(axis.total(jnp.sum(weight)), 1e-12)
+
+
+def train_on_minibatch(
+    adgan: AdGAN, state: AdGANState, minibatch: Minibatch, budget: Budget, horizon: int, axis: TaskAxis
+) -> tuple[AdGANState, Metrics]:
+    """One discriminator step, then one generator step against the new discriminator."""
+
+    def summed(loss: Loss, params: Params) -> tuple[Params, Metrics]:
+        """Gradient and metrics of a loss that is a sum over tasks: all tasks, all devices."""
+        gradient = jax.grad(loss, has_aux=True)
+        return axis.total(axis.sum_blocks(lambda block: gradient(params, block), minibatch))
+
+    discriminate = functools.partial(discriminator_objective, adgan, state.attack_params, budget)
+    d_gradient, d_metrics = summed(discriminate, state.discriminator)
+    discriminator, d_opt_state = apply_gradient(
+        adgan.discriminator_optimizer, d_gradient, state.discriminator_opt_state, state.discriminator
+    )
+    generate = functools.partial(generator_objective, adgan, state, discriminator, budget, horizon)
+    g_gradient, g_metrics = summed(generate, state.generator)
+    generator, g_opt_state = apply_gradient(
+        adgan.generator_optimizer, g_gradient, state.generator_opt_state, state.generator
+    )
+    learned = (generator, discriminator, g_opt_state, d_opt_state)
+    finite = all_finite((d_gradient, g_gradient, learned))
+    new_state = state.replace(
+        generator=generator,
+        discriminator=discriminator,
+        generator_opt_state=g_opt_state,
+        discriminator_opt_state=d_opt_state,
+    )
+    metrics = {
+        **d_metrics,
+        **g_metrics,
+        "adversary/generator_gradient_norm": optax.tree.norm(g_gradient),
+        "adversary/skipped": 1.0 - finite.astype(jnp.float32),
+    }
+    return where_tree(finite, new_state, state), metrics
+
+
+def apply_gradient(
+    optimizer: optax.GradientTransformation, gradient: Params, opt_state: Any, params: Params
+) -> tuple[Params, Any]:
+    """One step of an optimiser: `(params, opt_state)`."""
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def discriminator_objective(
+    adgan: AdGAN, attack: GeneratorParams, budget: Budget, params: Params, batch: Minibatch
+) -> tuple[jax.Array, Metrics]:
+    """The discriminator's loss on some tasks of a minibatch, with its metrics (Eq. 9, negated)."""
+    kind, score = adgan.config.gan_loss, adgan.discriminator.apply
+    perturbed = perturb_with(adgan.generator, attack, batch.clean, budget)
+    real = score(params, attack.inputs.apply(batch.clean))
+    fake = score(params, attack.inputs.apply(perturbed))
+    loss = discriminator_loss(real, fake, batch.weight, kind)
+    threshold = is_clean_threshold(kind)
+    return loss, {
+        "adversary/discriminator_loss": loss,
+        "adversary/clean_accuracy": jnp.sum((real > threshold) * batch.weight),
+        "adversary/perturbed_accuracy": jnp.sum((fake < threshold) * batch.weight),
+    }
+
+
+def generator_objective(
+    adgan: AdGAN,
+    state: AdGANState,
+    discriminator: Params,
+    budget: Budget,
+    horizon: int,
+    params: Params,
+    batch: Minibatch,
+) -> tuple[jax.Array, Metrics]:
+    """The generator's loss on some tasks of a minibatch, with its metrics (Eq. 12)."""
+    attack = state.attack_params._replace(network=params)
+    raw = raw_perturbation(adgan.generator, attack, batch.clean, budget)
+    perturbed = add_projected(raw, batch.clean, budget)
+    adversarial = adversarial_loss(
+        perturbed[:, : batch.steps.action.shape[1]],
+        batch.steps,
+        batch.victims,
+        policy=adgan.policy,
+        clip_ratio=adgan.config.clip_ratio,
+        horizon=horizon,
+    )
+    fake = adgan.discriminator.apply(discriminator, attack.inputs.apply(perturbed))
+    gan = generator_gan_loss(fake, batch.weight, adgan.config.gan_loss)
+    size = safe_norm(raw)
+    hinge = hinge_loss(size, batch.weight, budget)
+    return adversarial + state.weights.gan * gan + state.weights.hinge * hinge, {
+        "adversary/adversarial_loss": adversarial,
+        "adversary/gan_loss": gan,
+        "adversary/hinge_loss": hinge,
+        "adversary/raw_size": jnp.sum(size * batch.weight),
+        "adversary/at_bound": jnp.sum((size >= budget.radius) * batch.weight),
+    }

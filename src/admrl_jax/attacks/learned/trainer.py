@@ -1,0 +1,70 @@
+"""The interface of attacks that learn: adGAN, offline fits, and what else is trained against a policy."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from admrl_jax.attacks.base import Attack
+from admrl_jax.attacks.threat import Budget, Units
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import MetaBatch, Metrics, Params
+
+
+class InitFn(Protocol):
+    """Starts a trainer."""
+
+    def __call__(self, key: jax.Array, inputs: Units, start_from: Params | None = None) -> Any:
+        """A fresh state.
+
+        Args:
+            key: of what is random in it.
+            inputs: units of clean observations, in which networks read them.
+            start_from: parameters of the attack to go on from, instead of fresh ones.
+        """
+        ...
+
+
+class UpdateFn(Protocol):
+    """Learns from a meta-batch that the attack has collected."""
+
+    def __call__(
+        self, state: Any, key: jax.Array, batch: MetaBatch, budget: Budget, axis: TaskAxis = TaskAxis()
+    ) -> tuple[Any, Metrics]:
+        """`(state, metrics)`; metrics are named `adversary/...`.
+
+        `adversary/skipped` is the share of updates that changed nothing because something was not finite.
+
+        Args:
+            state: the trainer's.
+            key: of what is random in the update.
+            batch: support and query data under attack, and the policies that collected the query data.
+            budget: under which it was collected, its radius `[]`.
+            axis: how tasks are computed.
+        """
+        ...
+
+
+def accept_any_batch(num_trajectories: int, horizon: int) -> None:
+    """Nothing to check."""
+
+
+class AttackTrainer(NamedTuple):
+    """Trains an attack's parameters against a policy.
+
+    Attributes:
+        name: stands for it among compiled programs, with its settings.
+        attack: what is trained.
+        init: see `InitFn`.
+        params: `(state) -> Params`, those that attack now.
+        update: see `UpdateFn`.
+        check_batch: `(num_trajectories, horizon)` raises `ConfigError` where such batches cannot be learned
+            from.
+    """
+
+    name: str
+    attack: Attack
+    init: InitFn
+    params: Callable[[Any], Params]
+    update: UpdateFn
+    check_batch: Callable[[int, int], None] = accept_any_batch

@@ -1,0 +1,1 @@
+"""Types, distributions, networks, returns, linear algebra, the axis over tasks, settings."""

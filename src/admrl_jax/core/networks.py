@@ -1,0 +1,163 @@
+"""Policies and plain networks (flax Linen) as `(init, apply)` pairs.
+
+The rest of the library sees parameters as plain pytrees and never a Linen module.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from admrl_jax.core.gaussian import Gaussian
+from admrl_jax.core.settings import POSITIVE, SIZES, check_order, one_of
+from admrl_jax.core.types import Params
+
+
+@jax.custom_jvp
+def tanh(x: jax.Array) -> jax.Array:
+    """Hyperbolic tangent whose slope is computed from its value alone.
+
+    JAX's own rule spreads the slope over two products, which doubles what the second derivatives of the
+    trust-region step compute and keep.
+    """
+    return jnp.tanh(x)
+
+
+@tanh.defjvp
+def _tanh_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    value = tanh(*primals)
+    return value, tangents[0] * ((1 - value) * (1 + value))
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": tanh,
+    "relu": nn.relu,
+    "leaky_relu": lambda x: nn.leaky_relu(x, 0.2),
+}
+
+
+class Policy(NamedTuple):
+    """A Gaussian policy.
+
+    Attributes:
+        init: `(key) -> Params`.
+        apply: `(params, obs [..., O]) -> Gaussian`, mean `[..., A]`.
+    """
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[[Params, jax.Array], Gaussian]
+
+
+class Network(NamedTuple):
+    """A deterministic network: `init(key) -> Params`, `apply(params, x [..., I]) -> [..., J]`."""
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[[Params, jax.Array], jax.Array]
+
+
+class MLP(nn.Module):
+    """Fully connected layers, Xavier-uniform kernels and zero biases, linear output."""
+
+    hidden_sizes: Sequence[int]
+    output_size: int
+    activation: str
+    output_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., I]` to `[..., J]`."""
+        xavier = nn.initializers.xavier_uniform()
+        for size in self.hidden_sizes:
+            x = ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=xavier)(x))
+        last = nn.initializers.variance_scaling(self.output_scale**2, "fan_avg", "uniform")
+        return nn.Dense(self.output_size, kernel_init=last)(x)
+
+
+STD_FLOORS = ("smooth", "hard")
+"""How a policy's standard deviation is kept above `min_std`; see `make_policy`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Gaussian MLP policy."""
+
+    hidden_sizes: Annotated[tuple[int, ...], SIZES] = (64, 64)
+    activation: Annotated[str, one_of("tanh", "relu")] = "tanh"
+    """tanh or relu."""
+    init_std: Annotated[float, POSITIVE] = 1.0
+    """Standard deviation of an untrained policy's actions."""
+    min_std: Annotated[float, POSITIVE] = 1e-6
+    """Floor of the standard deviation, also after adaptation. A high one keeps exploration wide, and rules
+    out policies that ignore what they observe: their actions' noise alone then costs too much."""
+    std_floor: Annotated[str, one_of(*STD_FLOORS)] = "smooth"
+    """smooth: the deviation nears the floor and can always come back. hard: cut off at the floor, as in
+    common MAML code; below it nothing can raise the deviation again."""
+
+    def check(self, prefix: str) -> None:
+        """A smooth floor is only ever approached."""
+        if self.std_floor == "smooth":
+            check_order(self, prefix, "min_std", "init_std")
+
+
+def make_policy(obs_size: int, action_size: int, config: PolicyConfig | None = None) -> Policy:
+    """Gaussian MLP policy with a state-free log standard deviation.
+
+    The floor acts where the policy is read, so it also holds after adaptation. The hard floor,
+    `max(log_std, log min_std)`, has no gradient below itself: a deviation that falls there stays. The
+    smooth one, `log min_std + softplus(x)`, has one everywhere.
+
+    Args:
+        obs_size: length of an observation.
+        action_size: length of an action.
+        config: sizes, activation and standard deviations.
+    """
+    config = config or PolicyConfig()
+    mlp = MLP(tuple(config.hidden_sizes), action_size, config.activation)
+    floor, start = math.log(config.min_std), math.log(config.init_std)
+    is_smooth = config.std_floor == "smooth"
+
+    def init(key: jax.Array) -> Params:
+        first = math.log(math.expm1(start - floor)) if is_smooth else start
+        return {
+            "mean": mlp.init(key, jnp.zeros((obs_size,))),
+            "log_std": jnp.full((action_size,), first, float),
+        }
+
+    def apply(params: Params, obs: jax.Array) -> Gaussian:
+        mean = mlp.apply(params["mean"], obs)
+        assert isinstance(mean, jax.Array)
+        raw = params["log_std"]
+        return Gaussian(mean, floor + jax.nn.softplus(raw) if is_smooth else jnp.maximum(raw, floor))
+
+    return Policy(init, apply)
+
+
+def make_network(
+    input_size: int,
+    output_size: int,
+    *,
+    hidden_sizes: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    output_scale: float = 1.0,
+) -> Network:
+    """A fully connected network `[..., input_size] -> [..., output_size]`.
+
+    Args:
+        input_size: length of its input.
+        output_size: length of its output.
+        hidden_sizes: of the layers between.
+        activation: one of `ACTIVATIONS`.
+        output_scale: multiplies the usual size of the last layer's first weights.
+    """
+    mlp = MLP(tuple(hidden_sizes), output_size, activation, output_scale)
+
+    def apply(params: Params, x: jax.Array) -> jax.Array:
+        output = mlp.apply(params, x)
+        assert isinstance(output, jax.Array)
+        return output
+
+    return Network(lambda key: mlp.init(key, jnp.zeros((input_size,))), apply)

@@ -1,0 +1,1 @@
+"""Defences: what training faces, and what is added to its loss."""

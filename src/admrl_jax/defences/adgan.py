@@ -1,0 +1,94 @@
+"""Training against adGAN, which is trained along (paper, Algorithm 1)."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import jax
+
+from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.learned.adgan import SPEC as ATTACK
+from admrl_jax.attacks.learned.adgan import AdGANConfig, make_adgan_trainer
+from admrl_jax.attacks.learned.trainer import AttackTrainer
+from admrl_jax.attacks.threat import Budget, Units
+from admrl_jax.core.settings import POSITIVE, SHARE, STEPS_OR_ZERO
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import MetaBatch, Metrics
+from admrl_jax.defences.base import Defence, DefenceSpec, State, budget_per_task, ramp
+from admrl_jax.sampling import Exposure
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdGANTrainingConfig:
+    """The adversary that training faces."""
+
+    perturbation_bound: Annotated[float, POSITIVE] = 0.2
+    """c in Eq. 11: L2 bound of a perturbation."""
+    warmup_steps: Annotated[int, STEPS_OR_ZERO] = 50
+    """Updates of adGAN on the frozen policy before it meets it."""
+    ramp_steps: Annotated[int, STEPS_OR_ZERO] = 0
+    """Steps over which the bound grows; 0 starts with all of it."""
+    task_share: Annotated[float, SHARE] = 1.0
+    """Share of a meta-batch's tasks that are attacked."""
+    adversary: AdGANConfig = field(default_factory=lambda: AdGANConfig(num_epochs=2))
+    """The adversary's networks and losses."""
+
+
+def train_against(
+    trainer: AttackTrainer,
+    *,
+    radius: float,
+    attack_name: str,
+    warmup_steps: int = 0,
+    ramp_steps: int = 0,
+    task_share: float = 1.0,
+) -> Defence:
+    """Training against an attack that learns in step with the policy.
+
+    Args:
+        trainer: of the attack.
+        radius: of its budget.
+        attack_name: under which the attack is registered; empty if it is not.
+        warmup_steps: updates on the frozen policy before it meets it.
+        ramp_steps: steps over which the radius grows; 0 starts with all of it.
+        task_share: share of the tasks that are attacked.
+    """
+
+    def expose(
+        state: State, step: jax.Array, units: Units, num_tasks: int, axis: TaskAxis = TaskAxis()
+    ) -> Exposure:
+        budget = budget_per_task(
+            radius, units, num_tasks, axis, share=task_share, growth=ramp(step, ramp_steps)
+        )
+        return Exposure(trainer.attack, trainer.params(state), budget, budget)
+
+    def update(
+        state: State, key: jax.Array, batch: MetaBatch, units: Units, axis: TaskAxis = TaskAxis()
+    ) -> tuple[State, Metrics]:
+        # A ramp bounds what acts, not what is learned: the generator writes in shares of the radius.
+        return trainer.update(state, key, batch, Budget(radius, units), axis)
+
+    return Defence(
+        name=f"{trainer.name} {radius} {ramp_steps} {task_share}",
+        init=trainer.init,
+        expose=expose,
+        update=update,
+        warmup_steps=warmup_steps,
+        attack_params=trainer.params,
+        trained_attack=attack_name,
+        check_batch=trainer.check_batch,
+    )
+
+
+def adgan_defence(config: AdGANTrainingConfig, victim: Victim) -> Defence:
+    """Training against adGAN."""
+    return train_against(
+        make_adgan_trainer(config.adversary, victim),
+        radius=config.perturbation_bound,
+        attack_name=ATTACK.name,
+        warmup_steps=config.warmup_steps,
+        ramp_steps=config.ramp_steps,
+        task_share=config.task_share,
+    )
+
+
+SPEC = DefenceSpec("adgan", "adGAN", AdGANTrainingConfig, adgan_defence)

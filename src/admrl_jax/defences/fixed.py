@@ -1,0 +1,92 @@
+"""Training under an attack that does not learn: none (clean), Gaussian noise, FGSM."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import jax
+
+from admrl_jax.attacks.base import Attack, Victim
+from admrl_jax.attacks.fgsm import fgsm
+from admrl_jax.attacks.noise import gaussian_noise, no_attack
+from admrl_jax.attacks.threat import Units
+from admrl_jax.core.settings import NOT_NEGATIVE, SHARE, STEPS_OR_ZERO
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.defences.base import Defence, DefenceSpec, State, budget_per_task, ramp
+from admrl_jax.sampling import Exposure
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoDefenceConfig:
+    """Clean training has no settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """Training under Gaussian noise."""
+
+    radius: Annotated[float, NOT_NEGATIVE] = 1.0
+    """Standard deviation per dimension (Eq. 13)."""
+    ramp_steps: Annotated[int, STEPS_OR_ZERO] = 0
+    """Steps over which it grows to that; 0 starts with it."""
+    task_share: Annotated[float, SHARE] = 1.0
+    """Share of a meta-batch's tasks that are attacked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSMTrainingConfig:
+    """Training under FGSM."""
+
+    radius: Annotated[float, NOT_NEGATIVE] = 0.2
+    """Step size (Eq. 14); not given in the paper."""
+    ramp_steps: Annotated[int, STEPS_OR_ZERO] = 0
+    """Steps over which it grows to that; 0 starts with it."""
+    task_share: Annotated[float, SHARE] = 1.0
+    """Share of a meta-batch's tasks that are attacked."""
+
+
+def train_under(
+    attack: Attack, name: str, *, radius: float, ramp_steps: int = 0, task_share: float = 1.0
+) -> Defence:
+    """Training under an attack without parameters to learn.
+
+    Args:
+        attack: what support and query rollouts are collected under.
+        name: of the attack.
+        radius: of its budget.
+        ramp_steps: steps over which the radius grows; 0 starts with all of it.
+        task_share: share of the tasks that are attacked.
+    """
+
+    def expose(
+        state: State, step: jax.Array, units: Units, num_tasks: int, axis: TaskAxis = TaskAxis()
+    ) -> Exposure:
+        budget = budget_per_task(
+            radius, units, num_tasks, axis, share=task_share, growth=ramp(step, ramp_steps)
+        )
+        return Exposure(attack, state, budget, budget)
+
+    return Defence(
+        name=f"{name} {radius} {ramp_steps} {task_share}",
+        init=lambda key, inputs: attack.init(key),
+        expose=expose,
+    )
+
+
+def no_defence() -> Defence:
+    """Clean training."""
+    return train_under(no_attack(), "none", radius=0.0)
+
+
+def noise_defence(config: NoiseConfig, victim: Victim) -> Defence:
+    """Training under Gaussian noise."""
+    return train_under(gaussian_noise(), "noise", **vars(config))
+
+
+def fgsm_defence(config: FGSMTrainingConfig, victim: Victim) -> Defence:
+    """Training under FGSM."""
+    return train_under(fgsm(victim.policy), "fgsm", **vars(config))
+
+
+NONE_SPEC = DefenceSpec("none", "none", NoDefenceConfig, lambda config, victim: no_defence())
+NOISE_SPEC = DefenceSpec("noise", "Gaussian noise", NoiseConfig, noise_defence)
+FGSM_SPEC = DefenceSpec("fgsm", "FGSM", FGSMTrainingConfig, fgsm_defence)

@@ -1,0 +1,103 @@
+"""A smoothness regulariser: actions should change little within a ball around what is observed."""
+
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.threat import project_l2
+from admrl_jax.core import gaussian
+from admrl_jax.core.linalg import safe_norm
+from admrl_jax.core.networks import Policy
+from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, REPEATS
+from admrl_jax.core.types import Experience, Params, flatten_steps
+from admrl_jax.defences.base import Defence, DefenceSpec
+from admrl_jax.defences.fixed import no_defence
+from admrl_jax.learners.base import LossTerm
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothConfig:
+    """Weights, and how shifted observations are found."""
+
+    query_weight: Annotated[float, NOT_NEGATIVE] = 0.1
+    """Weight of KL(adapted policy at x, at x + d) on query data."""
+    support_weight: Annotated[float, NOT_NEGATIVE] = 0.1
+    """Weight of KL(initial policy at x, at x + d) on support data."""
+    radius: Annotated[float, POSITIVE] = 0.2
+    """L2 bound of d, in raw observation units."""
+    ascent_steps: Annotated[int, REPEATS] = 1
+    """Gradient steps that look for the worst d."""
+
+
+class Shifted(NamedTuple):
+    """Observations and the shifts at which a policy changes most, with weights that sum to one."""
+
+    obs: jax.Array
+    shift: jax.Array
+    weight: jax.Array
+
+
+def worst_shift(
+    policy: Policy, params: Params, key: jax.Array, obs: jax.Array, config: SmoothConfig
+) -> jax.Array:
+    """Shifts `[M, O]` that raise the KL divergence at `obs` `[M, O]`, by gradient steps from a random start."""
+    here = policy.apply(params, obs)
+
+    def divergence(shift: jax.Array) -> jax.Array:
+        return jnp.sum(gaussian.kl(here, policy.apply(params, obs + shift)))
+
+    def to_length(x: jax.Array) -> jax.Array:
+        length = safe_norm(x)[..., None]
+        return config.radius * x / jnp.where(length > 0, length, 1.0)
+
+    shift = to_length(jax.random.normal(key, obs.shape, obs.dtype))
+    for _ in range(config.ascent_steps):
+        shift = project_l2(shift + to_length(jax.grad(divergence)(shift)), config.radius)
+    return shift
+
+
+def smooth_term(policy: Policy, config: SmoothConfig) -> LossTerm:
+    """`kappa_q E max_d KL(pi'(x) || pi'(x + d)) + kappa_s E max_d KL(pi(x) || pi(x + d))`.
+
+    pi' is the adapted policy on query data, pi the initial one on support data (Zhang et al. 2020,
+    "SA-MDP", carried over to meta-learning).
+    """
+
+    def shift(params: Params, key: jax.Array, experience: Experience) -> Shifted:
+        taken = flatten_steps(experience).trajectory
+        weight = taken.mask / jnp.maximum(jnp.sum(taken.mask), 1.0)
+        return Shifted(taken.obs, worst_shift(policy, params, key, taken.obs, config), weight)
+
+    def prepare(
+        key: jax.Array, initial: Params, adapted: Params, support: Experience, query: Experience
+    ) -> tuple[Shifted, Shifted]:
+        key_support, key_query = jax.random.split(key)
+        first = jax.tree.map(lambda x: x[0], support)
+        return shift(initial, key_support, first), shift(adapted, key_query, query)
+
+    def change(params: Params, at: Shifted) -> jax.Array:
+        here, there = policy.apply(params, at.obs), policy.apply(params, at.obs + at.shift)
+        return jnp.sum(at.weight * gaussian.kl(here, there))
+
+    def predict(initial: Params, adapted: Params, data: tuple[Shifted, Shifted]) -> jax.Array:
+        support, query = data
+        return jnp.stack([change(initial, support), change(adapted, query)])
+
+    def loss(changes: jax.Array) -> jax.Array:
+        return config.support_weight * changes[0] + config.query_weight * changes[1]
+
+    return LossTerm(f"smooth {config}", prepare, predict, loss)
+
+
+def smooth_defence(config: SmoothConfig, victim: Victim) -> Defence:
+    """Clean training with the regulariser."""
+    clean = no_defence()
+    return clean._replace(
+        name=f"smooth {config}", loss_term=smooth_term(victim.policy, config)
+    )
+
+
+SPEC = DefenceSpec("smooth", "smoothness regulariser", SmoothConfig, smooth_defence)

@@ -1,0 +1,56 @@
+"""Environments of the user's own, named on the command line: `my_module:make_env`."""
+
+import importlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+from admrl_jax.core.settings import Accepts, ConfigError, refusal
+from admrl_jax.envs.base import Env, EnvConfig, EnvSpec
+
+MEMBERS = ("obs_size", "action_size", "horizon", "sample_task", "reset", "step")
+"""What an environment must have; see `Env`."""
+
+FACTORY = Accepts(
+    lambda x: isinstance(x, str) and all(part.isidentifier() for part in x.replace(":", ".").split("."))
+    and x.count(":") == 1,
+    "module:function, a function without arguments that returns an environment",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomConfig(EnvConfig):
+    """An environment that a function of the user's makes; its numbers are that function's."""
+
+    name: ClassVar[str] = "custom"
+
+    factory: str = ""
+    """module:function, a function without arguments that returns an object with the members of `Env`."""
+
+    def check(self, prefix: str) -> None:
+        """A factory is named."""
+        if not FACTORY.test(self.factory):
+            raise refusal(prefix + "factory", self.factory, FACTORY.words)
+
+
+def make_custom(config: CustomConfig, simulator: str = "auto", num_threads: int = 0) -> Env:
+    """Calls the factory and checks what it returns.
+
+    Raises:
+        ConfigError: there is no such function, or it returns no environment.
+    """
+    module, _, name = config.factory.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"env: {config.factory!r} cannot be imported ({error})") from error
+    env = factory()
+    missing = [member for member in MEMBERS if not hasattr(env, member)]
+    if missing:
+        raise ConfigError(
+            f"env: what {config.factory} returns has no {', '.join(missing)}; "
+            f"accepted: an object with {', '.join(MEMBERS)}"
+        )
+    return env
+
+
+SPECS = (EnvSpec("custom", CustomConfig, make_custom),)

@@ -1,0 +1,1 @@
+"""Meta-learners behind one interface."""

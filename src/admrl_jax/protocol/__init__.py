@@ -1,0 +1,1 @@
+"""The paper's protocol on one environment, stage by stage."""

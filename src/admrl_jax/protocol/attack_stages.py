@@ -1,0 +1,111 @@
+"""The stage that trains attackers: a fresh one for every frozen policy, attack and strength."""
+
+import jax
+import jax.numpy as jnp
+
+from admrl_jax import attacking
+from admrl_jax.attacking import AttackerState
+from admrl_jax.attacks.learned.trainer import AttackTrainer
+from admrl_jax.attacks.registry import ATTACKS
+from admrl_jax.attacks.threat import Budget, Units
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import MetaBatch, Metrics, Params
+from admrl_jax.methods import METHODS
+from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms
+from admrl_jax.protocol.session import Session
+from admrl_jax.protocol.stage import Stage, Step, run_stage
+from admrl_jax.protocol.train_stages import Arm
+from admrl_jax.training import Setup, opponent_key
+
+RUN_KEY = 2**31 - 2
+"""Folded into a run's key for an attacker's tasks and episodes, on which no victim was trained."""
+
+Attackers = dict[str, list[Params]]
+"""By attack: strongest parameters `[S, ...]` for every strength."""
+
+
+def learned_attacks(session: Session, method: str) -> list[str]:
+    """Attacks that learn and that the meta-test turns on a method."""
+    test = session.config.eval
+    is_undefended = METHODS[method].defence == "none"
+    names = test.all_attacks if is_undefended else test.attacks
+    return [name for name in names if ATTACKS[name].make_trainer is not None]
+
+
+def attack_method(session: Session, method: str, arm: Arm, inputs: Units) -> Attackers:
+    """Trains fresh attackers, one per seed and strength, on a frozen method.
+
+    Returns:
+        The strongest of each, by attack and strength.
+    """
+    return {name: _train(session, method, name, arm, inputs) for name in learned_attacks(session, method)}
+
+
+def _train(session: Session, method: str, attack: str, arm: Arm, inputs: Units) -> list[Params]:
+    trainer = session.parts.attack_trainer(attack)
+    setup = session.parts.setup(method, session.parts.attack_sampling)
+    strengths, num_seeds = session.config.eval.strengths, len(session.config.seeds)
+    count = len(strengths)
+    state = first_attackers(trainer, arm, inputs, strengths)
+    rows = {
+        f"attack-{attack}-{strength:g}": [s * count + r for s in range(num_seeds)]
+        for r, strength in enumerate(strengths)
+    }
+    stage = Stage(
+        method=method,
+        name=f"attack-{attack}",
+        num_steps=session.config.eval.attacker.steps,
+        first_step=0,
+        state=state,
+        fixed=jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), arm.state.learner.meta_params),
+        step=attack_step(setup, trainer, session.devices.axis),
+        lane_rows=rows,
+    )
+    strongest = run_stage(session, stage)[0].strongest
+    return [jax.tree.map(lambda x, r=r: x[r::count], strongest) for r in range(count)]
+
+
+def first_attackers(
+    trainer: AttackTrainer, arm: Arm, inputs: Units, strengths: tuple[float, ...]
+) -> AttackerState:
+    """Fresh attackers of every seed's policy and every strength, leading axis `[S R]`, seeds first."""
+
+    def fresh(key: jax.Array, units: Units, inputs: Units, radius: jax.Array, number: jax.Array):
+        return attacking.init_attacker(
+            jax.random.fold_in(key, RUN_KEY),
+            trainer.init(opponent_key(key, number), inputs),
+            trainer=trainer,
+            budget=Budget(radius, units),
+        )
+
+    per_strength = jax.vmap(fresh, in_axes=(None, None, None, 0, 0))
+    per_seed = jax.vmap(per_strength, in_axes=(0, 0, 0, None, None))
+    radii = jnp.asarray(strengths, float)
+    # Number 0 is the opponent that a method is trained with.
+    numbers = 1 + jnp.arange(radii.size)
+    states = jax.jit(per_seed)(arm.state.key, arm.state.units, inputs, radii, numbers)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+
+
+def attack_step(setup: Setup, trainer: AttackTrainer, axis: TaskAxis) -> Step:
+    """An update of an attacker in two programs: collect, and learn."""
+
+    def collect(state: AttackerState, meta_params: Params) -> tuple[MetaBatch, Metrics]:
+        return attacking.attack_collect_step(
+            state, meta_params, setup=setup, trainer=trainer, axis=axis
+        )
+
+    def learn(state: AttackerState, batch: MetaBatch) -> tuple[AttackerState, Metrics]:
+        return attacking.attack_update_step(state, batch, trainer=trainer, axis=axis)
+
+    def step(lanes: LanePrograms, state: AttackerState, victim: Params) -> tuple[AttackerState, Metrics]:
+        name = f"{trainer.name} {setup.learner.name} {setup.sampling}"
+        batch, measured = lanes.call(
+            f"attack {name}", collect, (STATE, STATE), (BATCH, STATE), state, victim
+        )
+        state, learned = lanes.call(
+            f"attack update {trainer.name}", learn, (STATE, BATCH), (STATE, STATE), state, batch
+        )
+        return state, {**measured, **learned}
+
+    return step

@@ -1,0 +1,82 @@
+"""Lanes: the runs of one kind that a stage computes, one per seed or attacker, some of them at a time."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from admrl_jax.runs.devices import SAME, tasks_at
+from admrl_jax.runs.programs import Programs, available_bytes
+
+BATCH = "batch"
+"""Marks an argument or result whose leading axis is this device's tasks."""
+STATE = "state"
+"""Marks an argument or result that is the same on every device."""
+
+
+class LanePrograms:
+    """Runs functions written for one lane on a block of lanes."""
+
+    def __init__(self, programs: Programs, at_once: int):
+        self._programs, self.at_once = programs, at_once
+
+    def call(
+        self, name: str, function: Callable[..., Any], takes: Sequence[str], gives: Any, *arguments: Any
+    ) -> Any:
+        """Calls `function` on every lane of a block.
+
+        Args:
+            name: equal names, equal functions.
+            function: of one lane.
+            takes: `STATE` or `BATCH` for every argument.
+            gives: the same for every result, in the structure of the results.
+            arguments: as `split` gives them: leading axis the lanes, or none where one is computed at a time.
+        """
+        return self._programs.run(name, *self._program(function, arguments), **self._specs(takes, gives))
+
+    def needed_bytes(
+        self, name: str, function: Callable[..., Any], takes: Sequence[str], gives: Any, *arguments: Any
+    ) -> int:
+        """Bytes per device that `call` would need."""
+        return self._programs.needed_bytes(
+            name, *self._program(function, arguments), **self._specs(takes, gives)
+        )
+
+    def _program(self, function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
+        return (function if self.at_once == 1 else jax.vmap(function)), arguments
+
+    def _specs(self, takes: Sequence[str], gives: Any) -> dict[str, Any]:
+        specs = {STATE: SAME, BATCH: tasks_at(int(self.at_once > 1))}
+        return {
+            "in_specs": tuple(specs[kind] for kind in takes),
+            "out_specs": jax.tree.map(lambda kind: specs[kind], gives),
+        }
+
+    def fits(self, needed: int) -> bool:
+        """Whether programs that need so many bytes fit the memory."""
+        return needed <= available_bytes()
+
+
+def split(tree: Any, at_once: int) -> list[Any]:
+    """Blocks of lanes of a tree with leaves `[L, ...]`; single lanes lose the axis."""
+    count = jax.tree.leaves(tree)[0].shape[0]
+    if at_once == 1:
+        return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)]
+    return [
+        jax.tree.map(lambda x, i=i: x[i : i + at_once], tree) for i in range(0, count, at_once)
+    ]
+
+
+def merge(blocks: Sequence[Any], at_once: int) -> Any:
+    """The inverse of `split`."""
+    if at_once == 1:
+        return jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *blocks)
+
+
+def merge_arrays(blocks: Sequence[Any], at_once: int) -> Any:
+    """`merge` for trees of arrays on the host."""
+    join = np.stack if at_once == 1 else np.concatenate
+    return jax.tree.map(lambda *x: join(x), *blocks)

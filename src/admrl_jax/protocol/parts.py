@@ -1,0 +1,104 @@
+"""The parts of a run, built from its config: environment, policy, learners, defences, attacks."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from admrl_jax.attacks.base import Attack, Victim
+from admrl_jax.attacks.learned.trainer import AttackTrainer
+from admrl_jax.attacks.registry import ATTACKS, make_attack, make_attack_trainer
+from admrl_jax.config import Config
+from admrl_jax.core.networks import Policy, make_policy
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.defences.base import Defence
+from admrl_jax.defences.registry import DEFENCES
+from admrl_jax.envs.base import Env
+from admrl_jax.envs.registry import make_env
+from admrl_jax.learners.base import Learner
+from admrl_jax.learners.registry import LEARNERS
+from admrl_jax.methods import METHODS
+from admrl_jax.sampling import SamplingConfig
+from admrl_jax.training import Setup
+
+
+class Parts(NamedTuple):
+    """What a run is made of; built once, never changed.
+
+    Attributes:
+        config: the run's settings.
+        env: task family.
+        policy: Gaussian policy.
+        victim: the same, as attacks see it.
+    """
+
+    config: Config
+    env: Env
+    policy: Policy
+    victim: Victim
+
+    def learner(self, method: str) -> Learner:
+        """The learner of a method."""
+        spec = LEARNERS[METHODS[method].learner]
+        return spec.make(getattr(self.config.learners, spec.name), self.policy)
+
+    def defence(self, method: str) -> Defence:
+        """The defence of a method."""
+        spec = DEFENCES[METHODS[method].defence]
+        return spec.make(getattr(self.config.defences, spec.name), self.victim)
+
+    def attack(self, name: str) -> Attack:
+        """An attack at meta-test."""
+        return make_attack(name, self.victim, getattr(self.config.attacks, name))
+
+    def attack_trainer(self, name: str) -> AttackTrainer:
+        """The trainer of an attack that learns at meta-test."""
+        return make_attack_trainer(name, self.victim, getattr(self.config.attacks, name))
+
+    def setup(self, method: str, sampling: SamplingConfig | None = None) -> Setup:
+        """What a method trains on, or is attacked or tested on where another `sampling` is given."""
+        return Setup(self.env, self.policy, self.learner(method), sampling or self.config.sampling)
+
+    @property
+    def attack_sampling(self) -> SamplingConfig:
+        """What an attacker's update is learned from."""
+        effort = self.config.eval.attacker
+        return replace(
+            self.config.sampling, num_tasks=effort.num_tasks, num_trajectories=effort.num_trajectories
+        )
+
+    @property
+    def test_sampling(self) -> SamplingConfig:
+        """The meta-test's."""
+        test = self.config.eval
+        return replace(
+            self.config.sampling,
+            num_tasks=test.num_tasks,
+            num_trajectories=test.num_trajectories,
+            num_adapt_steps=test.num_adapt_steps,
+        )
+
+
+def build_parts(config: Config) -> Parts:
+    """Builds environment and policy, and checks that batches suit whoever learns from them.
+
+    Raises:
+        ConfigError: a setting does not suit the environment.
+        SimulatorError: the engine cannot run here.
+    """
+    env = make_env(config.env, simulator=config.simulator, num_threads=config.num_threads)
+    policy = make_policy(env.obs_size, env.action_size, config.policy)
+    parts = Parts(config, env, policy, Victim(policy, env.obs_size, env.action_size))
+    for method in config.methods:
+        name = METHODS[method].defence
+        _check_batch(f"defences.{name}", parts.defence(method).check_batch, config.sampling, env)
+    for name in config.eval.all_attacks:
+        if ATTACKS[name].make_trainer is not None:
+            check = parts.attack_trainer(name).check_batch
+            _check_batch(f"attacks.{name}", check, parts.attack_sampling, env)
+    return parts
+
+
+def _check_batch(where: str, check, sampling: SamplingConfig, env: Env) -> None:
+    try:
+        check(sampling.num_trajectories, env.horizon)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -1,0 +1,172 @@
+"""The paper's protocol on one environment, stage by stage, from a config to a report.
+
+pretrain (clean) -> for each method: warm up its opponents, fine-tune -> train attackers of each frozen policy
+-> meta-test grid and convergence curves -> report.
+
+Every stage leaves its result on disk and is not run again once it is there.
+"""
+
+import json
+import platform
+import resource
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from admrl_jax import evaluation
+from admrl_jax.attacks.registry import ATTACKS, CLEAN
+from admrl_jax.config import UNITS, to_dict
+from admrl_jax.core.types import Params
+from admrl_jax.methods import METHODS
+from admrl_jax.protocol.attack_stages import Attackers, attack_method
+from admrl_jax.protocol.eval_stages import MetaTest, save_paths, tests_of, trained_along
+from admrl_jax.protocol.session import Session
+from admrl_jax.protocol.train_stages import Arm, Pretrained, finetune, pretrain
+from admrl_jax.report.write import write_report
+from admrl_jax.runs.artefact import ATTACKERS, POLICIES, save_attackers, save_policies
+from admrl_jax.runs.files import write_text
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "mujoco", "mujoco-mjx", "numpy", "gymnasium")
+
+UNTIL = ("pretrain", "finetune", "report")
+"""Where a run may be told to stop; a later one goes on from there."""
+
+
+def run_protocol(session: Session, preset: str, until: str = "report") -> Path:
+    """Runs every stage that is not done yet.
+
+    Args:
+        session: the run.
+        preset: `paper`, `quick` or `custom`, for the report.
+        until: the last stage to run, one of `UNTIL`.
+
+    Returns:
+        Path of the report, or of the run directory where the run stops earlier.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; everything done so far is saved.
+        Diverged: numbers were not finite for too long.
+    """
+    config = session.config
+    with session.stop:
+        bases = pretrain_learners(session)
+        if until == "pretrain":
+            _save_policies(session, bases, {})
+            return session.directory
+        arms = {
+            method: finetune(session, bases[METHODS[method].learner], method) for method in config.methods
+        }
+        _save_policies(session, bases, arms)
+        if until == "finetune":
+            return session.directory
+        attackers = {
+            method: attack_method(session, method, arm, bases[METHODS[method].learner].inputs)
+            for method, arm in arms.items()
+        }
+        _save_attackers(session, arms, attackers)
+        test = MetaTest(session)
+        rows = []
+        for method, arm in arms.items():
+            rows += test.run(method, arm, tests_of(method, session, arms, attackers[method]))
+        first = bases[METHODS[config.methods[0]].learner]
+        curves = [row for name in ("pretrain", *arms) for row in test.curves(name, first, arms)]
+        save_paths(session, arms, attackers)
+        if not session.journal.writes:
+            return session.directory
+        save_results(session, preset, rows, curves)
+        return write_report(session.directory)
+
+
+def pretrain_learners(session: Session) -> dict[str, Pretrained]:
+    """Pre-training once for every learner of the methods."""
+    bases: dict[str, Pretrained] = {}
+    for method in session.config.methods:
+        if METHODS[method].learner not in bases:
+            bases[METHODS[method].learner] = pretrain(session, method)
+    return bases
+
+
+def _save_policies(session: Session, bases: dict[str, Pretrained], arms: dict[str, Arm]) -> None:
+    if not session.journal.writes:
+        return
+    first = next(iter(bases.values()))
+    policies: dict[str, Params] = {"pretrain": first.state.learner.meta_params}
+    policies |= {method: arm.state.learner.meta_params for method, arm in arms.items()}
+    path = session.directory / POLICIES
+    save_policies(path, session.config, policies, first.inputs, session.config.seeds)
+
+
+def _save_attackers(session: Session, arms: dict[str, Arm], attackers: dict[str, Attackers]) -> None:
+    if not session.journal.writes:
+        return
+    kept: dict[tuple[str, str, str], Params] = {}
+    for method, by_attack in attackers.items():
+        defence = session.parts.defence(method)
+        if defence.trained_attack:
+            along = trained_along(session, {method: arms[method]}, defence.trained_attack)
+            kept[method, defence.trained_attack, "trained"] = along
+        for attack, by_strength in by_attack.items():
+            for strength, params in zip(session.config.eval.strengths, by_strength, strict=True):
+                kept[method, attack, f"{strength:g}"] = params
+    save_attackers(session.directory / ATTACKERS, kept)
+
+
+def save_results(
+    session: Session, preset: str, rows: list[dict[str, Any]], curves: list[dict[str, Any]]
+) -> None:
+    """Writes `results.json` (the same bits for the same run) and `timing.json` (never the same)."""
+    config = session.config
+    floor = evaluation.do_nothing_returns(
+        session.held_out.key,
+        session.held_out.tasks,
+        env=session.parts.env,
+        num_trajectories=config.eval.num_trajectories,
+    )
+    results = {
+        "env": config.env.name,
+        "preset": preset,
+        "config": to_dict(config),
+        "methods": {method: describe_method(method) for method in config.methods},
+        "attacks": {name: describe_attack(name) for name in (CLEAN, *config.eval.all_attacks)},
+        "units": UNITS[config.units],
+        "versions": {"python": platform.python_version()} | versions(),
+        "device": jax.devices()[0].device_kind,
+        "simulator": getattr(getattr(session.parts.env, "simulator", None), "name", "none"),
+        "floor": float(np.asarray(floor).mean(dtype=np.float64)),
+        "rows": rows,
+        "curves": curves,
+    }
+    write_text(session.directory / "results.json", json.dumps(results, indent=1) + "\n")
+    path = session.directory / "timing.json"
+    before = json.loads(path.read_text()) if path.exists() else {"seconds": {}}
+    timing = {
+        "seconds": before["seconds"] | {k: round(v, 1) for k, v in session.journal.seconds.items()},
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    write_text(path, json.dumps(timing, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide the numbers, of those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_method(name: str) -> dict[str, Any]:
+    """What a report says of a method."""
+    return METHODS[name]._asdict()
+
+
+def describe_attack(name: str) -> dict[str, Any]:
+    """What a report says of an attack: its colour, whether it learns, and its threat model."""
+    spec = ATTACKS[name]
+    is_learned = spec.make_trainer is not None
+    return {"colour": spec.colour, "is_learned": is_learned, **spec.threat._asdict()}

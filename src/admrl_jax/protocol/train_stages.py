@@ -1,0 +1,195 @@
+"""The training stages: shared clean pre-training, units of observations, warm-up, fine-tuning."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from admrl_jax import evaluation, training
+from admrl_jax.attacks.threat import Units
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import MetaBatch, Metrics, Params
+from admrl_jax.defences.base import Defence
+from admrl_jax.defences.fixed import no_defence
+from admrl_jax.methods import METHODS
+from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, merge, split
+from admrl_jax.protocol.session import Session
+from admrl_jax.protocol.stage import Stage, Step, run_stage
+from admrl_jax.training import Setup, TrainState
+
+STATISTICS_KEY = 2**31 - 3
+"""Folded into a run's key for the tasks that observations are measured on; steps fold in smaller numbers."""
+
+
+class Pretrained(NamedTuple):
+    """The clean policies that the methods of a learner share, leading axis the seeds.
+
+    Attributes:
+        state: after pre-training.
+        snapshots: meta-parameters on the way, leading axis the snapshot.
+        inputs: units of clean observations `[S, O]`.
+    """
+
+    state: TrainState
+    snapshots: Params
+    inputs: Units
+
+
+class Arm(NamedTuple):
+    """A fine-tuned method, leading axis the seeds.
+
+    Attributes:
+        state: at the end.
+        snapshots: meta-parameters on the way, leading axis the snapshot.
+    """
+
+    state: TrainState
+    snapshots: Params
+
+
+def pretrain(session: Session, method: str) -> Pretrained:
+    """Clean steps shared by all methods of a seed that have the learner of `method`."""
+    setup = session.parts.setup(method)
+    schedule = session.config.schedule
+    stage = Stage(
+        method=_pretrain_name(session, method),
+        name="pretrain",
+        num_steps=schedule.pretrain_steps,
+        first_step=0,
+        state=untrained(session, method),
+        fixed=(),
+        step=train_step(setup, no_defence(), session.devices.axis),
+        lane_rows={"pretrain": list(range(len(session.config.seeds)))},
+        snapshot=lambda state: state.learner.meta_params,
+    )
+    state, snapshots = run_stage(session, stage)
+    inputs = measure_observations(session, setup, state)
+    if session.config.units != "paper":
+        state = state.replace(units=inputs)
+    return Pretrained(state, snapshots, inputs)
+
+
+def untrained(session: Session, method: str) -> TrainState:
+    """Fresh policies of every seed."""
+    init = functools.partial(training.init_train_state, setup=session.parts.setup(method))
+    return jax.jit(jax.vmap(init))(session.seed_keys)
+
+
+def _pretrain_name(session: Session, method: str) -> str:
+    """`pretrain` for the learner of the first method, with the learner's name for others."""
+    learner = METHODS[method].learner
+    is_first = learner == METHODS[session.config.methods[0]].learner
+    return "pretrain" if is_first else f"pretrain-{learner}"
+
+
+def train_step(setup: Setup, defence: Defence, axis: TaskAxis, *, freeze_policy: bool = False) -> Step:
+    """An outer step in pieces, so that methods share the programs of what they have in common.
+
+    Args:
+        setup: environment, policy, learner and size of a meta-batch.
+        defence: what training faces.
+        axis: how tasks are computed.
+        freeze_policy: let the opponents learn alone.
+    """
+
+    def collect(state: TrainState) -> tuple[MetaBatch, Metrics, jax.Array]:
+        batch, metrics = training.collect_step(state, setup=setup, defence=defence, axis=axis)
+        return batch, metrics, state.step + 1
+
+    learn = functools.partial(
+        training.learn_step, learner=setup.learner, loss_term=defence.loss_term, axis=axis
+    )
+    face = functools.partial(training.opponent_step, defence=defence, axis=axis)
+    term = defence.loss_term.name if defence.loss_term else ""
+
+    def step(lanes: LanePrograms, state: TrainState, fixed: Any) -> tuple[TrainState, Metrics]:
+        name = f"collect {setup.learner.name} {setup.sampling} {defence.name}"
+        batch, metrics, next_step = lanes.call(name, collect, (STATE,), (BATCH, STATE, STATE), state)
+        new_state = state.replace(step=next_step)
+        if not freeze_policy:
+            learner, learned = lanes.call(
+                f"learn {setup.learner.name} {term}",
+                learn,
+                (STATE, STATE, STATE, BATCH),
+                (STATE, STATE),
+                *(state.learner, state.key, state.step, batch),
+            )
+            new_state, metrics = new_state.replace(learner=learner), {**metrics, **learned}
+        if defence.update is not None:
+            opponent, faced = lanes.call(
+                f"opponent {defence.name}",
+                face,
+                (STATE, STATE, STATE, STATE, BATCH),
+                (STATE, STATE),
+                *(state.opponent, state.key, state.step, state.units, batch),
+            )
+            new_state, metrics = new_state.replace(opponent=opponent), {**metrics, **faced}
+        return new_state, metrics
+
+    return step
+
+
+def measure_observations(session: Session, setup: Setup, state: TrainState) -> Units:
+    """Mean and standard deviation of clean observations `[S, O]`, on tasks of their own.
+
+    They are drawn like training tasks, never from the held-out ones, and by the program that pre-training
+    collects with.
+    """
+    axis, clean = session.devices.axis, no_defence()
+
+    def collect(state: TrainState) -> tuple[MetaBatch, Metrics, jax.Array]:
+        batch, metrics = training.collect_step(state, setup=setup, defence=clean, axis=axis)
+        return batch, metrics, state.step + 1
+
+    lanes = LanePrograms(session.programs, 1)
+    key = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.key, STATISTICS_KEY)
+    name = f"collect {setup.learner.name} {setup.sampling} {clean.name}"
+    units = []
+    for lane in split(session.devices.place(state.replace(key=key)), 1):
+        batch, _, _ = lanes.call(name, collect, (STATE,), (BATCH, STATE, STATE), lane)
+        measure = functools.partial(evaluation.observation_units, axis=axis)
+        units.append(lanes.call("observation units", measure, (BATCH,), STATE, batch))
+    return session.devices.local(merge(units, 1))
+
+
+def finetune(session: Session, base: Pretrained, method: str) -> Arm:
+    """Goes on from the pre-trained policy under a method's defence, its opponents warmed up first."""
+    defence, setup = session.parts.defence(method), session.parts.setup(method)
+    rows = list(range(len(session.config.seeds)))
+    start = int(base.state.step[0])
+    make = jax.jit(jax.vmap(lambda key, inputs: defence.init(training.opponent_key(key), inputs)))
+    state = base.state.replace(start=base.state.step, opponent=make(base.state.key, base.inputs))
+    common = dict(method=method, first_step=start, fixed=())
+    if defence.update is not None and defence.warmup_steps:
+        warmup = Stage(
+            **common,
+            name="warmup",
+            num_steps=defence.warmup_steps,
+            state=state,
+            step=train_step(setup, defence, session.devices.axis, freeze_policy=True),
+            lane_rows={"warmup": rows},
+        )
+        state = state.replace(opponent=run_stage(session, warmup)[0].opponent)
+    stage = Stage(
+        **common,
+        name="finetune",
+        num_steps=session.config.schedule.finetune_steps,
+        state=state,
+        step=train_step(setup, defence, session.devices.axis),
+        lane_rows={"finetune": rows},
+        snapshot=lambda state: state.learner.meta_params,
+    )
+    return Arm(*run_stage(session, stage))
+
+
+def snapshot_steps(session: Session, first: int, num_steps: int) -> list[int]:
+    """Outer steps after which the snapshots of a stage were taken."""
+    every = session.config.schedule.snapshot_every
+    return [min(first + (i + 1) * every, first + num_steps) for i in range(-(-num_steps // every))]
+
+
+def with_untrained(session: Session, method: str, snapshots: Params) -> Params:
+    """Snapshots of pre-training with the untrained policies before them."""
+    first = untrained(session, method).learner.meta_params
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, snapshots)

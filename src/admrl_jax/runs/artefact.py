@@ -1,0 +1,183 @@
+"""`policies.npz`, the artefact of a run: every method's meta-parameters, self-contained.
+
+NumPy alone reads it: `policy/<method>/<leaf>` `[S, ...]` per seed, `normaliser/centre` and
+`normaliser/scale` `[S, O]` of clean observations, `seeds` `[S]`, `config` (the run's settings in JSON),
+and `sha256` of all of that. `attackers.npz` beside it holds `attacker/<victim>/<attack>/<label>/<leaf>`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from admrl_jax.attacks.threat import Units
+from admrl_jax.config import Config, from_dict, to_dict
+from admrl_jax.core.networks import Policy, make_policy
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.core.types import Params
+from admrl_jax.envs.base import Env
+from admrl_jax.envs.registry import make_env
+from admrl_jax.learners.base import Learner
+from admrl_jax.learners.registry import LEARNERS
+from admrl_jax.methods import METHODS
+from admrl_jax.runs.files import DamagedFileError, read_arrays, write_arrays
+
+POLICIES = "policies.npz"
+ATTACKERS = "attackers.npz"
+
+
+class ArtefactError(ValueError):
+    """An artefact that is not there, damaged, or without what was asked for."""
+
+
+class Trained(NamedTuple):
+    """A policy out of a run.
+
+    Attributes:
+        config: the run's settings.
+        env: its environment.
+        policy: the Gaussian policy.
+        learner: adapts it.
+        params: meta-parameters, leading axis the run's seeds, or none where one seed was asked for.
+        inputs: units of clean observations, likewise.
+    """
+
+    config: Config
+    env: Env
+    policy: Policy
+    learner: Learner
+    params: Params
+    inputs: Units
+
+
+def flatten_params(params: Params, prefix: str = "") -> dict[str, np.ndarray]:
+    """Leaves of nested dictionaries and tuples by their path, joined by `/`."""
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+
+    def name(entry: Any) -> str:
+        return str(next(getattr(entry, k) for k in ("key", "name", "idx") if hasattr(entry, k)))
+
+    return {prefix + "/".join(map(name, path)): np.asarray(leaf) for path, leaf in flat}
+
+
+def unflatten_params(arrays: Mapping[str, np.ndarray], prefix: str, like: Params) -> Params:
+    """The inverse of `flatten_params`, with the structure of `like`.
+
+    Raises:
+        ArtefactError: leaves are missing or of another shape beyond their leading axes.
+    """
+    wanted = flatten_params(like, prefix)
+    for name, leaf in wanted.items():
+        shape = arrays[name].shape if name in arrays else None
+        if shape is None or shape[len(shape) - leaf.ndim :] != leaf.shape:
+            raise ArtefactError(f"{name}: wanted an array [..., {leaf.shape}], found {shape}")
+    structure = jax.tree.structure(like)
+    return jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in wanted])
+
+
+def save_policies(
+    path: Path, config: Config, policies: Mapping[str, Params], inputs: Units, seeds: tuple[int, ...]
+) -> None:
+    """Writes `policies.npz`.
+
+    Args:
+        path: of the file.
+        config: the run's settings.
+        policies: meta-parameters `[S, ...]` by method.
+        inputs: units of clean observations, `[S, O]`.
+        seeds: of the leading axis.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for method, params in policies.items():
+        arrays |= flatten_params(params, f"policy/{method}/")
+    arrays |= {
+        "normaliser/centre": np.asarray(inputs.centre),
+        "normaliser/scale": np.asarray(inputs.scale),
+        "seeds": np.asarray(seeds, np.int32),
+        "config": np.array(json.dumps(to_dict(config))),
+    }
+    write_arrays(path, **arrays, sha256=np.array(_digest(arrays)))
+
+
+def save_attackers(path: Path, attackers: Mapping[tuple[str, str, str], Params]) -> None:
+    """Writes `attackers.npz`: parameters `[S, ...]` by victim, attack and label (a radius, or `trained`)."""
+    arrays: dict[str, np.ndarray] = {}
+    for (victim, attack, label), params in attackers.items():
+        arrays |= flatten_params(params, f"attacker/{victim}/{attack}/{label}/")
+    write_arrays(path, **arrays)
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {value.dtype.str} {value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def read_policies(path: str | Path) -> dict[str, np.ndarray]:
+    """The checked arrays of an artefact.
+
+    Args:
+        path: `policies.npz`, or the run directory that holds it.
+
+    Raises:
+        ArtefactError: it is not there, or not as it was written.
+    """
+    path = Path(path)
+    path = path / POLICIES if path.is_dir() else path
+    if not path.is_file():
+        raise ArtefactError(f"policy: there is no {path}; a run writes it once it is fine-tuned")
+    try:
+        arrays = read_arrays(path, "config", "sha256", "seeds", "normaliser/centre", "normaliser/scale")
+    except DamagedFileError as error:
+        raise ArtefactError(f"policy: {path} is damaged, or no artefact of this project") from error
+    said = str(arrays.pop("sha256"))
+    if said != _digest(arrays):
+        raise ArtefactError(f"policy: {path} is not as it was written")
+    return arrays
+
+
+def load_policy(
+    path: str | Path, method: str = "maml", *, seed: int | None = None, simulator: str = ""
+) -> Trained:
+    """A trained policy, ready to adapt, attack and evaluate.
+
+    Args:
+        path: `policies.npz`, or the run directory that holds it.
+        method: one of the run's, or `pretrain`.
+        seed: one of the run's; all of them, as a leading axis, if None.
+        simulator: another engine than the run's.
+
+    Raises:
+        ArtefactError: there is no such artefact, method or seed, or the artefact is damaged.
+    """
+    arrays = read_policies(path)
+    try:
+        config = from_dict(json.loads(str(arrays["config"])))
+    except (ConfigError, ValueError) as error:
+        raise ArtefactError(f"policy: {path} is of another version of the code: {error}") from error
+    methods = sorted({name.split("/")[1] for name in arrays if name.startswith("policy/")})
+    if method not in methods:
+        raise ArtefactError(f"method: {method!r} is not in {path}; accepted: {', '.join(methods)}")
+    seeds = [int(x) for x in arrays["seeds"]]
+    if seed is not None and seed not in seeds:
+        raise ArtefactError(f"seed: {seed} is not in {path}; accepted: {', '.join(map(str, seeds))}")
+    env = make_env(config.env, simulator=simulator or config.simulator, num_threads=config.num_threads)
+    policy = make_policy(env.obs_size, env.action_size, config.policy)
+    known = METHODS.get(method) or METHODS[config.methods[0]]
+    spec = LEARNERS[known.learner]
+    learner = spec.make(getattr(config.learners, spec.name), policy)
+    like = jax.eval_shape(learner.init, jax.random.key(0)).meta_params
+    like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+    params = unflatten_params(arrays, f"policy/{method}/", like)
+    inputs = Units(*(jnp.asarray(arrays[f"normaliser/{name}"]) for name in Units._fields))
+    if seed is not None:
+        params, inputs = jax.tree.map(lambda x: x[seeds.index(seed)], (params, inputs))
+    return Trained(config, env, policy, learner, params, inputs)

@@ -1,0 +1,150 @@
+"""Where a run is computed: tasks spread over devices and hosts, the same state everywhere."""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.core.task_axis import TaskAxis
+
+TASKS = "tasks"
+"""Name of the mesh axis over tasks."""
+
+
+CPU_DEVICES = 2
+"""Made of a CPU's cores where nothing else is asked for: each does what cores cannot share, and one device
+computes while the other waits for physics. A constant, because sums of more parts round differently."""
+
+
+FOR_EVER = 2**31 - 1
+"""Seconds."""
+
+
+def make_cpu_devices(count: int = CPU_DEVICES) -> None:
+    """Divides the CPU into so many devices, unless `JAX_NUM_CPU_DEVICES` does; before JAX looks for devices.
+
+    XLA aborts a process in which one of them waits a minute for another, be it that a run is paused or a
+    laptop sleeps; here they wait for ever.
+    """
+    if count == 1:
+        return
+    for name in ("call_warn_stuck_timeout", "call_terminate_timeout", "timeout"):
+        flag = f"--xla_cpu_collective_{name}_seconds"
+        if flag not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={FOR_EVER}".strip()
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        # Too late where JAX has looked for devices already; then those there are must do.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
+
+
+def choose_num_devices(task_counts: Sequence[int]) -> int:
+    """How many devices tasks are spread over where the user does not say.
+
+    All devices of all hosts; on one host the most that divide every number of tasks, and of CPU devices
+    `CPU_DEVICES` at most.
+
+    Args:
+        task_counts: numbers of tasks that a run computes together.
+    """
+    available = jax.device_count()
+    if jax.process_count() > 1:
+        return available
+    if jax.default_backend() == "cpu":
+        available = min(available, CPU_DEVICES)
+    return max(n for n in range(1, available + 1) if all(count % n == 0 for count in task_counts))
+
+
+def task_mesh(num_devices: int = 0) -> Mesh:
+    """A mesh with one axis, `TASKS`.
+
+    Args:
+        num_devices: 0 takes all devices of all hosts.
+
+    Raises:
+        ConfigError: there are not that many, or those of some process would be left out.
+    """
+    devices = jax.devices()
+    if jax.process_count() > 1 and num_devices not in (0, len(devices)):
+        raise ConfigError(
+            f"num_devices: {num_devices} is not accepted; accepted with {jax.process_count()} processes: "
+            f"0 or {len(devices)}, all devices"
+        )
+    if num_devices > len(devices):
+        raise ConfigError(f"num_devices: {num_devices} is not accepted; accepted here: 0 to {len(devices)}")
+    return jax.make_mesh((num_devices or len(devices),), (TASKS,), devices=devices[: num_devices or None])
+
+
+class Devices:
+    """The devices of a run, and how programs and arrays come to them."""
+
+    def __init__(self, num_devices: int = 1, task_block: int = 0):
+        """Takes the devices.
+
+        Args:
+            num_devices: over which tasks are spread.
+            task_block: tasks computed together; 0 chooses one on a CPU, whose cache holds it, else all.
+
+        Raises:
+            ConfigError: there are not that many devices.
+        """
+        is_alone = num_devices == 1 and jax.process_count() == 1
+        self.mesh = None if is_alone else task_mesh(num_devices)
+        block = task_block or int(jax.default_backend() == "cpu")
+        self.axis = TaskAxis(block, None if self.mesh is None else TASKS)
+        """For pure functions inside a program of `spread`."""
+
+    def spread(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """Runs `function` on every device.
+
+        Args:
+            function: takes and returns the same state on every device.
+            in_specs: how each argument lies: `SAME`, or `tasks_at(axis)` where devices hold different tasks.
+            out_specs: the same for results.
+        """
+        if self.mesh is None:
+            return function
+        # Sums over the axis are written out; the automatic ones would count them twice.
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+
+    def place(self, tree: Any) -> Any:
+        """Puts the same arrays on every device; every process must hold the same numbers.
+
+        What is there already is left there.
+        """
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        sharding = NamedSharding(self.mesh, SAME)
+
+        def put(x: Any) -> jax.Array:
+            x = jnp.asarray(x)
+            if x.sharding.is_equivalent_to(sharding, x.ndim):
+                return x
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+            # `device_put` would compare the numbers of all processes, leaf by leaf.
+            values = np.asarray(x)
+            return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+        return jax.tree.map(put, tree)
+
+    def local(self, tree: Any) -> Any:
+        """Takes arrays back from `place`: this process's copies, on one device."""
+        return tree if self.mesh is None else jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+SAME = PartitionSpec()
+"""The same numbers on every device."""
+
+
+def tasks_at(axis: int) -> PartitionSpec:
+    """Tasks spread over devices, at that axis of every array."""
+    return PartitionSpec(*(None,) * axis, TASKS)

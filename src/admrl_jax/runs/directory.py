@@ -1,0 +1,77 @@
+"""A run's directory: who may write into it, and whose run it holds."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+
+from admrl_jax.config import Config, config_difference, from_dict, to_dict
+from admrl_jax.runs.files import write_text
+
+LOCK = ".lock"
+
+
+class RunError(Exception):
+    """A run that cannot start or go on; the message is for the user."""
+
+
+def open_run(directory: Path, config: Config, *, resume: bool) -> int:
+    """Creates or reopens a run directory and locks it.
+
+    Args:
+        directory: where the run lives.
+        config: what is to be run.
+        resume: go on with a run that is there already.
+
+    Returns:
+        File descriptor that holds the lock for as long as it is open.
+
+    Raises:
+        RunError: the directory cannot be written, is in use, holds a run and `resume` is not
+            set, or holds a run of another config.
+    """
+    config_path = directory / "config.json"
+    try:
+        if not config_path.exists() and directory.exists() and _foreign_files(directory):
+            raise RunError(f"run-dir: {directory} is not empty and holds no run; name another --run-dir")
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / LOCK, os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise RunError(f"run-dir: {directory} cannot be written ({error.strerror})") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise RunError(f"run-dir: {directory} is in use by another process") from error
+    try:
+        _claim(config_path, config, resume=resume)
+    except OSError as error:
+        os.close(lock)
+        raise RunError(f"run-dir: {directory} cannot be written ({error.strerror})") from error
+    except RunError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _foreign_files(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir() if path.name != LOCK]
+
+
+def _claim(config_path: Path, config: Config, *, resume: bool) -> None:
+    """Writes the config of a new run, or refuses a run that is not this one."""
+    directory = config_path.parent
+    if not config_path.exists():
+        write_text(config_path, json.dumps(to_dict(config), indent=2) + "\n")
+        return
+    try:
+        saved = from_dict(json.loads(config_path.read_text()))
+    except ValueError as error:
+        raise RunError(f"run-dir: {config_path} cannot be read: {error}") from error
+    difference = config_difference(saved, config)
+    if difference:
+        raise RunError(f"run-dir: {directory} holds a run of another config: {difference}")
+    if not resume:
+        raise RunError(
+            f"run-dir: {directory} holds this run already; add --resume to go on, or name another --run-dir"
+        )

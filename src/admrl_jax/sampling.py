@@ -1,0 +1,256 @@
+"""Collects episodes: one by `lax.scan`, many by `vmap`, and whole meta-batches with adaptation between."""
+
+import functools
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from admrl_jax.attacks.base import Attack
+from admrl_jax.attacks.threat import Budget
+from admrl_jax.core import gaussian
+from admrl_jax.core.networks import Policy
+from admrl_jax.core.returns import estimate_advantages
+from admrl_jax.core.settings import COUNT, UNIT, whole_from
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import Experience, MetaBatch, Params, Task, Trajectory
+from admrl_jax.envs.base import Env
+from admrl_jax.learners.base import Learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Size of a meta-batch and how its actions are scored. Defaults: MAML's and pytorch-maml-rl's."""
+
+    num_tasks: Annotated[int, COUNT] = 40
+    """Tasks per outer step."""
+    num_trajectories: Annotated[int, COUNT] = 20
+    """Episodes per task, both before and after adaptation."""
+    num_adapt_steps: Annotated[int, whole_from(1, 100)] = 1
+    """Gradient steps of adaptation, each on new episodes."""
+    discount: Annotated[float, UNIT] = 0.99
+    """Of rewards, per step."""
+    gae_lambda: Annotated[float, UNIT] = 1.0
+    """Trace parameter of the advantage estimate: 1 gives return minus baseline."""
+
+
+class Exposure(NamedTuple):
+    """The attack that a meta-batch is collected under.
+
+    Attributes:
+        attack: observation attack.
+        params: its parameters.
+        support: budget before and during adaptation, its radius `[N]`, one per task; 0 leaves it clean.
+        query: budget after adaptation, likewise.
+    """
+
+    attack: Attack
+    params: Params
+    support: Budget
+    query: Budget
+
+
+def expose(
+    attack: Attack, params: Params, support: Budget, query: Budget | None = None, *, num_tasks: int
+) -> Exposure:
+    """An exposure that is the same for every task.
+
+    Args:
+        attack: observation attack.
+        params: its parameters.
+        support: budget before and during adaptation, its radius `[]`.
+        query: budget after it; the same by default.
+        num_tasks: of this device.
+    """
+
+    def every_task(budget: Budget) -> Budget:
+        return budget._replace(radius=jnp.broadcast_to(jnp.asarray(budget.radius, float), (num_tasks,)))
+
+    return Exposure(attack, params, every_task(support), every_task(support if query is None else query))
+
+
+def rollout(
+    policy_params: Params,
+    attack_params: Params,
+    key: jax.Array,
+    task: Task,
+    *,
+    env: Env,
+    policy: Policy,
+    attack: Attack,
+    budget: Budget,
+    horizon: int | None = None,
+) -> Trajectory:
+    """Runs one episode under attack.
+
+    The policy acts on the perturbed observation; dynamics and reward use the true state. Steps
+    after the episode's end are masked, carry no reward and leave the state where it was. A simulator,
+    policy or attack that returns something not finite ends the episode there; nothing that is not
+    finite is recorded, because a mask of zero does not make NaN vanish.
+
+    Args:
+        policy_params: parameters of `policy`.
+        attack_params: parameters of `attack`.
+        key: randomness of reset, actions and attack.
+        task: one task of `env`.
+        env: task family.
+        policy: Gaussian policy.
+        attack: observation attack; its memory starts anew with the episode.
+        budget: bound on the perturbation, its radius `[]`.
+        horizon: steps, `env.horizon` by default.
+
+    Returns:
+        A trajectory with fields `[H, ...]`.
+    """
+    horizon = env.horizon if horizon is None else horizon
+    key_reset, key_action, key_attack = jax.random.split(key, 3)
+    state, obs = env.reset(key_reset, task)
+    obs = jnp.where(jnp.isfinite(obs), obs, 0.0)
+    noise = jax.random.normal(key_action, (horizon, env.action_size), obs.dtype)
+    attack_keys = jax.random.split(key_attack, horizon)
+    memory = attack.reset(jax.random.fold_in(key_attack, horizon))
+
+    def step(carry, inputs):
+        state, obs, memory, alive = carry
+        noise_t, attack_key = inputs
+        perturbed, new_memory = attack.perturb(
+            attack_params, memory, attack_key, obs, policy_params, budget
+        )
+        dist = policy.apply(policy_params, perturbed)
+        action = gaussian.from_noise(dist, noise_t)
+        new_state, new = env.step(state, action, task)
+        clean_input = jnp.all(jnp.isfinite(perturbed)) & jnp.all(jnp.isfinite(action))
+        finite = clean_input & jnp.all(jnp.isfinite(new.obs)) & jnp.isfinite(new.reward)
+        valid = alive & finite
+        perturbed = jnp.where(clean_input, perturbed, obs)
+        action = jnp.where(clean_input, action, 0.0)
+        log_prob = jnp.where(clean_input, gaussian.log_prob_of_noise(dist, noise_t), 0.0)
+        reward = jnp.where(valid, new.reward, 0.0)
+        mask, diverged = (x.astype(obs.dtype) for x in (valid, alive & ~finite))
+        record = Trajectory(obs, perturbed, action, log_prob, reward, mask, diverged)
+        state, obs, memory = jax.tree.map(
+            lambda a, b: jnp.where(valid, a, b), (new_state, new.obs, new_memory), (state, obs, memory)
+        )
+        return (state, obs, memory, valid & ~new.terminated), record
+
+    _, trajectory = jax.lax.scan(step, (state, obs, memory, jnp.array(True)), (noise, attack_keys))
+    return trajectory
+
+
+def collect(
+    policy_params: Params,
+    attack_params: Params,
+    key: jax.Array,
+    task: Task,
+    *,
+    num_trajectories: int,
+    env: Env,
+    policy: Policy,
+    attack: Attack,
+    budget: Budget,
+    horizon: int | None = None,
+) -> Trajectory:
+    """Runs `num_trajectories` independent episodes of one task: fields `[K, H, ...]`."""
+    run = functools.partial(rollout, env=env, policy=policy, attack=attack, budget=budget, horizon=horizon)
+    keys = jax.random.split(key, num_trajectories)
+    return jax.vmap(run, in_axes=(None, None, 0, None))(policy_params, attack_params, keys, task)
+
+
+def collect_meta_batch(
+    meta_params: Params,
+    key: jax.Array,
+    tasks: Task,
+    exposure: Exposure,
+    *,
+    env: Env,
+    policy: Policy,
+    learner: Learner,
+    config: SamplingConfig,
+    axis: TaskAxis = TaskAxis(),
+) -> MetaBatch:
+    """Collects support data, adapts to each task, and collects query data.
+
+    Args:
+        meta_params: of the learner.
+        key: randomness of all episodes.
+        tasks: leading axis `N`, those of this device.
+        exposure: the attack on support and query rollouts.
+        env: task family.
+        policy: Gaussian policy.
+        learner: adapts it.
+        config: episodes, steps of adaptation, advantages; the number of tasks is that of `tasks`.
+        axis: how tasks are computed.
+    """
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    score = functools.partial(estimate_advantages, discount=config.discount, gae_lambda=config.gae_lambda)
+
+    def adapt_one(task: tuple[Params, Experience]) -> Params:
+        return learner.adapt_step(meta_params, *task)
+
+    def collect_one(params: Params, key: jax.Array, task: Task, radius: jax.Array, budget: Budget):
+        return collect(
+            params,
+            exposure.params,
+            key,
+            task,
+            num_trajectories=config.num_trajectories,
+            env=env,
+            policy=policy,
+            attack=exposure.attack,
+            budget=budget._replace(radius=radius),
+        )
+
+    def collect_and_adapt(params: Params, step: jax.Array) -> tuple[Params, Experience]:
+        is_query = step == config.num_adapt_steps
+        budget = jax.tree.map(lambda s, q: jnp.where(is_query, q, s), exposure.support, exposure.query)
+        # One key per task of the whole batch, so that spreading it changes no episode.
+        keys = axis.split_key(jax.random.fold_in(key, step), num_tasks * axis.num_devices)
+        episodes = jax.vmap(collect_one, in_axes=(0, 0, 0, 0, None))(
+            params, keys, tasks, budget.radius, budget
+        )
+        batch = jax.vmap(score)(episodes)
+        adapted = jax.lax.cond(
+            is_query,
+            lambda params, _: params,
+            lambda *data: axis.map(adapt_one, data),
+            *(params, batch),
+        )
+        return adapted, batch
+
+    # Support and query in one loop: its body, the most expensive to compile, is compiled once.
+    policy_params = learner.policy_params(meta_params)
+    params = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), policy_params)
+    params, batches = jax.lax.scan(collect_and_adapt, params, jnp.arange(config.num_adapt_steps + 1))
+    support = jax.tree.map(lambda x: jnp.moveaxis(x[:-1], 0, 1), batches)
+    return MetaBatch(support, jax.tree.map(lambda x: x[-1], batches), params)
+
+
+def episode_returns(trajectory: Trajectory) -> jax.Array:
+    """Undiscounted return `[...]` of each episode `[..., H]`."""
+    chex.assert_equal_shape([trajectory.reward, trajectory.mask])
+    return jnp.sum(trajectory.reward, axis=-1)
+
+
+class AttackSizes(NamedTuple):
+    """How far a meta-batch's observations were moved.
+
+    Attributes:
+        size: `[]` mean norm of the perturbations on query data, in the budget's units.
+        excess: `[]` by how much any perturbation broke its budget; 0 when all held.
+    """
+
+    size: jax.Array
+    excess: jax.Array
+
+
+def attack_sizes(batch: MetaBatch, exposure: Exposure, axis: TaskAxis = TaskAxis()) -> AttackSizes:
+    """Measures the perturbations of a meta-batch against their budgets."""
+    support, query = batch.support.trajectory, batch.query.trajectory
+    measure = exposure.attack.threat.measure
+    before = measure(support.obs, support.perturbed_obs, exposure.support)
+    after = measure(query.obs, query.perturbed_obs, exposure.query)
+    size, valid = axis.total((jnp.sum(after.size * query.mask), jnp.sum(query.mask)))
+    excess = jnp.maximum(jnp.max(before.excess), jnp.max(after.excess))
+    return AttackSizes(size / jnp.maximum(valid, 1.0), axis.largest(excess))
