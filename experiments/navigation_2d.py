@@ -3,9 +3,7 @@
 import sys
 from dataclasses import replace
 
-from admrl_jax.attacks.learned.adgan import AdGANConfig
 from admrl_jax.config import (
-    AttackConfigs,
     AttackerConfig,
     Config,
     DefenceConfigs,
@@ -44,7 +42,6 @@ QUICK = replace(
     sampling=SamplingConfig(num_tasks=4, num_trajectories=8),
     learners=LearnerConfigs(),
     defences=DefenceConfigs(adgan=AdGANTrainingConfig(warmup_steps=5)),
-    attacks=AttackConfigs(adgan=AdGANConfig(num_epochs=2)),
     schedule=ScheduleConfig(
         pretrain_steps=10, finetune_steps=5, chunk_steps=5, checkpoint_every=5, snapshot_every=5
     ),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from admrl_jax.attacks.base import Attack
-from admrl_jax.attacks.threat import Budget
+from admrl_jax.attacks.threat import Budget, ThreatModel
 from admrl_jax.core import gaussian
 from admrl_jax.core.networks import Policy
 from admrl_jax.core.returns import estimate_advantages
@@ -184,47 +184,102 @@ def collect_meta_batch(
         axis: how tasks are computed.
     """
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-    score = functools.partial(estimate_advantages, discount=config.discount, gae_lambda=config.gae_lambda)
-
-    def adapt_one(task: tuple[Params, Experience]) -> Params:
-        return learner.adapt_step(meta_params, *task)
-
-    def collect_one(params: Params, key: jax.Array, task: Task, radius: jax.Array, budget: Budget):
-        return collect(
-            params,
-            exposure.params,
-            key,
-            task,
-            num_trajectories=config.num_trajectories,
-            env=env,
-            policy=policy,
-            attack=exposure.attack,
-            budget=budget._replace(radius=radius),
-        )
+    run = functools.partial(
+        collect_tasks, num_trajectories=config.num_trajectories, env=env, policy=policy, axis=axis
+    )
 
     def collect_and_adapt(params: Params, step: jax.Array) -> tuple[Params, Experience]:
         is_query = step == config.num_adapt_steps
         budget = jax.tree.map(lambda s, q: jnp.where(is_query, q, s), exposure.support, exposure.query)
-        # One key per task of the whole batch, so that spreading it changes no episode.
-        keys = axis.split_key(jax.random.fold_in(key, step), num_tasks * axis.num_devices)
-        episodes = jax.vmap(collect_one, in_axes=(0, 0, 0, 0, None))(
-            params, keys, tasks, budget.radius, budget
+        episodes = run(
+            params, exposure.params, jax.random.fold_in(key, step), tasks, budget, attack=exposure.attack
         )
-        batch = jax.vmap(score)(episodes)
+        batch = score_tasks(episodes, config)
         adapted = jax.lax.cond(
             is_query,
             lambda params, _: params,
-            lambda *data: axis.map(adapt_one, data),
+            lambda params, batch: adapt_tasks(meta_params, params, batch, learner=learner, axis=axis),
             *(params, batch),
         )
         return adapted, batch
 
     # Support and query in one loop: its body, the most expensive to compile, is compiled once.
-    policy_params = learner.policy_params(meta_params)
-    params = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), policy_params)
+    params = unadapted(meta_params, num_tasks, learner)
     params, batches = jax.lax.scan(collect_and_adapt, params, jnp.arange(config.num_adapt_steps + 1))
     support = jax.tree.map(lambda x: jnp.moveaxis(x[:-1], 0, 1), batches)
     return MetaBatch(support, jax.tree.map(lambda x: x[-1], batches), params)
+
+
+def unadapted(meta_params: Params, num_tasks: int, learner: Learner) -> Params:
+    """The policy before adaptation, once for every task of this device."""
+    policy_params = learner.policy_params(meta_params)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), policy_params)
+
+
+def collect_tasks(
+    params: Params,
+    attack_params: Params,
+    key: jax.Array,
+    tasks: Task,
+    budget: Budget,
+    *,
+    num_trajectories: int,
+    env: Env,
+    policy: Policy,
+    attack: Attack,
+    axis: TaskAxis = TaskAxis(),
+) -> Trajectory:
+    """Episodes of every task of this device, fields `[N, K, H, ...]`.
+
+    Args:
+        params: policy parameters, leading axis `N`.
+        attack_params: parameters of `attack`.
+        key: randomness of all episodes; spreading tasks over devices changes none of them.
+        tasks: leading axis `N`.
+        budget: its radius `[N]`.
+        num_trajectories: episodes per task.
+        env: task family.
+        policy: Gaussian policy.
+        attack: observation attack.
+        axis: how tasks are computed.
+    """
+
+    def collect_one(params: Params, key: jax.Array, task: Task, radius: jax.Array) -> Trajectory:
+        return collect(
+            params,
+            attack_params,
+            key,
+            task,
+            num_trajectories=num_trajectories,
+            env=env,
+            policy=policy,
+            attack=attack,
+            budget=budget._replace(radius=radius),
+        )
+
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0] * axis.num_devices
+    return jax.vmap(collect_one)(params, axis.split_key(key, num_tasks), tasks, budget.radius)
+
+
+def score_tasks(episodes: Trajectory, config: SamplingConfig) -> Experience:
+    """Advantages of the actions of every task, by a baseline of its own."""
+    score = functools.partial(estimate_advantages, discount=config.discount, gae_lambda=config.gae_lambda)
+    return jax.vmap(score)(episodes)
+
+
+def adapt_tasks(
+    meta_params: Params, params: Params, batch: Experience, *, learner: Learner, axis: TaskAxis = TaskAxis()
+) -> Params:
+    """One step of adaptation to every task of this device.
+
+    Args:
+        meta_params: of the learner.
+        params: policy parameters so far, leading axis `N`.
+        batch: fields `[N, K, H, ...]`, collected with them.
+        learner: adapts.
+        axis: how tasks are computed.
+    """
+    return axis.map(lambda task: learner.adapt_step(meta_params, *task), (params, batch))
 
 
 def episode_returns(trajectory: Trajectory) -> jax.Array:
@@ -234,10 +289,10 @@ def episode_returns(trajectory: Trajectory) -> jax.Array:
 
 
 class AttackSizes(NamedTuple):
-    """How far a meta-batch's observations were moved.
+    """How far observations were moved.
 
     Attributes:
-        size: `[]` mean norm of the perturbations on query data, in the budget's units.
+        size: `[]` mean norm of the perturbations, in the budget's units; of a meta-batch, on query data.
         excess: `[]` by how much any perturbation broke its budget; 0 when all held.
     """
 
@@ -247,10 +302,16 @@ class AttackSizes(NamedTuple):
 
 def attack_sizes(batch: MetaBatch, exposure: Exposure, axis: TaskAxis = TaskAxis()) -> AttackSizes:
     """Measures the perturbations of a meta-batch against their budgets."""
-    support, query = batch.support.trajectory, batch.query.trajectory
-    measure = exposure.attack.threat.measure
-    before = measure(support.obs, support.perturbed_obs, exposure.support)
-    after = measure(query.obs, query.perturbed_obs, exposure.query)
-    size, valid = axis.total((jnp.sum(after.size * query.mask), jnp.sum(query.mask)))
-    excess = jnp.maximum(jnp.max(before.excess), jnp.max(after.excess))
-    return AttackSizes(size / jnp.maximum(valid, 1.0), axis.largest(excess))
+    measure = functools.partial(measure_attack, threat=exposure.attack.threat, axis=axis)
+    before = measure(batch.support.trajectory, exposure.support)
+    after = measure(batch.query.trajectory, exposure.query)
+    return after._replace(excess=jnp.maximum(before.excess, after.excess))
+
+
+def measure_attack(
+    taken: Trajectory, budget: Budget, *, threat: ThreatModel, axis: TaskAxis = TaskAxis()
+) -> AttackSizes:
+    """Measures the perturbations of episodes `[N, ..., H, *]` against a budget with radius `[N]`."""
+    found = threat.measure(taken.obs, taken.perturbed_obs, budget)
+    size, valid = axis.total((jnp.sum(found.size * taken.mask), jnp.sum(taken.mask)))
+    return AttackSizes(size / jnp.maximum(valid, 1.0), axis.largest(jnp.max(found.excess)))

@@ -28,21 +28,20 @@ from admrl_jax.runs.metrics import read_metrics
 
 TOLERANCE = 1e-9
 """Of the larger of a number's size and 1. Sums are taken in another order than then."""
-ENVS = ("navigation_2d", "halfcheetah_dir")
+ENVS = {"navigation_2d": 2, "halfcheetah_dir": 4}
+"""Environments, with the passes over a batch that attackers took."""
 HERE = Path(__file__).parent
 
 
-def as_then(config: Config) -> Config:
-    """The settings that give the method of then."""
+def as_then(config: Config, num_epochs: int) -> Config:
+    """The settings that give the method of then; attackers took so many passes over a batch."""
     attacks, defences = config.attacks, config.defences
     return replace(
         config,
         policy=replace(config.policy, std_floor="hard"),
         attacks=AttackConfigs(
-            adgan=replace(attacks.adgan, standardise=False),
-            adgan_no_gan=replace(
-                attacks.adgan_no_gan, standardise=False, num_epochs=attacks.adgan.num_epochs
-            ),
+            adgan=replace(attacks.adgan, standardise=False, num_epochs=num_epochs),
+            adgan_no_gan=replace(attacks.adgan_no_gan, standardise=False, num_epochs=num_epochs),
         ),
         defences=DefenceConfigs(
             adgan=replace(
@@ -87,7 +86,7 @@ def compare_rows(new: list[dict[str, Any]], old: list[dict[str, Any]], names: tu
 def check(env: str) -> tuple[list[str], int]:
     """Runs an environment's quick preset: what differs, and how many numbers were compared."""
     stored = json.loads(gzip.decompress((HERE / f"{env}.json.gz").read_bytes()))
-    config = as_then(import_module(f"experiments.{env}").PRESETS["quick"])
+    config = as_then(import_module(f"experiments.{env}").PRESETS["quick"], ENVS[env])
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         run_protocol(open_session(config, directory), "quick")

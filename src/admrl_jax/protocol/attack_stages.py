@@ -46,7 +46,7 @@ def _train(session: Session, method: str, attack: str, arm: Arm, inputs: Units) 
     setup = session.parts.setup(method, session.parts.attack_sampling)
     strengths, num_seeds = session.config.eval.strengths, len(session.config.seeds)
     count = len(strengths)
-    state = first_attackers(trainer, arm, inputs, strengths)
+    state = first_attackers(session, trainer, arm, inputs)
     rows = {
         f"attack-{attack}-{strength:g}": [s * count + r for s in range(num_seeds)]
         for r, strength in enumerate(strengths)
@@ -66,11 +66,13 @@ def _train(session: Session, method: str, attack: str, arm: Arm, inputs: Units) 
 
 
 def first_attackers(
-    trainer: AttackTrainer, arm: Arm, inputs: Units, strengths: tuple[float, ...]
+    session: Session, trainer: AttackTrainer, arm: Arm, inputs: Units
 ) -> AttackerState:
     """Fresh attackers of every seed's policy and every strength, leading axis `[S R]`, seeds first."""
 
-    def fresh(key: jax.Array, units: Units, inputs: Units, radius: jax.Array, number: jax.Array):
+    def fresh(
+        key: jax.Array, units: Units, inputs: Units, radius: jax.Array, number: jax.Array
+    ) -> AttackerState:
         return attacking.init_attacker(
             jax.random.fold_in(key, RUN_KEY),
             trainer.init(opponent_key(key, number), inputs),
@@ -80,11 +82,12 @@ def first_attackers(
 
     per_strength = jax.vmap(fresh, in_axes=(None, None, None, 0, 0))
     per_seed = jax.vmap(per_strength, in_axes=(0, 0, 0, None, None))
-    radii = jnp.asarray(strengths, float)
+    radii = jnp.asarray(session.config.eval.strengths, float)
     # Number 0 is the opponent that a method is trained with.
     numbers = 1 + jnp.arange(radii.size)
-    states = jax.jit(per_seed)(arm.state.key, arm.state.units, inputs, radii, numbers)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+    arguments = session.devices.place((arm.state.key, arm.state.units, inputs, radii, numbers))
+    states = session.programs.run(f"first attackers {trainer.name}", per_seed, arguments)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), session.devices.local(states))
 
 
 def attack_step(setup: Setup, trainer: AttackTrainer, axis: TaskAxis) -> Step:

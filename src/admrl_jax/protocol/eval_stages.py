@@ -9,21 +9,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from admrl_jax import evaluation
 from admrl_jax.attacks.registry import ATTACKS, CLEAN
 from admrl_jax.attacks.threat import Budget, Units
-from admrl_jax.core.types import Params, Task
+from admrl_jax.core.types import MetaBatch, Params, Task, Trajectory
 from admrl_jax.envs.registry import ENVS
 from admrl_jax.evaluation import EvalResult
 from admrl_jax.methods import METHODS
 from admrl_jax.protocol.attack_stages import Attackers
-from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, merge_arrays, split
+from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, Trial, merge_arrays, split
 from admrl_jax.protocol.session import Session, check_budget
 from admrl_jax.protocol.train_stages import Arm, Pretrained, snapshot_steps, with_untrained
 from admrl_jax.runs import hosts
 from admrl_jax.runs.files import DamagedFileError, read_arrays, write_arrays
-from admrl_jax.runs.programs import choose_at_once
-from admrl_jax.sampling import collect_meta_batch, expose
+from admrl_jax.runs.devices import Devices
+from admrl_jax.runs.programs import Programs, choose_at_once
+from admrl_jax.sampling import (
+    AttackSizes,
+    adapt_tasks,
+    collect_meta_batch,
+    collect_tasks,
+    episode_returns,
+    expose,
+    measure_attack,
+    score_tasks,
+    unadapted,
+)
 from admrl_jax.training import Setup
 
 CELLS = (("clean", "attacked"), ("attacked", "clean"), ("attacked", "attacked"))
@@ -48,7 +58,11 @@ class Test(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates policies on the held-out tasks; every attack is one program."""
+    """Evaluates policies on the held-out tasks, as `evaluation.evaluate` does, in two programs.
+
+    One collects episodes, support and query alike, and there is one for every attack; the other adapts, and
+    all attacks share it.
+    """
 
     def __init__(self, session: Session):
         self._session = session
@@ -77,43 +91,104 @@ class Evaluator:
         session = self._session
         setup = session.parts.setup(method, session.parts.test_sampling)
         seeds = len(session.config.seeds)
-        radii = jnp.asarray([support_radius, query_radius], float)
         # Every seed meets the same tasks and episodes.
-        shared = (radii, session.held_out.key, session.held_out.tasks)
+        shared = (session.held_out.key, session.held_out.tasks, jnp.zeros((), int))
         shared = jax.tree.map(lambda x: jnp.broadcast_to(x, (seeds, *x.shape)), shared)
         lanes = session.devices.place((meta_params, attack_params, units, *shared))
-        call = (f"evaluate {attack} {setup.learner.name}", *self._one_seed(setup, attack))
+        pieces = _Pieces(session, setup, attack)
 
         def fits(at_once: int) -> bool:
-            programs = LanePrograms(session.programs, at_once)
-            return programs.fits(programs.needed_bytes(*call, *split(lanes, at_once)[0]))
+            trial = Trial(session.programs, at_once)
+            pieces.run(trial, split(lanes, at_once)[0], support_radius, query_radius)
+            return trial.fits(trial.largest)
 
-        programs = LanePrograms(session.programs, choose_at_once(seeds, fits, session.config.lanes))
+        at_once = choose_at_once(seeds, fits, session.config.lanes)
+        programs = LanePrograms(session.programs, at_once)
         blocks = [
-            hosts.gather(programs.call(*call, *block)) for block in split(lanes, programs.at_once)
+            pieces.run(programs, block, support_radius, query_radius) for block in split(lanes, at_once)
         ]
-        result = merge_arrays(blocks, programs.at_once)
+        result = merge_arrays(blocks)
         check_budget(result.budget_excess, f"meta-test under {attack}")
         return result
 
-    def _one_seed(self, setup: Setup, attack: str) -> tuple[Any, ...]:
-        """The function of `evaluate` for one seed, and how its arguments and results lie on devices."""
-        axis, built = self._session.devices.axis, self._session.parts.attack(attack)
 
-        def one_seed(
-            meta_params: Params, attack_params: Params, units: Units, radii: jax.Array, key: jax.Array, tasks: Task
-        ) -> EvalResult:
-            tasks = axis.share(tasks)
-            exposure = expose(
-                built,
-                attack_params,
-                Budget(radii[0], units),
-                Budget(radii[1], units),
-                num_tasks=jax.tree.leaves(tasks)[0].shape[0],
+class _Pieces:
+    """The programs of an evaluation."""
+
+    def __init__(self, session: Session, setup: Setup, attack: str):
+        self._session, self._setup = session, setup
+        self._name = f"{setup.learner.name} {setup.sampling}"
+        self._collect_name = f"episodes {session.parts.identity(attack)} {setup.sampling}"
+        self._attack = session.parts.attack(attack)
+        self._axis = session.devices.axis
+
+    def run(self, lanes: LanePrograms, block: Any, support_radius: float, query_radius: float) -> EvalResult:
+        """Support episodes and adaptation, step by step, then query episodes; arrays on the host."""
+        meta_params, attack_params, units, key, tasks, step = block
+        num_steps = self._setup.sampling.num_adapt_steps
+        params = lanes.call(
+            f"unadapted {self._name}", self._unadapted, (STATE, STATE), BATCH, meta_params, tasks
+        )
+        returns, excess, size = [], 0.0, None
+        for number in range(num_steps + 1):
+            radius = query_radius if number == num_steps else support_radius
+            radius = self._session.devices.place(jnp.full(step.shape, radius, float))
+            episodes, measured = lanes.call(
+                self._collect_name,
+                self._collect,
+                (BATCH, *(STATE,) * 6),
+                (BATCH, (BATCH, STATE)),
+                *(params, attack_params, units, radius, key, tasks, step + number),
             )
-            return evaluation.evaluate(meta_params, key, tasks, exposure, setup=setup, axis=axis)
+            found, sizes = hosts.gather(measured)
+            returns.append(found)
+            excess, size = np.maximum(excess, sizes.excess), sizes.size
+            if number < num_steps:
+                params = lanes.call(
+                    f"adapt {self._name}",
+                    self._adapt,
+                    (STATE, BATCH, BATCH),
+                    BATCH,
+                    *(meta_params, params, episodes),
+                )
+        assert size is not None
+        return EvalResult(np.stack(returns, axis=2), size, excess)
 
-        return one_seed, (STATE,) * 6, EvalResult(BATCH, STATE, STATE)
+    def _unadapted(self, meta_params: Params, tasks: Task) -> Params:
+        num_tasks = jax.tree.leaves(self._axis.share(tasks))[0].shape[0]
+        return unadapted(meta_params, num_tasks, self._setup.learner)
+
+    def _collect(
+        self,
+        params: Params,
+        attack_params: Params,
+        units: Units,
+        radius: jax.Array,
+        key: jax.Array,
+        tasks: Task,
+        step: jax.Array,
+    ) -> tuple[Trajectory, tuple[jax.Array, AttackSizes]]:
+        tasks = self._axis.share(tasks)
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+        budget = Budget(jnp.broadcast_to(radius, (num_tasks,)), units)
+        episodes = collect_tasks(
+            params,
+            attack_params,
+            jax.random.fold_in(key, step),
+            tasks,
+            budget,
+            num_trajectories=self._setup.sampling.num_trajectories,
+            env=self._setup.env,
+            policy=self._setup.policy,
+            attack=self._attack,
+            axis=self._axis,
+        )
+        sizes = measure_attack(episodes, budget, threat=self._attack.threat, axis=self._axis)
+        return episodes, (episode_returns(episodes), sizes)
+
+    def _adapt(self, meta_params: Params, params: Params, episodes: Trajectory) -> Params:
+        batch = score_tasks(episodes, self._setup.sampling)
+        return adapt_tasks(meta_params, params, batch, learner=self._setup.learner, axis=self._axis)
 
 
 def tests_of(method: str, session: Session, arms: dict[str, Arm], attackers: Attackers) -> list[Test]:
@@ -290,11 +365,11 @@ def save_paths(session: Session, arms: dict[str, Arm], attackers: dict[str, Atta
     name = learned[0] if learned else test.attacks[0]
     index = int(np.argmin(np.abs(np.asarray(test.strengths) - test.curve_strength)))
     arrays: dict[str, Any] = {"goals": np.asarray(goals)}
+    alone = Programs(Devices())
     for method, arm in arms.items():
         setup = parts.setup(method, parts.test_sampling)
 
-        @jax.jit
-        def collect(meta_params: Params, params: Params, budget: Budget, setup: Setup = setup):
+        def collect(meta_params: Params, params: Params, budget: Budget, setup: Setup = setup) -> MetaBatch:
             exposure = expose(parts.attack(name), params, budget, num_tasks=len(goals))
             return collect_meta_batch(
                 meta_params,
@@ -310,7 +385,8 @@ def save_paths(session: Session, arms: dict[str, Arm], attackers: dict[str, Atta
         params = attackers[method][name][index] if learned else ()
         first = jax.tree.map(lambda x: x[0], (arm.state.learner.meta_params, params, arm.state.units))
         for cell, strength in (("clean", 0.0), ("attacked", test.strengths[index])):
-            batch = collect(first[0], first[1], Budget(jnp.asarray(strength, float), first[2]))
+            arguments = (first[0], first[1], Budget(jnp.asarray(strength, float), first[2]))
+            batch = alone.run(f"paths {setup.learner.name}", collect, arguments)
             before = jax.tree.map(lambda x: x[:, 0], batch.support.trajectory)
             for phase, taken in (("pre", before), ("post", batch.query.trajectory)):
                 arrays[f"{method}/{cell}/{phase}"] = np.asarray(taken.obs)[:, :4]

@@ -32,7 +32,7 @@ class LanePrograms:
             function: of one lane.
             takes: `STATE` or `BATCH` for every argument.
             gives: the same for every result, in the structure of the results.
-            arguments: as `split` gives them: leading axis the lanes, or none where one is computed at a time.
+            arguments: as `split` gives them, leading axis the lanes.
         """
         return self._programs.run(name, *self._program(function, arguments), **self._specs(takes, gives))
 
@@ -45,10 +45,10 @@ class LanePrograms:
         )
 
     def _program(self, function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
-        return (function if self.at_once == 1 else jax.vmap(function)), arguments
+        return (_for_one(function) if self.at_once == 1 else jax.vmap(function)), arguments
 
     def _specs(self, takes: Sequence[str], gives: Any) -> dict[str, Any]:
-        specs = {STATE: SAME, BATCH: tasks_at(int(self.at_once > 1))}
+        specs = {STATE: SAME, BATCH: tasks_at(1)}
         return {
             "in_specs": tuple(specs[kind] for kind in takes),
             "out_specs": jax.tree.map(lambda kind: specs[kind], gives),
@@ -59,24 +59,46 @@ class LanePrograms:
         return needed <= available_bytes()
 
 
+class Trial(LanePrograms):
+    """Runs a step and notes the memory of the largest of its programs."""
+
+    def __init__(self, programs: Any, at_once: int):
+        super().__init__(programs, at_once)
+        self.largest = 0
+
+    def call(self, *arguments: Any) -> Any:
+        """Also measures."""
+        self.largest = max(self.largest, self.needed_bytes(*arguments))
+        return super().call(*arguments)
+
+
+def _for_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`vmap(function)` over an axis of length one, with the operations, and bits, of a single lane."""
+
+    def run(*arguments: Any) -> Any:
+        result = function(*jax.tree.map(lambda x: x[0], arguments))
+        return jax.tree.map(lambda x: x[None], result)
+
+    return run
+
+
 def split(tree: Any, at_once: int) -> list[Any]:
-    """Blocks of lanes of a tree with leaves `[L, ...]`; single lanes lose the axis."""
+    """Blocks of lanes of a tree with leaves `[L, ...]`."""
     count = jax.tree.leaves(tree)[0].shape[0]
-    if at_once == 1:
-        return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)]
+    if at_once == count:
+        return [tree]
     return [
         jax.tree.map(lambda x, i=i: x[i : i + at_once], tree) for i in range(0, count, at_once)
     ]
 
 
-def merge(blocks: Sequence[Any], at_once: int) -> Any:
+def merge(blocks: Sequence[Any]) -> Any:
     """The inverse of `split`."""
-    if at_once == 1:
-        return jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+    if len(blocks) == 1:
+        return blocks[0]
     return jax.tree.map(lambda *x: jnp.concatenate(x), *blocks)
 
 
-def merge_arrays(blocks: Sequence[Any], at_once: int) -> Any:
+def merge_arrays(blocks: Sequence[Any]) -> Any:
     """`merge` for trees of arrays on the host."""
-    join = np.stack if at_once == 1 else np.concatenate
-    return jax.tree.map(lambda *x: join(x), *blocks)
+    return jax.tree.map(lambda *x: np.concatenate(x), *blocks)

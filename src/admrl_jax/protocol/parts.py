@@ -49,6 +49,12 @@ class Parts(NamedTuple):
         """An attack at meta-test."""
         return make_attack(name, self.victim, getattr(self.config.attacks, name))
 
+    def identity(self, name: str) -> str:
+        """Stands for an attack among compiled programs: attacks that differ in weights only are one."""
+        if ATTACKS[name].make_trainer is not None:
+            return self.attack_trainer(name).name
+        return f"{name} {getattr(self.config.attacks, name)}"
+
     def attack_trainer(self, name: str) -> AttackTrainer:
         """The trainer of an attack that learns at meta-test."""
         return make_attack_trainer(name, self.victim, getattr(self.config.attacks, name))

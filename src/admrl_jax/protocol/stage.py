@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from admrl_jax.core.types import Metrics, Params
-from admrl_jax.protocol.lanes import LanePrograms, merge, merge_arrays, split
+from admrl_jax.protocol.lanes import LanePrograms, Trial, merge, merge_arrays, split
 from admrl_jax.protocol.session import Session, check_budget
 from admrl_jax.runs import hosts
 from admrl_jax.runs.checkpoint import StageCheckpoints
@@ -124,7 +124,7 @@ class _Loop:
                 seconds = time.monotonic() - start
                 self._record(metrics)
                 self._done += size
-                state = merge(blocks, lanes.at_once)
+                state = merge(blocks)
                 snapshots = self._with_snapshot(snapshots, state)
                 stop_signal = session.stop_signal()
                 self._save((state, snapshots), now=bool(stop_signal))
@@ -140,7 +140,7 @@ class _Loop:
         programs, stage = self._session.programs, self._stage
 
         def fits(at_once: int) -> bool:
-            trial = _Trial(programs, at_once)
+            trial = Trial(programs, at_once)
             block = split(state, at_once)[0]
             fixed = split(stage.fixed, at_once)[0] if jax.tree.leaves(stage.fixed) else ()
             stage.step(trial, block, self._session.devices.place(fixed))
@@ -162,7 +162,7 @@ class _Loop:
             new_blocks.append(block)
             taken = jax.device_get(self._session.devices.local(taken))
             rows.append({name: np.stack([row[name] for row in taken], axis=-1) for name in taken[0]})
-        return new_blocks, merge_arrays(rows, lanes.at_once)
+        return new_blocks, merge_arrays(rows)
 
     def _save(self, pair: tuple[Any, Params], *, now: bool) -> None:
         is_due = self._done % self._schedule.checkpoint_every == 0 or self._done == self._stage.num_steps
@@ -209,16 +209,3 @@ class _Loop:
                 "checkpoint: "
                 + ("none in this stage" if last is None else str(self._checkpoints.directory / str(last)))
             )
-
-
-class _Trial(LanePrograms):
-    """Runs a step and notes the memory of the largest of its programs."""
-
-    def __init__(self, programs: Any, at_once: int):
-        super().__init__(programs, at_once)
-        self.largest = 0
-
-    def call(self, *arguments: Any) -> Any:
-        """Also measures."""
-        self.largest = max(self.largest, self.needed_bytes(*arguments))
-        return super().call(*arguments)

@@ -150,7 +150,7 @@ def measure_observations(session: Session, setup: Setup, state: TrainState) -> U
         batch, _, _ = lanes.call(name, collect, (STATE,), (BATCH, STATE, STATE), lane)
         measure = functools.partial(evaluation.observation_units, axis=axis)
         units.append(lanes.call("observation units", measure, (BATCH,), STATE, batch))
-    return session.devices.local(merge(units, 1))
+    return session.devices.local(merge(units))
 
 
 def finetune(session: Session, base: Pretrained, method: str) -> Arm:
