@@ -46,7 +46,7 @@ def _train(session: Session, method: str, attack: str, arm: Arm, inputs: Units) 
     setup = session.parts.setup(method, session.parts.attack_sampling)
     strengths, num_seeds = session.config.eval.strengths, len(session.config.seeds)
     count = len(strengths)
-    state = first_attackers(session, trainer, arm, inputs)
+    state = first_attackers(session, attack, arm, inputs)
     rows = {
         f"attack-{attack}-{strength:g}": [s * count + r for s in range(num_seeds)]
         for r, strength in enumerate(strengths)
@@ -65,10 +65,9 @@ def _train(session: Session, method: str, attack: str, arm: Arm, inputs: Units) 
     return [jax.tree.map(lambda x, r=r: x[r::count], strongest) for r in range(count)]
 
 
-def first_attackers(
-    session: Session, trainer: AttackTrainer, arm: Arm, inputs: Units
-) -> AttackerState:
+def first_attackers(session: Session, attack: str, arm: Arm, inputs: Units) -> AttackerState:
     """Fresh attackers of every seed's policy and every strength, leading axis `[S R]`, seeds first."""
+    trainer = session.parts.attack_trainer(attack)
 
     def fresh(
         key: jax.Array, units: Units, inputs: Units, radius: jax.Array, number: jax.Array
@@ -86,7 +85,7 @@ def first_attackers(
     # Number 0 is the opponent that a method is trained with.
     numbers = 1 + jnp.arange(radii.size)
     arguments = session.devices.place((arm.state.key, arm.state.units, inputs, radii, numbers))
-    states = session.programs.run(f"first attackers {trainer.name}", per_seed, arguments)
+    states = session.programs.run(f"first attackers {attack}", per_seed, arguments)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), session.devices.local(states))
 
 
