@@ -45,7 +45,11 @@ MAY_CHANGE = (*MACHINE_SETTINGS[1:], "schedule.max_bad_steps")
 UNITS = {"paper": "raw observation units", "normalised": "standard deviations of clean observations"}
 """Units of attacks, in words."""
 
-ATTACK_NAMES = one_of(*(name for name in ATTACKS if name != CLEAN))
+_ATTACK_NAMES = tuple(name for name in ATTACKS if name != CLEAN)
+_ATTACK_WORDS = "names of attacks: " + ", ".join(_ATTACK_NAMES)
+METHOD_NAMES = distinct(one_of(*METHODS), "names of methods: " + ", ".join(METHODS))
+ATTACK_NAMES = distinct(one_of(*_ATTACK_NAMES), _ATTACK_WORDS)
+ATTACK_NAMES_OR_NONE = distinct(one_of(*_ATTACK_NAMES), _ATTACK_WORDS, may_be_empty=True)
 
 
 def _gather(name: str, doc: str, configs: Mapping[str, type]) -> Any:
@@ -122,22 +126,18 @@ class EvalConfig:
     """Episodes per task, both before and after adaptation."""
     num_adapt_steps: Annotated[int, whole_from(1, 100)] = 1
     """Gradient steps of adaptation."""
-    attacks: Annotated[tuple[str, ...], distinct(ATTACK_NAMES, "names of attacks")] = (
+    attacks: Annotated[tuple[str, ...], ATTACK_NAMES] = (
         "gaussian",
         "l2_noise",
         "fgsm",
         "adgan",
     )
     """Attacks on every method. One that learns is trained afresh against each frozen policy."""
-    undefended_attacks: Annotated[
-        tuple[str, ...], distinct(ATTACK_NAMES, "names of attacks", may_be_empty=True)
-    ] = ("adgan_no_gan",)
+    undefended_attacks: Annotated[tuple[str, ...], ATTACK_NAMES_OR_NONE] = ("adgan_no_gan",)
     """Attacks on methods without a defence alone: what they show of an attack needs one victim only."""
     strengths: Annotated[tuple[float, ...], STRENGTHS] = (0.2, 0.5, 0.8)
     """Radii of every attack."""
-    curve_attacks: Annotated[
-        tuple[str, ...], distinct(ATTACK_NAMES, "names of attacks", may_be_empty=True)
-    ] = ("gaussian", "fgsm", "adgan")
+    curve_attacks: Annotated[tuple[str, ...], ATTACK_NAMES_OR_NONE] = ("gaussian", "fgsm", "adgan")
     """Attacks in the convergence curves; one that learns is the opponent of a method's own training."""
     curve_strength: Annotated[float, POSITIVE] = 0.2
     """Strength of the attacks in the convergence curves."""
@@ -157,7 +157,7 @@ class Config:
     """One run of the paper's protocol on one environment."""
 
     env: EnvConfig
-    methods: Annotated[tuple[str, ...], distinct(one_of(*METHODS), "names of methods")] = PAPER_METHODS
+    methods: Annotated[tuple[str, ...], METHOD_NAMES] = PAPER_METHODS
     """Methods that fine-tune from the shared pre-trained policy; by default the paper's four."""
     simulator: Annotated[str, one_of("auto", *SIMULATORS)] = "auto"
     """auto, mujoco, mjx, mjx-warp, brax-spring, brax-positional or brax-generalized; environments in

@@ -36,7 +36,7 @@ OUTER_PANELS = {
     "train/post_return": "return after adaptation",
     "train/kl": "KL of the meta-step (nats)",
     "train/accepted": "accepted meta-steps (fraction)",
-    "attack/size": "mean size (L2; FGSM: L-inf)",
+    "attack/size": "mean size (in the attack's norm)",
 }
 ADVERSARY_PANELS = {
     "loss": ("adversarial_loss", "gan_loss", "hinge_loss"),
@@ -279,9 +279,11 @@ def _draw_outer_steps(axes: Sequence[Axes], results: Row, metrics: Sequence[Row]
 
 def _draw_opponents(axes: Sequence[Axes], results: Row, metrics: Sequence[Row]) -> None:
     """Diagnostics of the opponent of the first method that has one that learns."""
-    learning = [row for row in metrics if "adversary/skipped" in row]
+    learning = [row for row in metrics if any(name.startswith("adversary/") for name in row)]
     trained = methods_of(results, (row for row in learning if row["stage"] == "finetune"))
     if not trained:
+        for ax in axes:
+            ax.set_axis_off()
         return
     pretrain = setting(results, "schedule.pretrain_steps")
     config = results["config"]["defences"][results["methods"][trained[0]]["defence"]]

@@ -1,0 +1,1 @@
+"""A run on disk and on its devices: directory, checkpoints, artefact, metrics, progress, hosts."""
