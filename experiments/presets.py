@@ -2,9 +2,15 @@
 
 from dataclasses import replace
 
-from admrl_jax.config import AttackerConfig, Config, EvalConfig, LearnerConfigs, ScheduleConfig
+from admrl_jax.config import (
+    AttackerConfig,
+    Config,
+    DefenceConfigs,
+    EvalConfig,
+    LearnerConfigs,
+    ScheduleConfig,
+)
 from admrl_jax.defences.adgan import AdGANTrainingConfig
-from admrl_jax.config import DefenceConfigs
 from admrl_jax.envs.base import BuiltInConfig, EnvConfig
 from admrl_jax.learners.maml_trpo import MAMLTRPOConfig
 from admrl_jax.sampling import SamplingConfig

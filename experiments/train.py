@@ -1,15 +1,15 @@
 """The paper's protocol on any environment: `python -m experiments.train --env my_module:make_env`.
 
-`--env` takes the name of a built-in environment, or a function of your own, `module:function`, that returns an
-environment: a class of yours, `FunctionEnv`, `from_brax(...)` or `from_model_file(...)`. All other flags are
-those of the other experiments.
+`--env` takes the name of a built-in environment, or a function of your own, `module:function`, that
+returns an environment: a class of yours, `FunctionEnv`, `from_brax(...)` or `from_model_file(...)`. All
+other flags are those of the other experiments.
 """
 
 import importlib
 import sys
 
-from admrl_jax.core.settings import ConfigError
 from admrl_jax.config import Config
+from admrl_jax.core.settings import ConfigError
 from admrl_jax.envs.custom import FACTORY, CustomConfig
 from admrl_jax.envs.registry import ENVS
 from admrl_jax.protocol.command_line import fail, main

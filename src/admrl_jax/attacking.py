@@ -80,9 +80,7 @@ def attack_collect_step(
 ) -> tuple[MetaBatch, Metrics]:
     """The meta-batch of an update, collected from the frozen victim under the present attack."""
     num_tasks = setup.sampling.num_tasks // axis.num_devices
-    exposure = expose(
-        trainer.attack, trainer.params(state.trainer), state.budget, num_tasks=num_tasks
-    )
+    exposure = expose(trainer.attack, trainer.params(state.trainer), state.budget, num_tasks=num_tasks)
     return sample_and_collect(meta_params, step_keys(state.key, state.step), exposure, setup, axis)
 
 
@@ -199,6 +197,5 @@ def _grid(value: jax.Array, radii: int, restarts: int) -> np.ndarray:
 
 def _but_key(axis: int) -> Any:
     """Axes of an `AttackerState` of which only the key and the number of the update are shared."""
-    return AttackerState(
-        step=None, key=None, trainer=axis, budget=axis, strongest=axis, strongest_return=axis
-    )
+    axes: dict[str, Any] = dict.fromkeys(("trainer", "budget", "strongest", "strongest_return"), axis)
+    return AttackerState(step=None, key=None, **axes)  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,7 @@ part's settings appear by themselves.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from admrl_jax.attacks.registry import ATTACKS, CLEAN
 from admrl_jax.core.networks import PolicyConfig
@@ -52,7 +52,7 @@ ATTACK_NAMES = distinct(one_of(*_ATTACK_NAMES), _ATTACK_WORDS)
 ATTACK_NAMES_OR_NONE = distinct(one_of(*_ATTACK_NAMES), _ATTACK_WORDS, may_be_empty=True)
 
 
-def _gather(name: str, doc: str, configs: Mapping[str, type]) -> Any:
+def _gather(name: str, doc: str, configs: Mapping[str, type]) -> type:
     """A frozen dataclass with a field for every part of a registry."""
     fields = [(part, config, field(default_factory=config)) for part, config in configs.items()]
     gathered = dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
@@ -61,17 +61,33 @@ def _gather(name: str, doc: str, configs: Mapping[str, type]) -> Any:
     return gathered
 
 
-LearnerConfigs = _gather(
-    "LearnerConfigs", "Settings of every learner.", {k: spec.config for k, spec in LEARNERS.items()}
-)
-DefenceConfigs = _gather(
-    "DefenceConfigs", "Settings of every defence.", {k: spec.config for k, spec in DEFENCES.items()}
-)
-AttackConfigs = _gather(
-    "AttackConfigs",
-    "Settings of every attack at meta-test.",
-    {k: spec.config for k, spec in ATTACKS.items()},
-)
+if TYPE_CHECKING:
+
+    class LearnerConfigs:
+        """Its fields are the parts of a registry, which a type checker does not see."""
+
+        def __init__(self, **configs: Any): ...
+        def __getattr__(self, name: str) -> Any: ...
+
+    class DefenceConfigs(LearnerConfigs):
+        """As above."""
+
+    class AttackConfigs(LearnerConfigs):
+        """As above."""
+
+else:
+    LearnerConfigs = _gather(
+        "LearnerConfigs", "Settings of every learner.", {k: spec.config for k, spec in LEARNERS.items()}
+    )
+    DefenceConfigs = _gather(
+        "DefenceConfigs", "Settings of every defence.", {k: spec.config for k, spec in DEFENCES.items()}
+    )
+    AttackConfigs = _gather(
+        "AttackConfigs",
+        "Settings of every attack at meta-test.",
+        {k: spec.config for k, spec in ATTACKS.items()},
+    )
+
 PART_GROUPS = ("learners", "defences", "attacks")
 """Settings of parts. A saved config may lack parts that are newer than it; it did not use them."""
 

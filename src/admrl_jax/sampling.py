@@ -115,9 +115,7 @@ def rollout(
     def step(carry, inputs):
         state, obs, memory, alive = carry
         noise_t, attack_key = inputs
-        perturbed, new_memory = attack.perturb(
-            attack_params, memory, attack_key, obs, policy_params, budget
-        )
+        perturbed, new_memory = attack.perturb(attack_params, memory, attack_key, obs, policy_params, budget)
         dist = policy.apply(policy_params, perturbed)
         action = gaussian.from_noise(dist, noise_t)
         new_state, new = env.step(state, action, task)
@@ -258,7 +256,7 @@ def collect_tasks(
         )
 
     num_tasks = jax.tree.leaves(tasks)[0].shape[0] * axis.num_devices
-    return jax.vmap(collect_one)(params, axis.split_key(key, num_tasks), tasks, budget.radius)
+    return jax.vmap(collect_one)(params, axis.split_key(key, num_tasks), tasks, jnp.asarray(budget.radius))
 
 
 def score_tasks(episodes: Trajectory, config: SamplingConfig) -> Experience:

@@ -1,4 +1,4 @@
-"""The outer step of every method: sample tasks, collect under the defence's attack, learn, let opponents learn.
+"""The outer step of every method: sample tasks, collect under attack, learn, let opponents learn.
 
 Keys come from `fold_in(state.key, state.step)`, so how steps are grouped, resumed or logged cannot change a
 number. A step is three functions, `collect_step`, `learn_step` and `opponent_step`; methods that share one of
@@ -111,7 +111,8 @@ class StepKeys(NamedTuple):
 def step_keys(key: jax.Array, step: jax.Array) -> StepKeys:
     """The keys of outer step `step` of a run."""
     key = jax.random.fold_in(key, step)
-    return StepKeys(*jax.random.split(key, 3), jax.random.fold_in(key, 3))
+    tasks, collect, opponent = jax.random.split(key, 3)
+    return StepKeys(tasks, collect, opponent, learner=jax.random.fold_in(key, 3))
 
 
 def sample_and_collect(
@@ -169,9 +170,7 @@ def learn_step(
         loss_term: of the defence.
         axis: how tasks are computed.
     """
-    return learner.update(
-        learner_state, step_keys(key, step).learner, batch, loss_term=loss_term, tasks=axis
-    )
+    return learner.update(learner_state, step_keys(key, step).learner, batch, loss_term=loss_term, tasks=axis)
 
 
 def opponent_step(

@@ -59,6 +59,4 @@ def pgd(policy: Policy, config: PGDConfig | None = None) -> Attack:
     return memoryless(perturb, THREAT)
 
 
-SPEC = AttackSpec(
-    "pgd", THREAT, "#7B4FA3", PGDConfig, lambda config, victim: pgd(victim.policy, config)
-)
+SPEC = AttackSpec("pgd", THREAT, "#7B4FA3", PGDConfig, lambda config, victim: pgd(victim.policy, config))

@@ -4,6 +4,5 @@ from admrl_jax.defences import adgan, fixed, smooth
 from admrl_jax.defences.base import DefenceSpec
 
 DEFENCES: dict[str, DefenceSpec] = {
-    spec.name: spec
-    for spec in (fixed.NONE_SPEC, fixed.NOISE_SPEC, fixed.FGSM_SPEC, adgan.SPEC, smooth.SPEC)
+    spec.name: spec for spec in (fixed.NONE_SPEC, fixed.NOISE_SPEC, fixed.FGSM_SPEC, adgan.SPEC, smooth.SPEC)
 }

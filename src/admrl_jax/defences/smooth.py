@@ -43,7 +43,7 @@ class Shifted(NamedTuple):
 def worst_shift(
     policy: Policy, params: Params, key: jax.Array, obs: jax.Array, config: SmoothConfig
 ) -> jax.Array:
-    """Shifts `[M, O]` that raise the KL divergence at `obs` `[M, O]`, by gradient steps from a random start."""
+    """Shifts `[M, O]` that raise the KL divergence at `obs` `[M, O]`: gradient steps, random start."""
     here = policy.apply(params, obs)
 
     def divergence(shift: jax.Array) -> jax.Array:
@@ -53,10 +53,11 @@ def worst_shift(
         length = safe_norm(x)[..., None]
         return config.radius * x / jnp.where(length > 0, length, 1.0)
 
-    shift = to_length(jax.random.normal(key, obs.shape, obs.dtype))
-    for _ in range(config.ascent_steps):
-        shift = project_l2(shift + to_length(jax.grad(divergence)(shift)), config.radius)
-    return shift
+    def ascend(_: int, shift: jax.Array) -> jax.Array:
+        return project_l2(shift + to_length(jax.grad(divergence)(shift)), config.radius)
+
+    start = to_length(jax.random.normal(key, obs.shape, obs.dtype))
+    return jax.lax.fori_loop(0, config.ascent_steps, ascend, start)
 
 
 def smooth_term(policy: Policy, config: SmoothConfig) -> LossTerm:
@@ -95,9 +96,7 @@ def smooth_term(policy: Policy, config: SmoothConfig) -> LossTerm:
 def smooth_defence(config: SmoothConfig, victim: Victim) -> Defence:
     """Clean training with the regulariser."""
     clean = no_defence()
-    return clean._replace(
-        name=f"smooth {config}", loss_term=smooth_term(victim.policy, config)
-    )
+    return clean._replace(name=f"smooth {config}", loss_term=smooth_term(victim.policy, config))
 
 
 SPEC = DefenceSpec("smooth", "smoothness regulariser", SmoothConfig, smooth_defence)

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
-from admrl_jax.simulators import Model, SimState
 from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, check_order, one_of
 from admrl_jax.core.types import Task
+from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
+from admrl_jax.simulators import Model, SimState
 
 
 def rotation_matrix(quaternion: jax.Array) -> jax.Array:

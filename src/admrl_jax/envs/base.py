@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 import jax
 
 from admrl_jax.core.settings import POSITIVE, STEPS
-
 from admrl_jax.core.types import Task, TimeStep
 
 

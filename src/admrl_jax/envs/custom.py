@@ -11,8 +11,11 @@ MEMBERS = ("obs_size", "action_size", "horizon", "sample_task", "reset", "step")
 """What an environment must have; see `Env`."""
 
 FACTORY = Accepts(
-    lambda x: isinstance(x, str) and all(part.isidentifier() for part in x.replace(":", ".").split("."))
-    and x.count(":") == 1,
+    lambda x: (
+        isinstance(x, str)
+        and all(part.isidentifier() for part in x.replace(":", ".").split("."))
+        and x.count(":") == 1
+    ),
     "module:function, a function without arguments that returns an environment",
 )
 

@@ -6,10 +6,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
-from admrl_jax.simulators import Model, SimState
 from admrl_jax.core.settings import check_order
 from admrl_jax.core.types import Task
+from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
+from admrl_jax.simulators import Model, SimState
 
 TORSO_HEIGHT = 0.7
 """Height of the torso's frame in the model file where its root joint reads 0 (m)."""

@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from admrl_jax.core.settings import NOT_NEGATIVE, REPEATS, UNIT
+from admrl_jax.core.types import Task, TimeStep
 from admrl_jax.envs.base import BuiltInConfig, Env, EnvSpec
 from admrl_jax.simulators import (
     SIMULATORS,
@@ -17,8 +19,6 @@ from admrl_jax.simulators import (
     make_simulator,
     resolve,
 )
-from admrl_jax.core.settings import NOT_NEGATIVE, REPEATS, UNIT
-from admrl_jax.core.types import Task, TimeStep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
-from admrl_jax.simulators import Model, ModelParams, SimState, SimulatorError
 from admrl_jax.core.settings import ABOVE_ONE, NOT_NEGATIVE, REPEATS, STEPS, UNIT, number_from
 from admrl_jax.core.types import Task
+from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
+from admrl_jax.simulators import Model, ModelParams, SimState, SimulatorError
 
 MAX_OBSERVED_VELOCITY = 10.0
 """Velocities are clipped to +- this in the observation, as in Gymnasium."""
@@ -93,7 +93,9 @@ class RandomDynamics(PhysicsEnv):
         """Default pose at rest with uniform noise on positions and velocities."""
         key_qpos, key_qvel = jax.random.split(key)
         noise = self.config.reset_noise
-        return self.noisy_pose(key_qpos), jax.random.uniform(key_qvel, (self.simulator.nv,), minval=-noise, maxval=noise)
+        return self.noisy_pose(key_qpos), jax.random.uniform(
+            key_qvel, (self.simulator.nv,), minval=-noise, maxval=noise
+        )
 
     def observe(self, state: SimState, task: Task) -> jax.Array:
         """Observation: `[17]` (Walker2d) or `[11]` (Hopper)."""

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
-from admrl_jax.simulators import Model, SimState
 from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, REPEATS, STEPS
 from admrl_jax.core.types import Task
+from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
+from admrl_jax.simulators import Model, SimState
 
 LINK_LENGTHS = (0.1, 0.11)
 """From shoulder to elbow and from elbow to fingertip in the model file (m)."""
@@ -90,6 +90,4 @@ class Reacher(PhysicsEnv):
         return -distance - self.control_cost(action)
 
 
-SPECS = (
-    physics_spec("Reacher", Reacher),
-)
+SPECS = (physics_spec("Reacher", Reacher),)

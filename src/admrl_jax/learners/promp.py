@@ -122,9 +122,7 @@ def make_promp(policy: Policy, config: ProMPConfig | None = None) -> Learner:
             return where_tree(finite, new, carry), (value, norm, 1.0 - finite.astype(value.dtype))
 
         start = (old_params, state.opt_state)
-        (params, opt_state), (losses, norms, skipped) = jax.lax.scan(
-            epoch, start, length=config.num_epochs
-        )
+        (params, opt_state), (losses, norms, skipped) = jax.lax.scan(epoch, start, length=config.num_epochs)
         metrics = {
             "train/loss_before": losses[0],
             "train/loss_after": losses[-1],

@@ -105,9 +105,7 @@ def linearise(params: Params, data: Any, objective: Objective, tasks: TaskAxis =
     """
     # Matrix products are kept; activations and slopes between them are computed again in every product, which
     # takes less time than fetching them from memory, and less than half of the memory.
-    lean = jax.checkpoint(
-        objective.predict, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False
-    )
+    lean = jax.checkpoint(objective.predict, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
 
     # `jit` keeps what was traced: blocks of every size then hold the same function.
     @jax.jit

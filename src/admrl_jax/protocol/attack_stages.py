@@ -93,18 +93,14 @@ def attack_step(setup: Setup, trainer: AttackTrainer, axis: TaskAxis) -> Step:
     """An update of an attacker in two programs: collect, and learn."""
 
     def collect(state: AttackerState, meta_params: Params) -> tuple[MetaBatch, Metrics]:
-        return attacking.attack_collect_step(
-            state, meta_params, setup=setup, trainer=trainer, axis=axis
-        )
+        return attacking.attack_collect_step(state, meta_params, setup=setup, trainer=trainer, axis=axis)
 
     def learn(state: AttackerState, batch: MetaBatch) -> tuple[AttackerState, Metrics]:
         return attacking.attack_update_step(state, batch, trainer=trainer, axis=axis)
 
     def step(lanes: LanePrograms, state: AttackerState, victim: Params) -> tuple[AttackerState, Metrics]:
         name = f"{trainer.name} {setup.learner.name} {setup.sampling}"
-        batch, measured = lanes.call(
-            f"attack {name}", collect, (STATE, STATE), (BATCH, STATE), state, victim
-        )
+        batch, measured = lanes.call(f"attack {name}", collect, (STATE, STATE), (BATCH, STATE), state, victim)
         state, learned = lanes.call(
             f"attack update {trainer.name}", learn, (STATE, BATCH), (STATE, STATE), state, batch
         )

@@ -62,14 +62,17 @@ class LanePrograms:
 class Trial(LanePrograms):
     """Runs a step and notes the memory of the largest of its programs."""
 
-    def __init__(self, programs: Any, at_once: int):
+    def __init__(self, programs: Programs, at_once: int):
         super().__init__(programs, at_once)
         self.largest = 0
 
-    def call(self, *arguments: Any) -> Any:
+    def call(
+        self, name: str, function: Callable[..., Any], takes: Sequence[str], gives: Any, *arguments: Any
+    ) -> Any:
         """Also measures."""
-        self.largest = max(self.largest, self.needed_bytes(*arguments))
-        return super().call(*arguments)
+        needed = self.needed_bytes(name, function, takes, gives, *arguments)
+        self.largest = max(self.largest, needed)
+        return super().call(name, function, takes, gives, *arguments)
 
 
 def _for_one(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,9 +90,7 @@ def split(tree: Any, at_once: int) -> list[Any]:
     count = jax.tree.leaves(tree)[0].shape[0]
     if at_once == count:
         return [tree]
-    return [
-        jax.tree.map(lambda x, i=i: x[i : i + at_once], tree) for i in range(0, count, at_once)
-    ]
+    return [jax.tree.map(lambda x, i=i: x[i : i + at_once], tree) for i in range(0, count, at_once)]
 
 
 def merge(blocks: Sequence[Any]) -> Any:

@@ -22,7 +22,8 @@ from admrl_jax.config import UNITS, to_dict
 from admrl_jax.core.types import Params
 from admrl_jax.methods import METHODS
 from admrl_jax.protocol.attack_stages import Attackers, attack_method
-from admrl_jax.protocol.eval_stages import MetaTest, save_paths, tests_of, trained_along
+from admrl_jax.protocol.eval_stages import MetaTest, tests_of, trained_along
+from admrl_jax.protocol.paths import save_paths
 from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.train_stages import Arm, Pretrained, finetune, pretrain
 from admrl_jax.report.write import write_report

@@ -160,26 +160,27 @@ def finetune(session: Session, base: Pretrained, method: str) -> Arm:
     start = int(base.state.step[0])
     make = jax.jit(jax.vmap(lambda key, inputs: defence.init(training.opponent_key(key), inputs)))
     state = base.state.replace(start=base.state.step, opponent=make(base.state.key, base.inputs))
-    common = dict(method=method, first_step=start, fixed=())
-    if defence.update is not None and defence.warmup_steps:
-        warmup = Stage(
-            **common,
-            name="warmup",
-            num_steps=defence.warmup_steps,
-            state=state,
-            step=train_step(setup, defence, session.devices.axis, freeze_policy=True),
-            lane_rows={"warmup": rows},
-        )
-        state = state.replace(opponent=run_stage(session, warmup)[0].opponent)
     stage = Stage(
-        **common,
+        method=method,
         name="finetune",
         num_steps=session.config.schedule.finetune_steps,
+        first_step=start,
         state=state,
+        fixed=(),
         step=train_step(setup, defence, session.devices.axis),
         lane_rows={"finetune": rows},
         snapshot=lambda state: state.learner.meta_params,
     )
+    if defence.update is not None and defence.warmup_steps:
+        warmup = stage._replace(
+            name="warmup",
+            num_steps=defence.warmup_steps,
+            step=train_step(setup, defence, session.devices.axis, freeze_policy=True),
+            lane_rows={"warmup": rows},
+            snapshot=None,
+        )
+        opponent = run_stage(session, warmup)[0].opponent
+        stage = stage._replace(state=state.replace(opponent=opponent))
     return Arm(*run_stage(session, stage))
 
 

@@ -187,9 +187,17 @@ def _strength_figure(results: Row) -> Figure:
         x = [0.0, *strengths]
         for method in methods_under(results, panel):
             values = [cell_values(rows, panel, s, CELLS[3] if s else CELLS[0], method) for s in x]
-            ax.plot(x, [mean(v) for v in values], color=_colour(results, method), linewidth=2, label=method_label(results, method))
+            ax.plot(
+                x,
+                [mean(v) for v in values],
+                color=_colour(results, method),
+                linewidth=2,
+                label=method_label(results, method),
+            )
             for s, value in zip(x, values, strict=True):
-                ax.scatter([s] * len(value), list(value.values()), s=16, color=_colour(results, method), alpha=0.7)
+                ax.scatter(
+                    [s] * len(value), list(value.values()), s=16, color=_colour(results, method), alpha=0.7
+                )
         ax.set_title(panel_label(results, panel), fontsize=11)
         ax.set_xticks(x, ["clean", *(f"{s:g}" for s in strengths)])
         ax.set_xlabel(f"{strength_label(results, panel[0])} ({results['units']})", fontsize=9)
@@ -235,7 +243,15 @@ def _cells_figure(results: Row) -> Figure:
         values = [cell_values(rows, panel, strength, cell, method) for cell in CELLS]
         x = np.arange(len(CELLS)) + (i - (len(methods) - 1) / 2) * width
         heights = np.array([mean(value) for value in values]) - floor
-        ax.bar(x, heights, 0.92 * width, floor, color=_colour(results, method), alpha=0.85, label=method_label(results, method))
+        ax.bar(
+            x,
+            heights,
+            0.92 * width,
+            floor,
+            color=_colour(results, method),
+            alpha=0.85,
+            label=method_label(results, method),
+        )
         for position, value in zip(x, values, strict=True):
             y = list(value.values())
             ax.scatter([position] * len(y), y, s=12, color="black", alpha=0.7, zorder=3)
@@ -243,7 +259,10 @@ def _cells_figure(results: Row) -> Figure:
     ax.set_xticks(range(len(CELLS)), [f"support {support}\nquery {query}" for support, query in CELLS])
     ax.grid(visible=False, axis="x")
     ax.set_ylabel(f"{RETURN},\nafter adaptation")
-    ax.set_title(f"{panel_label(results, panel)}, {strength_label(results, panel[0])} {strength:g}; dots: seeds", fontsize=11)
+    ax.set_title(
+        f"{panel_label(results, panel)}, {strength_label(results, panel[0])} {strength:g}; dots: seeds",
+        fontsize=11,
+    )
     _legend(figure, axes)
     return figure
 

@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from admrl_jax.report.results import CELLS, Panel, Row, cell_values, mean, method_label, methods_of, panel_label
+from admrl_jax.report.results import (
+    CELLS,
+    Panel,
+    Row,
+    cell_values,
+    mean,
+    method_label,
+    methods_of,
+    panel_label,
+)
 from admrl_jax.report.tables import each, grid, grid_labels, rounded, table
 from admrl_jax.stats.intervals import BOOTSTRAP_SEEDS, bootstrap_interval, t_interval
 

@@ -107,7 +107,14 @@ def clean_table(results: Row) -> str:
         gain = {seed: post[seed] - pre[seed] for seed in post}
         floor = results["floor"]
         printed = rounded(results["methods"][method]["paper_clean"].get(results["env"], np.nan))
-        cells = (mean_and_range(pre, floor), mean_and_range(post, floor), rounded(mean(gain)), each(pre), each(post), printed)
+        cells = (
+            mean_and_range(pre, floor),
+            mean_and_range(post, floor),
+            rounded(mean(gain)),
+            each(pre),
+            each(post),
+            printed,
+        )
         body.append((method_label(results, method), *cells))
     header = ["method", "before", "after", "gain", "before, each seed", "after, each seed", "paper, after"]
     return table(header, body)
@@ -136,6 +143,7 @@ def grid(results: Row) -> Iterable[tuple[Panel, float, Cell]]:
 
 
 def grid_labels(results: Row, panel: Panel, strength: float, cell: Cell) -> tuple[str, str, str, str]:
+    """An attack, its strength and a cell, in words."""
     return panel_label(results, panel), f"{strength:g}", *cell
 
 
@@ -148,7 +156,9 @@ def grid_table(results: Row) -> str:
         after = [rounded(mean(cell_values(rows, *key, m)), results["floor"]) for m in methods]
         arrows = ("-" if b == "-" else f"{a} → {b}" for a, b in zip(before, after, strict=True))
         body.append((*grid_labels(results, *key), *arrows))
-    return table(["attack", "strength", "support", "query", *(method_label(results, m) for m in methods)], body, 4)
+    return table(
+        ["attack", "strength", "support", "query", *(method_label(results, m) for m in methods)], body, 4
+    )
 
 
 def cells_table(results: Row) -> str:
@@ -158,7 +168,9 @@ def cells_table(results: Row) -> str:
         for method in methods_under(results, panel):
             values = (cell_values(rows, panel, strengths[-1], cell, method) for cell in CELLS)
             scores = (mean_and_range(value, results["floor"]) for value in values)
-            body.append((f"{panel_label(results, panel)}, {strengths[-1]:g}", method_label(results, method), *scores))
+            body.append(
+                (f"{panel_label(results, panel)}, {strengths[-1]:g}", method_label(results, method), *scores)
+            )
     return table(["attack", "method", *(f"support {s}, query {q}" for s, q in CELLS)], body, 2)
 
 
@@ -169,7 +181,9 @@ def size_table(results: Row) -> str:
         for s in strengths:
             sizes = [mean(cell_values(rows, panel, s, CELLS[3], m, "attack_size")) for m in methods]
             norm = NORM_LABELS[results["attacks"][panel[0]]["norm"]]
-            body.append((panel_label(results, panel), f"{s:g}", norm, *(rounded(size, digits=3) for size in sizes)))
+            body.append(
+                (panel_label(results, panel), f"{s:g}", norm, *(rounded(size, digits=3) for size in sizes))
+            )
     return table(["attack", "strength", "norm", *(method_label(results, m) for m in methods)], body, 3)
 
 
@@ -192,10 +206,12 @@ def equal_size_table(results: Row) -> str:
         if noise in on_sphere:
             return value(noise, strength, method, "post")
         points = [0.0, *panels[noise]]
-        sizes, returns = ([value(noise, s, method, field) for s in points] for field in ("attack_size", "post"))
+        sizes, returns = (
+            [value(noise, s, method, field) for s in points] for field in ("attack_size", "post")
+        )
         return float(np.interp(size, sizes, returns, right=np.nan))
 
-    for panel, strength in ((panel, s) for panel in learned_panels(results) for s in panels[panel]):
+    for panel, strength in ((p, s) for p in learned_panels(results) for s in panels[p]):
         for method in methods_under(results, panel):
             size, post = (value(panel, strength, method, field) for field in ("attack_size", "post"))
             scores = [rounded(size, digits=3), rounded(post, floor)]

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,15 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
     if not arrays.keys() >= set(names):
         raise DamagedFileError(f"{path} is damaged")
     return arrays
+
+
+def is_whole(path: Path, *names: str) -> bool:
+    """Whether a file is there and holds these arrays; says so where it is damaged."""
+    if not path.exists():
+        return False
+    try:
+        read_arrays(path, *names)
+    except DamagedFileError as error:
+        print(f"{error}; it is measured again", file=sys.stderr)
+        return False
+    return True

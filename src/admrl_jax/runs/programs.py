@@ -35,7 +35,7 @@ def available_bytes() -> int:
 
 
 class Programs:
-    """Compiled programs of a run, each compiled once and found again by its name and its arguments' shapes."""
+    """Compiled programs of a run, each compiled once and found again by name and shapes of arguments."""
 
     def __init__(self, devices: Devices):
         self._devices = devices

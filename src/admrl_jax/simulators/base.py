@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-
 SIMULATORS = (
     "mujoco",
     "mjx",

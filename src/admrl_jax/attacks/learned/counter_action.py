@@ -45,9 +45,7 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
     generator = make_network(victim.obs_size, victim.obs_size, hidden_sizes=config.hidden_sizes)
     optimizer = optax.adam(config.learning_rate)
 
-    def init(
-        key: jax.Array, inputs: Units, start_from: GeneratorParams | None = None
-    ) -> CounterActionState:
+    def init(key: jax.Array, inputs: Units, start_from: GeneratorParams | None = None) -> CounterActionState:
         params = GeneratorParams(generator.init(key), inputs) if start_from is None else start_from
         return CounterActionState(params, optimizer.init(params.network))
 

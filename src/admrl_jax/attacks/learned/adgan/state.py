@@ -75,9 +75,7 @@ def make_adgan(policy: Policy, obs_size: int, config: AdGANConfig) -> AdGAN:
     """Builds generator, discriminator and two Adam optimisers."""
     body = make_network(obs_size, 1, hidden_sizes=config.hidden_sizes, activation="leaky_relu")
     return AdGAN(
-        generator=make_network(
-            obs_size, obs_size, hidden_sizes=config.hidden_sizes, output_scale=FIRST_SIZE
-        ),
+        generator=make_network(obs_size, obs_size, hidden_sizes=config.hidden_sizes, output_scale=FIRST_SIZE),
         discriminator=Network(body.init, lambda params, x: body.apply(params, x)[..., 0]),
         generator_optimizer=optax.adam(config.generator_lr),
         discriminator_optimizer=optax.adam(config.discriminator_lr),

@@ -1,0 +1,160 @@
+"""Evaluates policies on the held-out tasks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from admrl_jax.attacks.threat import Budget, Units
+from admrl_jax.core.types import Params, Task, Trajectory
+from admrl_jax.evaluation import EvalResult
+from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, Trial, merge_arrays, split
+from admrl_jax.protocol.session import Session, check_budget
+from admrl_jax.runs import hosts
+from admrl_jax.runs.programs import choose_at_once
+from admrl_jax.sampling import (
+    AttackSizes,
+    adapt_tasks,
+    collect_tasks,
+    episode_returns,
+    measure_attack,
+    score_tasks,
+    unadapted,
+)
+from admrl_jax.training import Setup
+
+
+class Evaluator:
+    """Evaluates policies on the held-out tasks, as `evaluation.evaluate` does, in two programs.
+
+    One collects episodes, support and query alike, and there is one for every attack; the other adapts, and
+    all attacks share it.
+    """
+
+    def __init__(self, session: Session):
+        self._session = session
+
+    def evaluate(
+        self,
+        method: str,
+        meta_params: Params,
+        units: Units,
+        attack: str,
+        attack_params: Params,
+        support_radius: float,
+        query_radius: float,
+    ) -> EvalResult:
+        """One cell, all seeds; returns arrays on the host with leading axis `S`.
+
+        Args:
+            method: whose learner adapts.
+            meta_params: leading axis `S`.
+            units: of the budgets, leading axis `S`.
+            attack: its name.
+            attack_params: leading axis `S`.
+            support_radius: radius before and during adaptation.
+            query_radius: radius after it.
+        """
+        session = self._session
+        setup = session.parts.setup(method, session.parts.test_sampling)
+        seeds = len(session.config.seeds)
+        # Every seed meets the same tasks and episodes.
+        shared = (session.held_out.key, session.held_out.tasks, jnp.zeros((), int))
+        shared = jax.tree.map(lambda x: jnp.broadcast_to(x, (seeds, *x.shape)), shared)
+        lanes = session.devices.place((meta_params, attack_params, units, *shared))
+        pieces = _Pieces(session, setup, attack)
+
+        def fits(at_once: int) -> bool:
+            trial = Trial(session.programs, at_once)
+            pieces.run(trial, split(lanes, at_once)[0], support_radius, query_radius)
+            return trial.fits(trial.largest)
+
+        at_once = choose_at_once(seeds, fits, session.config.lanes)
+        programs = LanePrograms(session.programs, at_once)
+        blocks = [
+            pieces.run(programs, block, support_radius, query_radius) for block in split(lanes, at_once)
+        ]
+        result = merge_arrays(blocks)
+        check_budget(result.budget_excess, f"meta-test under {attack}")
+        return result
+
+
+class _Pieces:
+    """The programs of an evaluation."""
+
+    def __init__(self, session: Session, setup: Setup, attack: str):
+        self._session, self._setup = session, setup
+        self._name = f"{setup.learner.name} {setup.sampling}"
+        self._collect_name = f"episodes {session.parts.identity(attack)} {setup.sampling}"
+        self._attack = session.parts.attack(attack)
+        self._axis = session.devices.axis
+
+    def run(self, lanes: LanePrograms, block: Any, support_radius: float, query_radius: float) -> EvalResult:
+        """Support episodes and adaptation, step by step, then query episodes; arrays on the host."""
+        meta_params, attack_params, units, key, tasks, step = block
+        num_steps = self._setup.sampling.num_adapt_steps
+        params = lanes.call(
+            f"unadapted {self._name}", self._unadapted, (STATE, STATE), BATCH, meta_params, tasks
+        )
+        returns, excess, size = [], 0.0, None
+        for number in range(num_steps + 1):
+            radius = query_radius if number == num_steps else support_radius
+            radius = self._session.devices.place(jnp.full(step.shape, radius, float))
+            episodes, measured = lanes.call(
+                self._collect_name,
+                self._collect,
+                (BATCH, *(STATE,) * 6),
+                (BATCH, (BATCH, STATE)),
+                *(params, attack_params, units, radius, key, tasks, step + number),
+            )
+            found, sizes = hosts.gather(measured)
+            returns.append(found)
+            excess, size = np.maximum(excess, sizes.excess), sizes.size
+            if number < num_steps:
+                params = lanes.call(
+                    f"adapt {self._name}",
+                    self._adapt,
+                    (STATE, BATCH, BATCH),
+                    BATCH,
+                    *(meta_params, params, episodes),
+                )
+        assert size is not None
+        found = (np.stack(returns, axis=2), size, excess)
+        return EvalResult._make(found)
+
+    def _unadapted(self, meta_params: Params, tasks: Task) -> Params:
+        num_tasks = jax.tree.leaves(self._axis.share(tasks))[0].shape[0]
+        return unadapted(meta_params, num_tasks, self._setup.learner)
+
+    def _collect(
+        self,
+        params: Params,
+        attack_params: Params,
+        units: Units,
+        radius: jax.Array,
+        key: jax.Array,
+        tasks: Task,
+        step: jax.Array,
+    ) -> tuple[Trajectory, tuple[jax.Array, AttackSizes]]:
+        tasks = self._axis.share(tasks)
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+        budget = Budget(jnp.broadcast_to(radius, (num_tasks,)), units)
+        episodes = collect_tasks(
+            params,
+            attack_params,
+            jax.random.fold_in(key, step),
+            tasks,
+            budget,
+            num_trajectories=self._setup.sampling.num_trajectories,
+            env=self._setup.env,
+            policy=self._setup.policy,
+            attack=self._attack,
+            axis=self._axis,
+        )
+        sizes = measure_attack(episodes, budget, threat=self._attack.threat, axis=self._axis)
+        return episodes, (episode_returns(episodes), sizes)
+
+    def _adapt(self, meta_params: Params, params: Params, episodes: Trajectory) -> Params:
+        batch = score_tasks(episodes, self._setup.sampling)
+        return adapt_tasks(meta_params, params, batch, learner=self._setup.learner, axis=self._axis)
