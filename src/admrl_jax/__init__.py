@@ -34,7 +34,7 @@ from admrl_jax.learners.promp import ProMPConfig, make_promp
 from admrl_jax.learners.registry import LEARNERS
 from admrl_jax.learners.trpo import Objective, TRPOConfig, TRPOInfo, trpo_update
 from admrl_jax.methods import METHODS, Method
-from admrl_jax.runs.artefact import ArtefactError, Trained, load_policy, save_policies
+from admrl_jax.runs.artefact import ArtefactError, Trained, load_attacker, load_policy, save_policies
 from admrl_jax.sampling import (
     Exposure,
     SamplingConfig,
@@ -125,6 +125,7 @@ __all__ = [
     "init_train_state",
     "inner_loss",
     "l2_noise",
+    "load_attacker",
     "load_policy",
     "make_attack",
     "make_attack_trainer",

@@ -7,7 +7,7 @@ and `sha256` of all of that. `attackers.npz` beside it holds `attacker/<victim>/
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.registry import make_attack
 from admrl_jax.attacks.threat import Units
 from admrl_jax.config import Config, from_dict, to_dict
 from admrl_jax.core.networks import Policy, make_policy
@@ -181,3 +183,57 @@ def load_policy(
     if seed is not None:
         params, inputs = jax.tree.map(lambda x: x[seeds.index(seed)], (params, inputs))
     return Trained(config, env, policy, learner, params, inputs)
+
+
+def load_attacker(
+    path: str | Path,
+    trained: Trained,
+    attack: str,
+    label: str,
+    *,
+    victim: str = "maml",
+    seed: int | None = None,
+) -> Params:
+    """Parameters of an attack that a run has trained, for `trained.policy` or any other of its size.
+
+    Args:
+        path: run directory that holds `attackers.npz`.
+        trained: a policy of that run, see `load_policy`.
+        attack: registered name of the attack.
+        label: a strength, as in `0.2`, or `trained` for the opponent that a method was trained with.
+        victim: the method that it was trained against.
+        seed: one of the run's; all of them, as a leading axis, if None.
+
+    Raises:
+        ArtefactError: there is no such attacker, or the file is damaged.
+    """
+    path = Path(path)
+    path = path / ATTACKERS if path.is_dir() else path
+    if not path.is_file():
+        raise ArtefactError(f"attacker: there is no {path}; a run writes it once attackers are trained")
+    try:
+        arrays = read_arrays(path)
+    except DamagedFileError as error:
+        raise ArtefactError(f"attacker: {path} is damaged") from error
+    prefix = f"attacker/{victim}/{attack}/{label}/"
+    if not any(name.startswith(prefix) for name in arrays):
+        found = sorted({"/".join(name.split("/")[1:4]) for name in arrays})
+        raise ArtefactError(f"attacker: {prefix[9:-1]} is not in {path}; accepted: {', '.join(found)}")
+    env, config = trained.env, getattr(trained.config.attacks, attack)
+    built = make_attack(attack, Victim(trained.policy, env.obs_size, env.action_size), config)
+    like = _shapes(built.init, env.obs_size)
+    params = unflatten_params(arrays, prefix, like)
+    if seed is not None:
+        params = jax.tree.map(lambda x: x[trained.config.seeds.index(seed)], params)
+    return params
+
+
+def _shapes(init: Callable[[jax.Array], Params], obs_size: int) -> Params:
+    """Empty arrays like fresh parameters; units that are one number for all dimensions have one for each."""
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+    return jax.tree.map(
+        lambda x: Units(*(np.empty(obs_size),) * 2) if isinstance(x, Units) else x,
+        empty,
+        is_leaf=lambda x: isinstance(x, Units),
+    )
