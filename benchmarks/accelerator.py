@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from admrl_jax.checks import ConfigError
+from admrl_jax.core.settings import ConfigError
 from benchmarks.common import machine
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +70,7 @@ def parts(tiny: bool) -> dict[str, list[str]]:
         "startup",
         *(("--env=navigation_2d", "--preset=quick", "--repeats=1") if tiny else ()),
     ]
-    attacks = ("--attack", "generator", "fgsm", "--gymnasium", "2")
+    attacks = ("--attack", "adgan", "fgsm", "--gymnasium", "2")
     shape = ("--num-tasks=2", "--num-trajectories=2", "--horizon=4") if tiny else ()
     found["rollout-attacks"] = [
         *("rollout", CHEETAH, f"--simulator={'mujoco' if tiny else 'mjx'}", *attacks, *shape, "--repeats=3")

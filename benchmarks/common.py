@@ -1,6 +1,6 @@
 """What all benchmarks share: timing after warm-up, a machine description, a table, JSON."""
 
-import importlib
+import functools
 import json
 import os
 import platform
@@ -13,16 +13,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from admrl_jax.checks import ConfigError
 from admrl_jax.config import Config
-from admrl_jax.env_config import ENV_CONFIGS
-from admrl_jax.sharding import TASKS
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.envs.base import BuiltInConfig
+from admrl_jax.envs.registry import ENVS
+from admrl_jax.runs.devices import Devices
+from experiments.train import presets_of
+
+BUILT_IN = tuple(name for name, spec in ENVS.items() if issubclass(spec.config, BuiltInConfig))
+"""Names of the environments that need no code of the user's."""
 
 
 def preset_of(name: str, preset: str) -> Config:
@@ -31,31 +36,10 @@ def preset_of(name: str, preset: str) -> Config:
     Raises:
         ConfigError: there is no such environment or preset.
     """
-    if name not in ENV_CONFIGS:
-        raise ConfigError(f"env: {name!r} is not known; accepted: {', '.join(ENV_CONFIGS)}")
-    presets = importlib.import_module(f"experiments.{name}").PRESETS
+    presets = presets_of(name)
     if preset not in presets:
         raise ConfigError(f"preset: {preset!r} is not known; accepted: {', '.join(presets)}")
     return presets[preset]
-
-
-SAME, EACH = PartitionSpec(), PartitionSpec(TASKS)
-"""The same on every device; every device's own tasks."""
-
-
-def spread(
-    function: Callable[..., Any],
-    mesh: Mesh | None,
-    in_specs: Sequence[PartitionSpec],
-    out_specs: PartitionSpec,
-    inputs: Sequence[Any],
-) -> tuple[Callable[..., Any], list[Any]]:
-    """`function` on every device of a mesh and `inputs` where their specs put them; unchanged without one."""
-    if mesh is None:
-        return function, list(inputs)
-    placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(inputs, in_specs, strict=True)]
-    spec = tuple(in_specs)
-    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=out_specs, check_vma=False), placed
 
 
 def compile_seconds(function: Callable, *args: Any) -> tuple[float, Callable]:
@@ -63,6 +47,25 @@ def compile_seconds(function: Callable, *args: Any) -> tuple[float, Callable]:
     start = time.perf_counter()
     compiled = jax.jit(function).lower(*args).compile()
     return time.perf_counter() - start, compiled
+
+
+def compile_spread(
+    devices: Devices, function: Callable, in_specs: Sequence[PartitionSpec], out_specs: Any, *args: Any
+) -> tuple[float, Callable[[], Any]]:
+    """Compiles `function` for every device: `(seconds, function of nothing)`.
+
+    Args:
+        devices: of the benchmark.
+        function: see `Devices.spread`.
+        in_specs: how each argument lies; it is put there once.
+        out_specs: see `Devices.spread`.
+        args: arrays or trees of them.
+    """
+    if devices.mesh is not None:
+        shardings = [NamedSharding(devices.mesh, spec) for spec in in_specs]
+        args = tuple(jax.device_put(x, sharding) for x, sharding in zip(args, shardings, strict=True))
+    seconds, compiled = compile_seconds(devices.spread(function, tuple(in_specs), out_specs), *args)
+    return seconds, functools.partial(compiled, *args)
 
 
 def time_in_turn(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:

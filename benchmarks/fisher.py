@@ -13,20 +13,20 @@ from statistics import median
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.flatten_util import ravel_pytree
 
-from admrl_jax import mapped_axis
-from admrl_jax.blocks import map_blocks
-from admrl_jax.gaussian import Gaussian
-from admrl_jax.maml import adapt_and_predict, query_weights, surrogate_loss
-from admrl_jax.networks import Policy
-from admrl_jax.sharding import TASKS, make_cpu_devices, replicate, spread_tasks, task_mesh
-from admrl_jax.training import MetaBatch
-from admrl_jax.trpo import conjugate_gradient, fisher_product, mean_kl
-from admrl_jax.types import Params
-from benchmarks.common import compile_seconds, report, time_in_turn
+from admrl_jax.core.linalg import conjugate_gradient
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import MetaBatch, Params
+from admrl_jax.learners.base import LearnerState
+from admrl_jax.learners.maml_trpo import outer_objective
+from admrl_jax.learners.trpo import Objective, linearise
+from admrl_jax.runs.devices import SAME, Devices, make_cpu_devices, tasks_at
+from admrl_jax.training import Setup
+from benchmarks.common import compile_spread, report, time_in_turn
 from benchmarks.outer_step import sample_batch
 
 DAMPING = 0.1
@@ -39,7 +39,7 @@ class Arguments:
 
     env: tuple[str, ...] = ("navigation_2d", "halfcheetah_dir")
     num_tasks: int = 0
-    """Tasks; 0 takes the paper's (20 in 2D navigation, 40 elsewhere)."""
+    """Tasks; 0 takes the preset's."""
     num_trajectories: int = 20
     hidden_sizes: tuple[int, ...] = (64, 64)
     products: int = 10
@@ -52,7 +52,7 @@ class Arguments:
 
 
 def fisher_apart(
-    predict: Callable[[Params], Gaussian], params: Params, weights: jax.Array
+    predict: Callable[[Params], Any], params: Params, kl: Callable[[Any, Any], jax.Array]
 ) -> Callable[[Params], Params]:
     """The Fisher product of a map that is linearised as it is.
 
@@ -60,7 +60,7 @@ def fisher_apart(
     """
     outputs, push = jax.linearize(predict, params)
     pull = jax.linear_transpose(push, params)
-    kl_gradient = jax.grad(lambda new: mean_kl(outputs, new, weights))
+    kl_gradient = jax.grad(lambda new: kl(outputs, new))
     return lambda vector: pull(jax.jvp(kl_gradient, (outputs,), (push(vector),))[1])[0]
 
 
@@ -68,93 +68,97 @@ def direction(
     params: Params,
     batch: MetaBatch,
     *,
-    policy: Policy,
+    setup: Setup,
     products: int,
     way: str = "linearised once",
-    task_block: int = 1,
     part: int = 1,
     precision: str = "highest",
-    axis_name: str | None = None,
+    axis: TaskAxis = TaskAxis(1),
 ) -> jax.Array:
     """The flat step direction `[P]`.
 
     Args:
         params: meta-parameters.
-        batch: episodes of all tasks.
-        policy: Gaussian policy.
+        batch: episodes of this device's tasks.
+        setup: policy and learner.
         products: Fisher products.
         way: `linearised once`, `everything kept` when linearised, `linearised again` for every product, or
             `hessian` of the divergence.
-        task_block: tasks computed together.
         part: the Fisher matrix takes one of so many query episodes.
         precision: of matrix products, as in `jax.default_matmul_precision`.
-        axis_name: mapped axis over which tasks are spread.
+        axis: how tasks are computed.
     """
+
+    def objective_of(batch: MetaBatch) -> tuple[Any, Objective]:
+        state, key = LearnerState(params, ()), jax.random.key(0)
+        return outer_objective(setup.learner, setup.policy, state, key, batch, None, axis)
+
     with jax.default_matmul_precision(precision):
-        predict = functools.partial(adapt_and_predict, policy=policy, inner_lr=0.1, num_adapt_steps=1)
-        linearise = functools.partial(fisher_product, predict, params, block=task_block)
-        data, weights = (batch.support, batch.query), query_weights(batch.query, axis_name)
-        old, pull, shared = linearise(data, weights)
-        surrogate = surrogate_loss(batch.query, weights)
-        gradient, unravel = ravel_pytree(pull(jax.grad(surrogate)(old, old)))
+        data, objective = objective_of(batch)
+        old, pull, shared = linearise(params, data, objective, axis)
+        gradient, unravel = ravel_pytree(pull(jax.grad(objective.loss)(old, old)))
         if part > 1:
             few = jax.tree.map(lambda x: x[:, ::part], batch.query)
-            _, _, shared = linearise((batch.support, few), query_weights(few, axis_name))
+            shared = linearise(params, *objective_of(batch._replace(query=few)), axis).product
 
-        def predict_all(params: Params) -> Gaussian:
-            return map_blocks(lambda task: predict(params, task), data, task_block)
+        def predict_all(params: Params) -> Any:
+            return axis.map(lambda group: objective.predict(params, group), data)
+
+        def kl(old: Any, new: Any) -> jax.Array:
+            return jnp.sum(jax.vmap(objective.kl)(old, new, data))
 
         products_of: dict[str, Callable[[Params], Params]] = {
             "linearised once": shared,
-            "everything kept": fisher_apart(predict_all, params, weights),
-            "linearised again": lambda vector: linearise(data, weights)[2](vector),
+            "everything kept": fisher_apart(predict_all, params, kl),
+            "linearised again": lambda vector: linearise(params, data, objective, axis).product(vector),
             "hessian": lambda vector: jax.jvp(
-                jax.grad(lambda p: mean_kl(old, predict_all(p), weights)), (params,), (vector,)
+                jax.grad(lambda p: kl(old, predict_all(p))), (params,), (vector,)
             )[1],
         }
 
         def damped(vector: jax.Array) -> jax.Array:
             local = ravel_pytree(products_of[way](unravel(vector)))[0]
-            return mapped_axis.total(local, axis_name) + DAMPING * vector
+            return axis.total(local) + DAMPING * vector
 
-        return conjugate_gradient(damped, mapped_axis.total(gradient, axis_name), iterations=products)[0]
+        return conjugate_gradient(damped, axis.total(gradient), iterations=products)[0]
 
 
 def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
     """A row per way."""
-    policy, params, batch = sample_batch(
+    setup, state, batch = sample_batch(
         name, arguments.num_tasks, arguments.num_trajectories, arguments.hidden_sizes
     )
-    num_tasks = batch.query.advantage.shape[0]
-    solve = functools.partial(direction, policy=policy, products=arguments.products)
+    params, together = state.learner.meta_params, TaskAxis()
+    solve = functools.partial(direction, setup=setup, products=arguments.products)
     ways: dict[str, Callable] = {
         "linearised once, task by task (what training does on a CPU)": solve,
-        "linearised once, all tasks together": functools.partial(solve, task_block=num_tasks),
+        "linearised once, all tasks together": functools.partial(solve, axis=together),
         "everything kept, pushed and pulled apart, task by task": functools.partial(
             solve, way="everything kept"
         ),
         "linearised again for every product, task by task": functools.partial(solve, way="linearised again"),
         "Hessian of the divergence, task by task": functools.partial(solve, way="hessian"),
         "Hessian of the divergence, all tasks together": functools.partial(
-            solve, way="hessian", task_block=num_tasks
+            solve, way="hessian", axis=together
         ),
         "Fisher matrix of a quarter of the query episodes": functools.partial(solve, part=4),
     }
     if jax.default_backend() != "cpu":  # a CPU's products are always those of float32
         for precision in ("tensorfloat32", "bfloat16"):
             ways[f"linearised once, all tasks together, products in {precision}"] = functools.partial(
-                solve, task_block=num_tasks, precision=precision
+                solve, axis=together, precision=precision
             )
-    inputs: dict[str, Any] = dict.fromkeys(ways, (params, batch))
+    where = dict.fromkeys(ways, Devices())
     if arguments.num_devices > 1:
-        mesh = task_mesh(arguments.num_devices)
+        several = Devices(arguments.num_devices, 1)
         name_of_way = f"over {arguments.num_devices} CPU devices, task by task"
-        ways[name_of_way] = spread_tasks(
-            lambda params, batch: solve(params, mapped_axis.share(batch, TASKS), axis_name=TASKS), mesh
-        )
-        inputs[name_of_way] = replicate((params, batch), mesh)
-    compiled = {way: compile_seconds(function, *inputs[way]) for way, function in ways.items()}
-    runs = {way: functools.partial(run, *inputs[way]) for way, (_, run) in compiled.items()}
+        ways[name_of_way] = functools.partial(solve, axis=several.axis)
+        where[name_of_way] = several
+    compiled = {
+        way: compile_spread(where[way], function, (SAME, tasks_at(0)), SAME, params, batch)
+        for way, function in ways.items()
+    }
+    runs = {way: run for way, (_, run) in compiled.items()}
     timed = time_in_turn(runs, arguments.repeats)
     first = next(iter(ways))
     reference = np.asarray(runs[first]())
@@ -165,7 +169,7 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
         rows.append(
             {
                 "env": name,
-                "tasks": num_tasks,
+                "tasks": setup.sampling.num_tasks,
                 "samples": int(batch.query.advantage.size),
                 "way": way,
                 "compile_s": seconds,

@@ -1,6 +1,6 @@
 """Whether MAML learns on every environment: `python -m benchmarks.learning`.
 
-Reads the pre-training of run directories, which leave one row per outer step in `metrics.csv`:
+Reads the pre-training of run directories, which leave one row per outer step in their metrics:
 
     python -m experiments.ant_vel --until pretrain --schedule.pretrain-steps 100 \
         --run-dir results/learning/ant_vel
@@ -9,7 +9,6 @@ and writes a table into docs/environments.md and a figure beside the runs. Start
 over a few outer steps; the standard errors come from the spread between them, each with tasks of its own.
 """
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from admrl_jax.runs.metrics import read_metrics
 from benchmarks.common import markdown_table, replace_section
 
 ROOT = Path(__file__).parent.parent
@@ -42,15 +42,13 @@ class Arguments:
 def read_curves(run: Path, steps: int) -> tuple[str, np.ndarray, np.ndarray]:
     """Name of the environment, and returns before and after adaptation `[steps, seeds]`."""
     name = json.loads((run / "config.json").read_text())["env"]["name"]
-    with (run / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["stage"] == "pretrain"]
+    rows = [row for row in read_metrics(run) if row["stage"] == "pretrain"]
     seeds = sorted({row["seed"] for row in rows})
     curves = [
-        np.array([[float(r[f"train/{kind}_return"]) for r in rows if r["seed"] == seed] for seed in seeds]).T[
-            :steps
-        ]
+        np.array([[row[f"train/{kind}_return"] for row in rows if row["seed"] == seed] for seed in seeds])
         for kind in ("pre", "post")
     ]
+    curves = [curve.T[:steps] for curve in curves]
     return name, curves[0], curves[1]
 
 
@@ -97,8 +95,8 @@ def main() -> None:
     """Runs the summary from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.learning", description=__doc__)
     curves, rows = {}, []
-    paths = [*arguments.runs.glob("*/metrics.csv"), *arguments.runs.glob("learning/*/metrics.csv")]
-    for run in sorted((path.parent for path in paths), key=lambda path: path.name):
+    files = [*arguments.runs.glob("*/metrics.csv*"), *arguments.runs.glob("learning/*/metrics.csv*")]
+    for run in sorted({path.parent for path in files}, key=lambda path: path.name):
         name, pre, post = read_curves(run, arguments.steps)
         curves[run.name] = (pre, post)
         rows.append(

@@ -1,7 +1,6 @@
 """What a rollout is compared with: the engine alone, and what one would use without this project."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -13,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jax.sharding import Mesh
 from mujoco import rollout as mujoco_rollout
 
-from admrl_jax.envs import PhysicsEnv
+from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.runs.devices import Devices, tasks_at
 from admrl_jax.simulators import ModelParams
 from admrl_jax.simulators.models import load_model, quiet_loading
 from admrl_jax.simulators.mujoco import CHUNKS_PER_THREAD, available_cores, with_params
-from benchmarks.common import EACH, compile_seconds, spread
+from benchmarks.common import compile_spread
 
 
 def draw_starts(
@@ -37,9 +36,9 @@ def open_loop(
     tasks: Any,
     qpos: jax.Array,
     qvel: jax.Array,
-    action: jax.Array,
+    action: jax.Array | np.ndarray,
     num_threads: int = 0,
-    mesh: Mesh | None = None,
+    devices: Devices | None = None,
 ) -> Callable[[], Any]:
     """A function that steps the environment's engine alone: same batch, starts and controls, no policy.
 
@@ -53,13 +52,13 @@ def open_loop(
         qvel: `[N, K, nv]` start.
         action: `[N, K, H, A]` raw actions.
         num_threads: of the C engine; 0 takes one per core.
-        mesh: devices over which tasks are spread, where the engine runs on them.
+        devices: over which tasks are spread, where the engine runs on them; one by default.
     """
     low, high = jnp.asarray(env.simulator.ctrl_range).T
     control = jnp.clip(action / env.config.action_scale, low, high)
     if env.simulator.name == "mujoco":
         return _mujoco_alone(env, tasks, qpos, qvel, control, num_threads or available_cores())
-    return device_alone(env, tasks, qpos, qvel, control, mesh)
+    return device_alone(env, tasks, qpos, qvel, control, devices)
 
 
 @contextlib.contextmanager
@@ -115,7 +114,12 @@ def _mujoco_alone(
 
 
 def device_alone(
-    env: PhysicsEnv, tasks: Any, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array, mesh: Mesh | None = None
+    env: PhysicsEnv,
+    tasks: Any,
+    qpos: jax.Array,
+    qvel: jax.Array,
+    ctrl: jax.Array,
+    devices: Devices | None = None,
 ) -> Callable[[], Any]:
     """A function that scans the environment's own step over controls `[N, K, H, A]`."""
 
@@ -127,8 +131,8 @@ def device_alone(
         return last.qpos, last.qvel
 
     episodes = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0, 0)))
-    episodes, inputs = spread(episodes, mesh, (EACH,) * 4, EACH, (tasks, qpos, qvel, ctrl))
-    return functools.partial(compile_seconds(episodes, *inputs)[1], *inputs)
+    each = tasks_at(0)
+    return compile_spread(devices or Devices(), episodes, (each,) * 4, each, tasks, qpos, qvel, ctrl)[1]
 
 
 def _make_cheetah() -> gymnasium.Env:

@@ -5,7 +5,6 @@ on `mjx` with bounded solver and line-search iterations and on the C engine with
 policy's return is measured on both.
 """
 
-import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,18 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from admrl_jax import gaussian
-from admrl_jax.attacks import Budget, no_attack
-from admrl_jax.config import MAMLConfig
-from admrl_jax.envs import PhysicsEnv
+from admrl_jax.attacks.noise import no_attack
+from admrl_jax.attacks.threat import Budget
+from admrl_jax.core import gaussian
+from admrl_jax.core.types import Params, Task
+from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.evaluation import evaluate
-from admrl_jax.networks import Policy
+from admrl_jax.runs.artefact import load_policy
+from admrl_jax.sampling import Exposure, collect_meta_batch, expose
 from admrl_jax.simulators import SimState
 from admrl_jax.simulators.mjx import make_mjx
-from admrl_jax.training import collect_meta_batch
-from admrl_jax.types import Params, Task
+from admrl_jax.training import Setup
 from benchmarks.common import compile_and_time, report
-from experiments.trained import load_policy
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Arguments:
     run_dir: tuple[Path, ...] = (Path("results/halfcheetah_dir"),)
     """Runs with a trained policy."""
     method: str = "pretrain"
-    """pretrain, maml, random, fgsm or admrl."""
+    """One of the run's, or pretrain."""
     iterations: tuple[int, ...] = (100, 8, 4, 2, 1)
     """Bounds on the solver's iterations."""
     line_search: tuple[int, ...] = (50, 8, 6, 4, 4)
@@ -55,10 +54,14 @@ class Arguments:
 TASKS = 8
 
 
-def visited(
-    env: PhysicsEnv, policy: Policy, params: Params, config: MAMLConfig, count: int
-) -> tuple[SimState, jax.Array, Task]:
+def clean() -> Exposure:
+    """No attack on any of the tasks."""
+    return expose(no_attack(), (), Budget(0.0), num_tasks=TASKS)
+
+
+def visited(setup: Setup, params: Params, count: int) -> tuple[SimState, jax.Array, Task]:
     """States, controls and tasks `[count, ...]` of adapted policies on the C engine, before they fall."""
+    env: Any = setup.env
     tasks = jax.vmap(env.sample_task)(jax.random.split(jax.random.key(7), TASKS))
     low, high = jnp.asarray(env.simulator.ctrl_range).T
 
@@ -67,7 +70,7 @@ def visited(
 
         def step(carry: Any, key: jax.Array) -> Any:
             state, obs, ended = carry
-            action = gaussian.sample(policy.apply(params, obs), key)
+            action = gaussian.sample(setup.policy.apply(params, obs), key)
             new, seen = env.step(state, action, task)
             ctrl = jnp.clip(action / env.config.action_scale, low, high)
             return (new, seen.obs, ended | seen.terminated), (state, ctrl, task, ended)
@@ -79,15 +82,13 @@ def visited(
     def run(params: Params) -> Any:
         batch = collect_meta_batch(
             params,
-            (),
             jax.random.key(8),
             tasks,
+            clean(),
             env=env,
-            policy=policy,
-            attack=no_attack(),
-            support_budget=Budget(0.0),
-            query_budget=Budget(0.0),
-            config=config,
+            policy=setup.policy,
+            learner=setup.learner,
+            config=setup.sampling,
         )
         return jax.vmap(episode)(batch.adapted_params, jax.random.split(jax.random.key(9), TASKS), tasks)
 
@@ -102,37 +103,29 @@ def one_step(env: PhysicsEnv) -> Callable[[SimState, jax.Array, Task], SimState]
     return lambda state, ctrl, task: env.simulator.step(state, ctrl, env.body(task))
 
 
-def returns(
-    env: PhysicsEnv, policy: Policy, params: Params, config: MAMLConfig, episodes: int
-) -> tuple[float, float]:
+def returns(setup: Setup, params: Params) -> tuple[float, float]:
     """Mean return after adaptation and its standard error over tasks."""
-    tasks = jax.vmap(env.sample_task)(jax.random.split(jax.random.key(1), TASKS))
-    run = functools.partial(
-        evaluate,
-        env=env,
-        policy=policy,
-        attack=no_attack(),
-        support_budget=Budget(0.0),
-        query_budget=Budget(0.0),
-        config=replace(config, num_trajectories=episodes),
-    )
-    post = np.asarray(jax.jit(run)(params, (), jax.random.key(2), tasks).returns[:, -1].mean(-1))
+    tasks = jax.vmap(setup.env.sample_task)(jax.random.split(jax.random.key(1), TASKS))
+    run = jax.jit(lambda params, key, tasks: evaluate(params, key, tasks, clean(), setup=setup).returns)
+    post = np.asarray(run(params, jax.random.key(2), tasks)[:, -1].mean(-1))
     return float(post.mean()), float(post.std(ddof=1) / TASKS**0.5)
 
 
 def measure(run_dir: Path, arguments: Arguments) -> list[dict[str, Any]]:
     """A row per bound, and one for the C engine if returns are compared."""
-    config, env, policy, params = load_policy(run_dir, arguments.method, simulator="mujoco")
+    trained = load_policy(run_dir, arguments.method, simulator="mujoco")
+    config, env = trained.config, trained.env
     assert isinstance(env, PhysicsEnv)
-    maml = config.train.maml
-    params = jax.tree.map(lambda x: x[0], params)
-    states, ctrl, tasks = visited(env, policy, params, maml, arguments.states)
+    setup = Setup(env, trained.policy, trained.learner, config.sampling)
+    params = jax.tree.map(lambda x: x[0], trained.params)
+    states, ctrl, tasks = visited(setup, params, arguments.states)
     truth = jax.jit(jax.vmap(one_step(env)))(states, ctrl, tasks)
 
     def compared(env: PhysicsEnv) -> dict[str, Any]:
         if not arguments.episodes:
             return {}
-        mean, error = returns(env, policy, params, maml, arguments.episodes)
+        sampling = replace(config.sampling, num_trajectories=arguments.episodes)
+        mean, error = returns(setup._replace(env=env, sampling=sampling), params)
         return {"return": mean, "s.e.": error}
 
     nothing = dict.fromkeys(("compile_s", "steps_per_s", "qvel error, median", "99 %", "largest"), "-")

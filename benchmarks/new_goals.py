@@ -13,11 +13,18 @@ import jax
 import numpy as np
 import tyro
 
-from admrl_jax.attacks import Budget, no_attack
-from admrl_jax.config import METHODS
+from admrl_jax.attacks.noise import no_attack
+from admrl_jax.attacks.threat import Budget
+from admrl_jax.core.types import Params, Task
 from admrl_jax.evaluation import evaluate
+from admrl_jax.methods import PAPER_METHODS
+from admrl_jax.runs.artefact import load_policy
+from admrl_jax.sampling import expose
+from admrl_jax.training import Setup
 from benchmarks.common import report
-from experiments.trained import load_policy
+
+BLOCK = 200
+"""Goals that are evaluated at a time."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +32,9 @@ class Arguments:
     """Clean return of every method of a run of 2D navigation on new goals."""
 
     run: Path = Path("results/navigation_2d")
-    """Run directory."""
-    method: tuple[str, ...] = METHODS
+    """Run directory, or its `policies.npz`."""
+    method: tuple[str, ...] = PAPER_METHODS
     goals: int = 2000
-    """A multiple of 200, which are evaluated at a time."""
     seed: int = 777
     """Of the goals."""
     json: Path | None = None
@@ -43,32 +49,23 @@ def direction_bound(goals: np.ndarray, horizon: int) -> float:
 
 def measure(method: str, arguments: Arguments) -> list[dict[str, Any]]:
     """A row per seed of the run."""
-    config, env, policy, params = load_policy(arguments.run, method)
+    trained = load_policy(arguments.run, method)
+    config, env = trained.config, trained.env
     goals = jax.vmap(env.sample_task)(jax.random.split(jax.random.key(arguments.seed), arguments.goals))
-    maml = replace(config.train.maml, num_trajectories=config.eval.num_trajectories)
+    sampling = replace(config.sampling, num_trajectories=config.eval.num_trajectories)
+    setup = Setup(env, trained.policy, trained.learner, sampling)
 
     @jax.jit
-    def returns(params, key, goals):
-        clean = Budget(0.0)
-        return evaluate(
-            params,
-            (),
-            key,
-            goals,
-            env=env,
-            policy=policy,
-            attack=no_attack(),
-            support_budget=clean,
-            query_budget=clean,
-            config=maml,
-        ).returns
+    def returns(params: Params, key: jax.Array, goals: Task) -> jax.Array:
+        clean = expose(no_attack(), (), Budget(0.0), num_tasks=goals.shape[0])
+        return evaluate(params, key, goals, clean, setup=setup).returns
 
     rows = []
     for index, seed in enumerate(config.seeds):
-        one = jax.tree.map(lambda x, i=index: x[i], params)
+        params = jax.tree.map(lambda x, i=index: x[i], trained.params)
         blocks = [
-            np.asarray(returns(one, jax.random.key(start), goals[start : start + 200]))
-            for start in range(0, arguments.goals, 200)
+            np.asarray(returns(params, jax.random.key(start), goals[start : start + BLOCK]))
+            for start in range(0, arguments.goals, BLOCK)
         ]
         # One return per goal: the mean of its episodes before, and after the last adaptation step.
         found = np.concatenate(blocks).mean(axis=-1)

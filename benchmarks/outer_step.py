@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from admrl_jax import envs, networks, training
-from admrl_jax.attacks import Budget, no_attack
-from admrl_jax.blocks import at_once
-from admrl_jax.config import MAMLConfig, TrainConfig
-from admrl_jax.networks import Policy
-from admrl_jax.training import MetaBatch
-from admrl_jax.types import Params
-from benchmarks.common import compile_and_time, report
+from admrl_jax.core.networks import PolicyConfig, make_policy
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import MetaBatch
+from admrl_jax.defences.fixed import no_defence
+from admrl_jax.envs.registry import make_env
+from admrl_jax.learners.maml_trpo import make_maml_trpo
+from admrl_jax.sampling import SamplingConfig
+from admrl_jax.training import Setup, TrainState, collect_step, init_train_state, learn_step
+from benchmarks.common import compile_and_time, preset_of, report
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Arguments:
     env: tuple[str, ...] = ("navigation_2d", "halfcheetah_dir")
     """Environments whose shapes to use."""
     num_tasks: int = 0
-    """Tasks; 0 takes the paper's (20 in 2D navigation, 40 elsewhere)."""
+    """Tasks; 0 takes the preset's."""
     num_trajectories: int = 20
     hidden_sizes: tuple[int, ...] = (64, 64)
     task_block: tuple[int, ...] = (0,)
@@ -91,54 +92,39 @@ def products_alone(counts: collections.Counter) -> Any:
 
 def sample_batch(
     name: str, num_tasks: int, num_trajectories: int, hidden_sizes: tuple[int, ...]
-) -> tuple[Policy, Params, MetaBatch]:
-    """A fresh policy and clean episodes of it, `num_tasks` 0 taking the paper's number."""
-    env = envs.make(name)
-    policy = networks.make_policy(env.obs_size, env.action_size, hidden_sizes=hidden_sizes)
-    num_tasks = num_tasks or (20 if name == "navigation_2d" else 40)
-    key = jax.random.key(0)
-    params = policy.init(key)
-    tasks = jax.vmap(env.sample_task)(jax.random.split(key, num_tasks))
-
-    @jax.jit
-    def collect(params):
-        return training.collect_meta_batch(
-            params,
-            (),
-            key,
-            tasks,
-            env=env,
-            policy=policy,
-            attack=no_attack(),
-            support_budget=Budget(0.0),
-            query_budget=Budget(0.0),
-            config=MAMLConfig(num_trajectories=num_trajectories),
-        )
-
-    return policy, params, jax.block_until_ready(collect(params))
+) -> tuple[Setup, TrainState, MetaBatch]:
+    """A fresh learner and clean episodes of it, `num_tasks` 0 taking the preset's number."""
+    env = make_env(name)
+    policy = make_policy(env.obs_size, env.action_size, PolicyConfig(hidden_sizes=hidden_sizes))
+    num_tasks = num_tasks or preset_of(name, "paper").sampling.num_tasks
+    sampling = SamplingConfig(num_tasks=num_tasks, num_trajectories=num_trajectories)
+    setup = Setup(env, policy, make_maml_trpo(policy), sampling)
+    state = init_train_state(jax.random.key(0), setup)
+    batch, _ = jax.jit(lambda state: collect_step(state, setup=setup, defence=no_defence()))(state)
+    return setup, state, jax.block_until_ready(batch)
 
 
 def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
     """One row: the step, its products, and their ratio."""
-    policy, params, batch = sample_batch(
+    setup, state, batch = sample_batch(
         name, arguments.num_tasks, arguments.num_trajectories, arguments.hidden_sizes
     )
-    num_tasks = batch.query.advantage.shape[0]
-    train = TrainConfig(maml=MAMLConfig(num_tasks=num_tasks, task_block=task_block))
+    num_tasks = setup.sampling.num_tasks
 
-    def step(params, batch):
-        return training.update_policy(params, batch, policy=policy, config=train)
+    def step(state: TrainState, batch: MetaBatch) -> Any:
+        axis = TaskAxis(task_block)
+        return learn_step(state.learner, state.key, state.step, batch, learner=setup.learner, axis=axis)
 
-    compile_seconds, seconds, (_, metrics) = compile_and_time(step, params, batch, repeats=arguments.repeats)
+    compile_seconds, seconds, (_, metrics) = compile_and_time(step, state, batch, repeats=arguments.repeats)
     tried = int(metrics["train/line_search_steps"])
-    counts = count_products(jax.make_jaxpr(step)(params, batch).jaxpr, 1, tried)
+    counts = count_products(jax.make_jaxpr(step)(state, batch).jaxpr, 1, tried)
     _, limit, _ = compile_and_time(*products_alone(counts), repeats=arguments.repeats)
     return {
         "env": name,
         "tasks": num_tasks,
         "samples": int(batch.query.advantage.size),
         "hidden": "x".join(map(str, arguments.hidden_sizes)),
-        "task_block": at_once(task_block, num_tasks),
+        "task_block": task_block or num_tasks,
         "line_search_steps": tried,
         "products": sum(counts.values()),
         "compile_s": compile_seconds,

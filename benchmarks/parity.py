@@ -22,17 +22,18 @@ import mujoco
 import numpy as np
 import tyro
 
-from admrl_jax import envs
-from admrl_jax.attacks import Budget, no_attack
-from admrl_jax.env_config import ENV_CONFIGS
-from admrl_jax.envs import PhysicsEnv
-from admrl_jax.networks import make_policy
-from admrl_jax.rollout import collect, episode_returns
+from admrl_jax.attacks.noise import no_attack
+from admrl_jax.attacks.threat import Budget
+from admrl_jax.core.networks import make_policy
+from admrl_jax.envs import registry
+from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.envs.registry import ENVS
+from admrl_jax.sampling import collect, episode_returns
 from admrl_jax.simulators.models import quiet_loading
 from benchmarks.common import machine, markdown_table, replace_section
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "environments.md"
-ENVIRONMENTS = tuple(name for name in ENV_CONFIGS if name != "navigation_2d")
+ENVIRONMENTS = tuple(name for name, spec in ENVS.items() if spec.simulators)
 STEPS = 20
 
 
@@ -217,7 +218,7 @@ def differences(a: Run, b: Run, steps: int | None = None) -> dict[str, float]:
 
 def make_env(name: str, simulator: str) -> PhysicsEnv:
     """An environment on one engine with its published numbers."""
-    env = envs.make(name, simulator=simulator)
+    env = registry.make_env(name, simulator=simulator)
     assert isinstance(env, PhysicsEnv)
     return env
 
@@ -264,7 +265,7 @@ def untrained_rows(names: Sequence[str], num_episodes: int, horizon: int) -> lis
     """Return of untrained policies, one per episode and task, on `mujoco`; an earlier figure beside it."""
     rows = []
     for name in names:
-        env: Any = envs.make(name, simulator="mujoco" if name in FORMULAS else "auto")
+        env: Any = registry.make_env(name, simulator="mujoco" if name in FORMULAS else "auto")
         policy = make_policy(env.obs_size, env.action_size)
 
         def episode(key: jax.Array, env: Any = env, policy: Any = policy) -> tuple[jax.Array, jax.Array]:

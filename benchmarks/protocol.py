@@ -1,28 +1,49 @@
 """The time of a whole run of the paper's protocol: `python -m benchmarks.protocol`.
 
-Every stage is compiled as a run compiles it, with its methods and seeds in as many lanes as the device
-holds, and a few of its steps are timed. Hours are those of all its steps; checkpoints and the report, which
-take seconds, are left out. Where a stage's methods do not fit into one program, it has several in turn.
+Every stage's step is built and compiled as a run does it, with its seeds or attackers in as many lanes as
+the device holds, and taken a few times. Hours are those of all its steps. Stages that run the same programs,
+such as attackers of methods with one learner, are measured once. Checkpoints, metrics and the report, which
+take seconds, are left out.
 """
 
+import functools
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import tyro
 
-from admrl_jax.config import METHODS, Config, validate
-from admrl_jax.sharding import make_cpu_devices
+from admrl_jax.attacks.registry import ATTACKS, CLEAN
+from admrl_jax.config import Config, validate
+from admrl_jax.defences.base import Defence
+from admrl_jax.defences.fixed import no_defence
+from admrl_jax.methods import METHODS
+from admrl_jax.protocol.attack_stages import attack_step, first_attackers, learned_attacks
+from admrl_jax.protocol.eval_stages import CELLS
+from admrl_jax.protocol.evaluator import Evaluator
+from admrl_jax.protocol.lanes import LanePrograms, Trial, split
+from admrl_jax.protocol.parts import Parts, build_parts
+from admrl_jax.protocol.session import Session, open_session
+from admrl_jax.protocol.stage import Step
+from admrl_jax.protocol.train_stages import (
+    Arm,
+    Pretrained,
+    measure_observations,
+    train_step,
+    untrained,
+)
+from admrl_jax.runs.devices import make_cpu_devices
+from admrl_jax.runs.programs import choose_at_once
+from admrl_jax.training import TrainState, opponent_key
 from benchmarks.common import preset_of, report
-from experiments.arms import Arm, Recipe
-from experiments.context import Context, generator_of
-from experiments.eval_stages import EvalStages
-from experiments.train_stages import TrainStages
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,28 @@ class Arguments:
     """Also write the figures here (and a picture beside it)."""
 
 
+class Work(NamedTuple):
+    """Something that a run does again and again.
+
+    Attributes:
+        stage: of the run.
+        of: method or attack.
+        runs: how many stages like it there are.
+        steps: of each.
+        lanes: that each step computes.
+        lanes_at_once: computed together; `-` where that is the evaluator's business.
+        take: one step.
+    """
+
+    stage: str
+    of: str
+    runs: int
+    steps: int
+    lanes: int
+    lanes_at_once: int | str
+    take: Callable[[], Any]
+
+
 def config_of(name: str, arguments: Arguments) -> Config:
     """The preset of an environment with the seeds and the engine asked for."""
     config = preset_of(name, arguments.preset)
@@ -50,14 +93,141 @@ def config_of(name: str, arguments: Arguments) -> Config:
     return validate(replace(config, seeds=seeds, simulator=arguments.simulator, lanes=arguments.lanes))
 
 
+def evaluations(parts: Parts) -> Counter[tuple[str, str]]:
+    """Evaluations of the meta-test grid and of the curves, each of all seeds, by learner and attack."""
+    config, test, schedule = parts.config, parts.config.eval, parts.config.schedule
+    trained_along = {parts.defence(method).trained_attack for method in config.methods}
+    found: Counter[tuple[str, str]] = Counter()
+    for method in config.methods:
+        learner = METHODS[method].learner
+        found[learner, CLEAN] += 1
+        for attack in test.all_attacks if METHODS[method].defence == "none" else test.attacks:
+            is_learned = ATTACKS[attack].make_trainer is not None
+            protocols = 1 + (is_learned and attack in trained_along)
+            found[learner, attack] += protocols * len(test.strengths) * len(CELLS)
+    # Policies in the curves: the untrained one and those of pre-training, then those of every method.
+    policies = Counter(
+        dict.fromkeys(config.methods, math.ceil(schedule.finetune_steps / schedule.snapshot_every))
+    )
+    policies[config.methods[0]] += 1 + math.ceil(schedule.pretrain_steps / schedule.snapshot_every)
+    for attack in (CLEAN, *test.curve_attacks):
+        if ATTACKS[attack].make_trainer is None or attack in trained_along:
+            for method, count in policies.items():
+                found[METHODS[method].learner, attack] += count
+    return found
+
+
 def count_cells(config: Config) -> int:
-    """Evaluations of the meta-test grid and of the convergence curves, each of all seeds."""
-    strengths, schedule = len(config.eval.strengths), config.schedule
-    # Clean; five attacks in three support x query cells; for maml also attackers without the GAN term.
-    grid = len(METHODS) * (1 + 5 * strengths * 3) + strengths * 3
-    before = 1 + math.ceil(schedule.pretrain_steps / schedule.snapshot_every)
-    after = math.ceil(schedule.finetune_steps / schedule.snapshot_every)
-    return grid + 4 * (before + len(METHODS) * after)
+    """All evaluations of a run."""
+    return sum(evaluations(build_parts(config)).values())
+
+
+def stage_work(session: Session, stage: str, of: str, runs: int, steps: int, step: Step, *lanes: Any) -> Work:
+    """A stage's step as the runner takes it.
+
+    Args:
+        session: the run.
+        stage: its name.
+        of: method or attack.
+        runs: how many stages like it there are.
+        steps: of each.
+        step: of a block of lanes.
+        lanes: what the step carries, then what it reads if it reads something, leading axis the lanes.
+    """
+    lanes = session.devices.place(lanes)
+    count = jax.tree.leaves(lanes)[0].shape[0]
+
+    def take(programs: LanePrograms) -> list[Any]:
+        blocks = zip(*(split(x, programs.at_once) for x in lanes), strict=True)
+        return [step(programs, state, fixed[0] if fixed else ()) for state, *fixed in blocks]
+
+    def fits(at_once: int) -> bool:
+        trial = Trial(session.programs, at_once)
+        take(trial)
+        return trial.fits(trial.largest)
+
+    at_once = choose_at_once(count, fits, session.config.lanes)
+    programs = LanePrograms(session.programs, at_once)
+    return Work(stage, of, runs, steps, count, at_once, lambda: take(programs))
+
+
+def training_work(session: Session, method: str, bases: dict[str, Pretrained]) -> Iterator[Work]:
+    """Pre-training where the method's learner has none in `bases` yet, warm-up, fine-tuning."""
+    parts, schedule, axis = session.parts, session.config.schedule, session.devices.axis
+    setup, learner = parts.setup(method), METHODS[method].learner
+    if learner not in bases:
+        state, step = untrained(session, method), train_step(setup, no_defence(), axis)
+        yield stage_work(session, "pretrain", learner, 1, schedule.pretrain_steps, step, state)
+        bases[learner] = Pretrained(state, (), measure_observations(session, setup, state))
+    defence = parts.defence(method)
+    state = with_opponents(bases[learner], defence)
+    if defence.update is not None and defence.warmup_steps:
+        step = train_step(setup, defence, axis, freeze_policy=True)
+        yield stage_work(session, "warmup", method, 1, defence.warmup_steps, step, state)
+    step = train_step(setup, defence, axis)
+    yield stage_work(session, "finetune", method, 1, schedule.finetune_steps, step, state)
+
+
+def with_opponents(base: Pretrained, defence: Defence) -> TrainState:
+    """The pre-trained policies with fresh opponents, as `finetune` starts."""
+    make = jax.jit(jax.vmap(lambda key, inputs: defence.init(opponent_key(key), inputs)))
+    return base.state.replace(start=base.state.step, opponent=make(base.state.key, base.inputs))
+
+
+def attack_work(session: Session, bases: dict[str, Pretrained]) -> Iterator[Work]:
+    """Attackers, once for each learner and trainer."""
+    parts, effort = session.parts, session.config.eval.attacker
+    strengths = len(session.config.eval.strengths)
+    stages: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for method in session.config.methods:
+        for attack in learned_attacks(session, method):
+            same = METHODS[method].learner, parts.identity(attack)
+            stages.setdefault(same, []).append((method, attack))
+    for (learner, _), alike in stages.items():
+        method, attack = alike[0]
+        base = bases[learner]
+        state = first_attackers(session, attack, Arm(base.state, ()), base.inputs)
+        victims = jax.tree.map(lambda x: jnp.repeat(x, strengths, axis=0), base.state.learner.meta_params)
+        setup = parts.setup(method, parts.attack_sampling)
+        step = attack_step(setup, parts.attack_trainer(attack), session.devices.axis)
+        yield stage_work(session, "attackers", attack, len(alike), effort.steps, step, state, victims)
+
+
+def evaluation_work(session: Session, bases: dict[str, Pretrained]) -> Iterator[Work]:
+    """Evaluations under every attack."""
+    parts, config, evaluator = session.parts, session.config, Evaluator(session)
+    for (learner, attack), count in evaluations(parts).items():
+        base = bases[learner]
+        params = jax.vmap(parts.attack(attack).init)(session.seed_keys)
+        if ATTACKS[attack].make_trainer is not None:
+            fresh = first_attackers(session, attack, Arm(base.state, ()), base.inputs)
+            params = jax.tree.map(lambda x: x[:: len(config.eval.strengths)], fresh.strongest)
+        evaluate = functools.partial(
+            evaluator.evaluate,
+            next(method for method in config.methods if METHODS[method].learner == learner),
+            base.state.learner.meta_params,
+            base.state.units,
+            attack,
+            params,
+            *(0.0 if attack == CLEAN else config.eval.strengths[0],) * 2,
+        )
+        yield Work("evaluation", attack, 1, count, len(config.seeds), "-", evaluate)
+
+
+def all_work(session: Session) -> Iterator[Work]:
+    """What a run does, stage by stage."""
+    bases: dict[str, Pretrained] = {}
+    for method in session.config.methods:
+        yield from training_work(session, method, bases)
+    yield from attack_work(session, bases)
+    yield from evaluation_work(session, bases)
+
+
+def seconds_of(take: Callable[[], Any]) -> float:
+    """Of one call, the device waited for."""
+    start = time.perf_counter()
+    jax.block_until_ready(take())
+    return time.perf_counter() - start
 
 
 def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
@@ -65,67 +235,16 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
     config = config_of(name, arguments)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(config, Path(folder))
-        train, evaluate = TrainStages(context), EvalStages(context)
-
-        def timed(
-            stage: str, steps: int, arms: int, turns: int, lanes: Callable[[], int], run: Callable[[], Any]
-        ) -> Any:
-            start = time.perf_counter()
-            result = run()
-            first = time.perf_counter() - start
-            seconds = []
-            for _ in range(arguments.repeats):
-                start = time.perf_counter()
-                run()
-                seconds.append(time.perf_counter() - start)
-            rows.append(
-                {
-                    "env": name,
-                    "simulator": getattr(getattr(context.env, "simulator", None), "name", "closed form"),
-                    "seeds": arguments.seeds,
-                    "stage": stage,
-                    "arms": arms,
-                    "programs_in_turn": turns,
-                    "lanes_at_once": lanes(),
-                    "steps": steps,
-                    "first_s": first,
-                    "step_s": median(seconds),
-                    "hours": turns * steps * median(seconds) / 3600,
-                }
-            )
-            return result
-
-        def train_stage(stage: str, arms: list[Arm], recipe: Recipe) -> Any:
-            size = train.arms_at_once(arms, recipe)
-            group = arms[:size]
-            states, _ = timed(
-                stage,
-                recipe.num_steps,
-                len(arms),
-                math.ceil(len(arms) / size),
-                lambda: train.programs.lanes_at_once(group, recipe, 1),
-                lambda: train.programs.run(group, recipe, 1),
-            )
-            return states[0]
-
-        schedule = config.schedule
-        state = train_stage("pretrain", [train.first_arm()], train.recipe(schedule.pretrain_steps))
-        base = train.measure_units(state)
-        train_stage(
-            "warmup", [train.warmup_arm(base)], train.recipe(schedule.warmup_steps, train_policy=False)
-        )
-        train_stage("finetune", train.methods(base, base), train.recipe(schedule.finetune_steps))
-        train_stage("attackers", train.attackers(dict.fromkeys(METHODS, base)), train.attack_recipe())
-        timed(
-            "evaluation",
-            count_cells(config),
-            1,
-            1,
-            lambda: evaluate.lanes_at_once,
-            lambda: evaluate.evaluate(base, base.policy_params, "adgan", generator_of(base), 0.2, 0.2),
-        )
-    total = {**dict.fromkeys(rows[0], "-"), **{k: rows[0][k] for k in ("env", "simulator", "seeds")}}
+        session = open_session(config, Path(folder))
+        simulator = getattr(getattr(session.parts.env, "simulator", None), "name", "closed form")
+        what = {"env": name, "simulator": simulator, "seeds": arguments.seeds}
+        for work in all_work(session):
+            first = seconds_of(work.take)
+            step = median(seconds_of(work.take) for _ in range(arguments.repeats))
+            hours = work.runs * work.steps * step / 3600
+            counts = {field: getattr(work, field) for field in Work._fields if field != "take"}
+            rows.append({**what, **counts, "first_s": first, "step_s": step, "hours": hours})
+    total = {**dict.fromkeys(rows[0], "-"), **what}
     rows.append({**total, "stage": "whole run", "hours": sum(row["hours"] for row in rows)})
     return rows
 
@@ -140,7 +259,7 @@ def main() -> None:
         rows,
         arguments.json,
         bars=("hours",),
-        labels=("env", "simulator", "stage"),
+        labels=("env", "simulator", "stage", "of"),
         unit="hours",
     )
 

@@ -11,13 +11,22 @@ from typing import Any
 
 import tyro
 
-from admrl_jax.results import LABELS, Cell, Panel, cell_values, mean, methods_of, panels_of, read_results
+from admrl_jax.report.results import (
+    Cell,
+    cell_values,
+    headline_panel,
+    mean,
+    method_label,
+    methods_of,
+    panel_label,
+    panels_of,
+    read_results,
+)
 from benchmarks.common import markdown_table, replace_section
 
 ROOT = Path(__file__).parent.parent
 CLEAN: Cell = ("clean", "clean")
 ATTACKED: Cell = ("attacked", "attacked")
-ADAPTIVE: Panel = ("adgan", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -39,19 +48,18 @@ def cell_text(values: dict[int, float]) -> str:
 
 
 def run_table(results: dict[str, Any]) -> str:
-    """Methods x attacks of one run."""
-    rows = results["rows"]
-    strengths = panels_of(rows)[ADAPTIVE]
+    """Methods x strengths of the attack that the report is headed with."""
+    rows, panel = results["rows"], headline_panel(results)
     table = []
-    for method in methods_of(rows):
+    for method in methods_of(results, rows):
         row = {
-            "method": LABELS[method],
-            "before, clean": cell_text(cell_values(rows, ADAPTIVE, 0.0, CLEAN, method, "pre")),
-            "after, clean": cell_text(cell_values(rows, ADAPTIVE, 0.0, CLEAN, method)),
+            "method": method_label(results, method),
+            "before, clean": cell_text(cell_values(rows, panel, 0.0, CLEAN, method, "pre")),
+            "after, clean": cell_text(cell_values(rows, panel, 0.0, CLEAN, method)),
         }
-        for strength in strengths:
-            values = cell_values(rows, ADAPTIVE, strength, ATTACKED, method)
-            row[f"adaptive adGAN, {strength:g}"] = cell_text(values)
+        for strength in panels_of(results)[panel]:
+            values = cell_values(rows, panel, strength, ATTACKED, method)
+            row[f"{panel_label(results, panel)}, {strength:g}"] = cell_text(values)
         table.append(row)
     seeds = ", ".join(map(str, results["config"]["seeds"]))
     title = f"`{results['env']}`, seeds {seeds}; doing nothing returns {results['floor']:.1f}:"

@@ -5,10 +5,9 @@ loop: `mujoco.rollout` with the same threads, all steps in one call, or one scan
 step. Both are timed in turn, so that a drifting machine touches both alike.
 """
 
-import functools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,17 +16,29 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from admrl_jax import attacks, envs, networks
-from admrl_jax.attacks import Attack, Budget
-from admrl_jax.checks import ConfigError
-from admrl_jax.env_config import ENV_CONFIGS
-from admrl_jax.envs import simulators_of
-from admrl_jax.rollout import collect
-from admrl_jax.sharding import CPU_DEVICES, choose_num_devices, make_cpu_devices, task_mesh
+from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.registry import ATTACKS, make_attack
+from admrl_jax.attacks.threat import Budget
+from admrl_jax.core.networks import make_policy
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.core.types import Params, Task, Trajectory
+from admrl_jax.envs.registry import ENVS, make_env
+from admrl_jax.runs.devices import (
+    CPU_DEVICES,
+    SAME,
+    Devices,
+    choose_num_devices,
+    make_cpu_devices,
+    tasks_at,
+)
+from admrl_jax.sampling import collect_tasks
 from admrl_jax.simulators import SimulatorError, resolve
 from admrl_jax.simulators.mujoco import available_cores
-from benchmarks.common import EACH, SAME, compile_seconds, report, spread, time_in_turn
+from benchmarks.common import BUILT_IN, compile_spread, report, time_in_turn
 from benchmarks.limits import draw_starts, open_loop, vector_env_rate
+
+RADIUS = 0.2
+"""Of every attack's budget."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +49,8 @@ class Arguments:
     """Names of environments, or `all`; by default halfcheetah_dir, with `--simulator all` every one."""
     simulator: tuple[str, ...] = ("mujoco",)
     """Names of simulators, or `all` that an environment runs on here."""
-    attack: tuple[str, ...] = ("none", "generator", "fgsm")
-    """none, gaussian, generator, fgsm."""
+    attack: tuple[str, ...] = ("none", "adgan", "fgsm")
+    """Names of attacks; one that learns is as its training starts."""
     num_tasks: tuple[int, ...] = (40,)
     num_trajectories: tuple[int, ...] = (20,)
     """Batches to time: one number of tasks and one of trajectories for each."""
@@ -58,48 +69,46 @@ class Arguments:
     """Also write the figures here."""
 
 
-def make_attack(name: str, policy: networks.Policy, obs_size: int) -> Attack:
-    """An attack by name."""
-    if name == "fgsm":
-        return attacks.fgsm(policy)
-    if name == "generator":
-        return attacks.generator_attack(networks.make_generator(obs_size))
-    return {"none": attacks.no_attack, "gaussian": attacks.gaussian_noise}[name]()
-
-
 def measure(
     arguments: Arguments, name: str, simulator: str, attack_name: str, num_tasks: int, num_trajectories: int
 ) -> dict[str, Any]:
     """One row: closed-loop steps/s and, where there is an engine, its open-loop limit."""
     engine = "auto" if simulator == "closed form" else simulator
-    env: Any = envs.make(name, simulator=engine, num_threads=arguments.num_threads)
-    policy = networks.make_policy(env.obs_size, env.action_size)
-    attack = make_attack(attack_name, policy, env.obs_size)
+    config = replace(ENVS[name].config(), horizon=arguments.horizon)
+    env: Any = make_env(config, simulator=engine, num_threads=arguments.num_threads)
+    policy = make_policy(env.obs_size, env.action_size)
+    attack = make_attack(attack_name, Victim(policy, env.obs_size, env.action_size))
     key = jax.random.key(0)
     params, attack_params = policy.init(key), attack.init(key)
     tasks = jax.vmap(env.sample_task)(jax.random.split(key, num_tasks))
     # As after adaptation: every task has parameters of its own.
     params = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_tasks, *x.shape)), params)
-    run = functools.partial(
-        collect,
-        num_trajectories=num_trajectories,
-        env=env,
-        policy=policy,
-        attack=attack,
-        budget=Budget(jnp.float32(0.2)),
-        horizon=arguments.horizon,
-    )
-    inputs = (params, attack_params, jax.random.split(key, num_tasks), tasks)
-    episodes = jax.vmap(run, in_axes=(0, None, 0, 0))
     num_devices = arguments.num_devices or choose_num_devices([num_tasks])
-    mesh = task_mesh(num_devices) if num_devices > 1 else None
-    episodes, inputs = spread(episodes, mesh, (EACH, SAME, EACH, EACH), EACH, inputs)
-    seconds, compiled = compile_seconds(episodes, *inputs)
-    functions: dict[str, Callable[[], Any]] = {"closed": functools.partial(compiled, *inputs)}
-    collected = functions["closed"]()
+    devices = Devices(num_devices)
+
+    def episodes(params: Params, attack_params: Params, key: jax.Array, tasks: Task) -> Trajectory:
+        radius = jnp.full(jax.tree.leaves(tasks)[0].shape[0], RADIUS)
+        return collect_tasks(
+            params,
+            attack_params,
+            key,
+            tasks,
+            Budget(radius),
+            num_trajectories=num_trajectories,
+            env=env,
+            policy=policy,
+            attack=attack,
+            axis=devices.axis,
+        )
+
+    each = tasks_at(0)
+    inputs = (params, attack_params, key, tasks)
+    seconds, closed_loop = compile_spread(devices, episodes, (each, SAME, SAME, each), each, *inputs)
+    functions: dict[str, Callable[[], Any]] = {"closed": closed_loop}
+    collected: Trajectory = jax.device_get(closed_loop())
     if simulator != "closed form":
         starts = draw_starts(env, key, tasks, num_trajectories)
-        functions["raw"] = open_loop(env, tasks, *starts, collected.action, arguments.num_threads, mesh)
+        functions["raw"] = open_loop(env, tasks, *starts, collected.action, arguments.num_threads, devices)
     timed = time_in_turn(functions, arguments.repeats)
     all_steps = num_tasks * num_trajectories * arguments.horizon
     # The C engine is not handed the robots that have fallen, so their steps are not there to be counted.
@@ -149,7 +158,7 @@ def measure_gymnasium(arguments: Arguments, workers: int) -> dict[str, Any]:
 
 def engines(name: str, wanted: tuple[str, ...]) -> list[str]:
     """The engines to time for an environment; of `all`, those that run here."""
-    known = simulators_of(ENV_CONFIGS[name]())
+    known = ENVS[name].simulators
     if not known:
         return ["closed form"]
     if "all" not in wanted:
@@ -170,10 +179,13 @@ def main() -> None:
     sizes = list(zip(arguments.num_tasks, arguments.num_trajectories, strict=True))
     rows = []
     is_default_all = not arguments.env and "all" in arguments.simulator
-    names = ENV_CONFIGS if is_default_all or "all" in arguments.env else arguments.env or ("halfcheetah_dir",)
+    names = BUILT_IN if is_default_all or "all" in arguments.env else arguments.env or ("halfcheetah_dir",)
+    for attack in arguments.attack:
+        if attack not in ATTACKS:
+            raise ConfigError(f"attack: {attack!r} is not known; accepted: {', '.join(ATTACKS)}")
     for name in names:
-        if name not in ENV_CONFIGS:
-            raise ConfigError(f"env: {name!r} is not known; accepted: all, {', '.join(ENV_CONFIGS)}")
+        if name not in BUILT_IN:
+            raise ConfigError(f"env: {name!r} is not known; accepted: all, {', '.join(BUILT_IN)}")
         for simulator in engines(name, arguments.simulator):
             for attack in arguments.attack:
                 rows += [measure(arguments, name, simulator, attack, *size) for size in sizes]

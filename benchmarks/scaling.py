@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import tyro
 
-from admrl_jax.checks import ConfigError
-from admrl_jax.sharding import make_cpu_devices
-from benchmarks.common import SAME, compile_seconds, report, spread, time_in_turn
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.runs.devices import make_cpu_devices
+from benchmarks.common import report, time_in_turn
 from benchmarks.train_step import Arguments as StepArguments
-from benchmarks.train_step import Parts, config_of
+from benchmarks.train_step import Step, config_of
 
 AXES = ("tasks", "trajectories", "horizon", "devices")
 FACTORS = (1, 2, 4, 8, 16)
@@ -88,13 +88,11 @@ def resident_mib() -> float:
 def measure(point: Point, name: str, repeats: int) -> dict[str, Any]:
     """One row, without the exponents; for a process of its own."""
     make_cpu_devices(point.step.num_devices)
-    parts = Parts(config_of(name, point.step))
-    state, _ = parts.init()
-    step, inputs = spread(parts.outer_step, parts.mesh, (SAME,), SAME, [state])
-    seconds, compiled = compile_seconds(step, *inputs)
-    analysis: Any = getattr(compiled, "memory_analysis")()  # noqa: B009
-    before = resident_mib()
-    timed = time_in_turn({"step": functools.partial(compiled, *inputs)}, repeats)["step"]
+    step = Step(config_of(name, point.step))
+    state = step.init()
+    # Compiles all programs, and runs each once.
+    step.pieces(state)
+    timed = time_in_turn({"step": functools.partial(step.whole, state)}, repeats)["step"]
     return {
         "axis": point.axis,
         "size": point.size,
@@ -102,10 +100,9 @@ def measure(point: Point, name: str, repeats: int) -> dict[str, Any]:
         "trajectories": point.step.num_trajectories,
         "horizon": point.step.horizon,
         "devices": point.step.num_devices,
-        "compile_s": seconds,
+        "compile_s": sum(step.clock.compiling.values()),
         "seconds": float(np.median(timed)),
-        "program_mib": (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / 2**20,
-        "grown_mib": resident_mib() - before,
+        "program_mib": max(step.clock.mib.values()),
         "resident_mib": resident_mib(),
     }
 

@@ -9,8 +9,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
-from admrl_jax.env_config import HalfCheetahDirConfig
-from admrl_jax.envs import HalfCheetahDir, PhysicsEnv
+from admrl_jax.envs.half_cheetah import HalfCheetahDir, HalfCheetahDirConfig
+from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.simulators import make_simulator
 from benchmarks.parity import Case, Run, make_case, make_env, run_engine, run_gymnasium
 
@@ -60,13 +60,13 @@ class ParityFactory(Protocol):
     """Runs an environment on an engine, once per session."""
 
     def __call__(self, name: str, simulator: str, seed: int = 0) -> Parity:
-        """The run of a name in `ENV_CONFIGS` on one of `SIMULATORS`."""
+        """The run of a name in `ENVS` on one of `SIMULATORS`."""
         ...
 
 
 @pytest.fixture(scope="session")
 def parity() -> ParityFactory:
-    """Every environment and engine runs once: MJX's compilations are the dearest thing in the suite."""
+    """Every environment and engine runs once: MJX's compilations are the most expensive thing in the suite."""
 
     @functools.cache
     def run(name: str, simulator: str, seed: int = 0) -> Parity:

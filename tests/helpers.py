@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from admrl_jax.networks import Policy, make_policy
-from admrl_jax.types import Experience, Trajectory
+from admrl_jax.core.networks import Policy, PolicyConfig, make_policy
+from admrl_jax.core.types import Experience, Trajectory
 
 
 def tiny_policy(obs_size: int = 2, action_size: int = 2, hidden: tuple[int, ...] = (4,)) -> Policy:
-    """A policy small enough for dense Hessians."""
-    return make_policy(obs_size, action_size, hidden_sizes=hidden)
+    """A policy small enough for dense Hessians. Its floor is high, so that random parameters near 0 are a
+    standard deviation near 1.
+    """
+    return make_policy(obs_size, action_size, PolicyConfig(hidden_sizes=hidden, min_std=0.5))
 
 
 def random_like(init: Callable[[jax.Array], Any], seed: int, size: float = 0.5, dtype: Any = None) -> Any:
@@ -42,7 +44,8 @@ def random_experience(
     mask = (np.arange(horizon) < length[..., None]).astype(dtype)
     action = rng.normal(size=(*lead, action_size))
     reward, advantage = rng.normal(size=lead) * mask, rng.normal(size=lead) * mask
-    fields = (obs, perturbed, action, reward, mask, advantage)
+    log_prob = rng.normal(size=lead)
+    fields = (obs, perturbed, action, log_prob, reward, mask, advantage)
     *trajectory, advantage = (jnp.asarray(x, dtype) for x in fields)
     return Experience(Trajectory(*trajectory, diverged=jnp.zeros_like(advantage)), advantage)
 

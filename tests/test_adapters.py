@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from helpers import assert_trees_close
 
-from admrl_jax import attacks
-from admrl_jax.attacks import Budget
-from admrl_jax.checks import ConfigError
-from admrl_jax.envs import FunctionEnv, from_brax, from_model_file
-from admrl_jax.gaussian import Gaussian
-from admrl_jax.networks import Policy
-from admrl_jax.rollout import rollout
+from admrl_jax.attacks.noise import no_attack
+from admrl_jax.attacks.threat import Budget
+from admrl_jax.core.gaussian import Gaussian
+from admrl_jax.core.networks import Policy
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.core.types import TimeStep
+from admrl_jax.envs.adapters import FunctionEnv, from_brax, from_model_file
+from admrl_jax.sampling import rollout
 from admrl_jax.simulators import Model, SimState, SimulatorError
 from admrl_jax.simulators.models import model_path
-from admrl_jax.types import TimeStep
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def player(env: Any) -> Any:
             *(jnp.full(env.action_size, x) for x in (params[0], jnp.log(params[1])))
         ),
     )
-    run = functools.partial(rollout, env=env, policy=policy, attack=attacks.no_attack(), budget=Budget(0.0))
+    run = functools.partial(rollout, env=env, policy=policy, attack=no_attack(), budget=Budget(0.0))
     return jax.jit(lambda params, key, task: run(params, (), key, task))
 
 

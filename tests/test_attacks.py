@@ -8,39 +8,44 @@ import numpy as np
 import pytest
 from helpers import random_like, tiny_policy
 
-from admrl_jax import attacks
-from admrl_jax.attacks import Attack, Budget, measure_by, project_l2, safe_norm
-from admrl_jax.networks import make_generator
+from admrl_jax.attacks.base import Attack, Victim, memoryless
+from admrl_jax.attacks.fgsm import fgsm
+from admrl_jax.attacks.noise import L2_NOISE, gaussian_noise
+from admrl_jax.attacks.pgd import PGDConfig, pgd
+from admrl_jax.attacks.registry import ATTACKS, make_attack, make_attack_trainer
+from admrl_jax.attacks.threat import KNOWLEDGE, NORMS, Budget, Units, make_threat, project_l2
+from admrl_jax.core.settings import ConfigError
 
 POLICY = tiny_policy(obs_size=3)
-GENERATOR = make_generator(3, hidden_sizes=(4,))
+VICTIM = Victim(POLICY, 3, 2)
 OBS = jnp.array([[0.3, -1.5, 2.0], [0.0, 1e-3, -40.0], [7.0, 0.25, 0.5]])
 SCALE = jnp.array([0.5, 2.0, 0.0])
-ATTACKS = {
-    "none": attacks.no_attack(),
-    "noise": attacks.gaussian_noise(),
-    "l2 noise": attacks.l2_noise(),
-    "fgsm": attacks.fgsm(POLICY),
-    "generator": attacks.generator_attack(GENERATOR),
-}
+STUCK = (jnp.array([5.0, 5.0, 5.0]), jnp.array(2))
+"""Memory of a sensor that has shown something else and is stuck for two more steps."""
+
+
+def measure_by(norm: str):
+    """A threat model's measurement by its norm alone."""
+    return make_threat(label="", norm=norm, strength="", knowledge="none").measure
 
 
 @functools.cache
 def perturber(name: str):
     """One compiled attack on all rows of `OBS`, for any budget."""
-    attack = ATTACKS[name]
+    attack = make_attack(name, VICTIM)
     attack_params = random_like(attack.init, 1, size=2.0)
     policy_params = random_like(POLICY.init, 2)
+    memory = STUCK if name == "stuck_sensor" else attack.reset(jax.random.key(0))
 
     @jax.jit
     def perturb(budget: Budget, key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, len(OBS))
-        return jax.vmap(attack.perturb, in_axes=(None, 0, 0, None, None))(
-            attack_params, keys, OBS, policy_params, budget
-        )
+        return jax.vmap(attack.perturb, in_axes=(None, None, 0, 0, None, None))(
+            attack_params, memory, keys, OBS, policy_params, budget
+        )[0]
 
     return lambda radius, scale=1.0, seed=0: perturb(
-        Budget(jnp.float32(radius), jnp.zeros(3), jnp.broadcast_to(jnp.float32(scale), 3)),
+        Budget(jnp.float32(radius), Units(jnp.zeros(3), jnp.broadcast_to(jnp.float32(scale), 3))),
         jax.random.key(seed),
     )
 
@@ -61,12 +66,11 @@ def test_dimensions_of_scale_zero_never_move(name: str) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_keeps_its_budget(name: str) -> None:
-    attack = ATTACKS[name]
     for radius, scale in ((0.1, jnp.ones(3)), (0.8, SCALE)):
-        budget = Budget(radius, jnp.zeros(3), scale)
-        measured = attack.measure(OBS, perturber(name)(radius, scale), budget)
+        budget = Budget(radius, Units(jnp.zeros(3), scale))
+        measured = make_attack(name, VICTIM).threat.measure(OBS, perturber(name)(radius, scale), budget)
         np.testing.assert_array_equal(measured.excess, 0)
-        if name in ("fgsm", "l2 noise"):  # both use the whole of their budget
+        if name in ("fgsm", "l2_noise"):  # both use the whole of their budget
             np.testing.assert_allclose(measured.size, radius, rtol=1e-4)
 
 
@@ -79,9 +83,9 @@ def test_fgsm_moves_every_coordinate_by_exactly_the_radius() -> None:
 
 
 def test_fgsm_without_a_gradient_takes_a_random_corner() -> None:
-    attack, blind = attacks.fgsm(POLICY), jax.tree.map(jnp.zeros_like, random_like(POLICY.init, 0))
+    attack, blind = fgsm(POLICY), jax.tree.map(jnp.zeros_like, random_like(POLICY.init, 0))
     keys = jax.random.split(jax.random.key(0), 32)
-    moved = jax.jit(jax.vmap(lambda k: attack.perturb((), k, jnp.zeros(3), blind, Budget(0.5))))(keys)
+    moved = jax.jit(jax.vmap(lambda k: attack.perturb((), (), k, jnp.zeros(3), blind, Budget(0.5))[0]))(keys)
     np.testing.assert_array_equal(np.abs(moved), 0.5)
     assert len({tuple(row) for row in np.asarray(moved)}) == 8
 
@@ -99,9 +103,9 @@ def test_fgsm_changes_the_action_more_than_random_corners() -> None:
 
 
 def test_gaussian_noise_has_the_std_it_says() -> None:
-    attack = attacks.gaussian_noise()
+    attack = gaussian_noise()
     scale = jnp.array([1.0, 3.0, 0.0])
-    noise = jax.vmap(lambda k: attack.perturb((), k, OBS[0], (), Budget(0.5, 0.0, scale)))(
+    noise = jax.vmap(lambda k: attack.perturb((), (), k, OBS[0], (), Budget(0.5, Units(0.0, scale)))[0])(
         jax.random.split(jax.random.key(0), 20000)
     )
     std = np.array([0.5, 1.5, 0.0])
@@ -126,32 +130,24 @@ def test_projection_keeps_the_norm_below_the_radius() -> None:
     assert np.linalg.norm(projected, axis=-1).max() <= 0.3 * (1 + 4e-7)  # a few roundings of float32
 
 
-def test_safe_norm_value_and_gradient() -> None:
-    value, gradient = jax.vmap(jax.value_and_grad(safe_norm))(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
-    np.testing.assert_allclose(value, [5, 0], rtol=1e-6)
-    np.testing.assert_allclose(gradient, [[0.6, 0.8], [0, 0]], rtol=1e-6)
-
-
 def test_perturbation_size_golden() -> None:
     # In units of (1, 2) the move (3, 8) is (3, 4): L2 size 5, largest entry 4. The centre does not matter.
-    budget = Budget(1.0, jnp.array([100.0, -7.0]), jnp.array([1.0, 2.0]))
+    budget = Budget(1.0, Units(jnp.array([100.0, -7.0]), jnp.array([1.0, 2.0])))
     measured = [
         measure_by(norm)(jnp.zeros(2), jnp.array([3.0, 8.0]), budget) for norm in ("l2", "linf", "none")
     ]
     np.testing.assert_allclose([m.size for m in measured], [5, 4, 5], rtol=1e-6)
     # Beyond the radius of 1: 4 and 3 less the slack for rounding near nothing; noise is not bounded.
     np.testing.assert_allclose([m.excess for m in measured], [4, 3, 0], rtol=1e-5)
-    with pytest.raises(ValueError, match="norm: 'l1' is not known; accepted: none, l2, linf"):
-        measure_by("l1")
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_a_cheating_attack_is_caught(norm: str) -> None:
-    cheat = Attack(
-        lambda key: (), lambda a, k, obs, p, b: obs + 1.01 * b.radius * jnp.eye(3)[0], measure_by(norm)
-    )
-    budget = Budget(jnp.float32(0.5), jnp.zeros(3), jnp.ones(3))
-    excess = cheat.measure(OBS, cheat.perturb((), jax.random.key(0), OBS, (), budget), budget).excess
+    threat = make_threat(label="cheat", norm=norm, strength="", knowledge="none")
+    cheat = memoryless(lambda a, k, obs, p, b: obs + 1.01 * b.radius * jnp.eye(3)[0], threat)
+    budget = Budget(jnp.float32(0.5), Units(jnp.zeros(3), jnp.ones(3)))
+    perturbed, _ = cheat.perturb((), (), jax.random.key(0), OBS, (), budget)
+    excess = cheat.threat.measure(OBS, perturbed, budget).excess
     # 1.01 * 0.5 is 0.005 too far, less the slack for rounding.
     np.testing.assert_allclose(excess, 0.005, atol=1e-4)
     assert np.all(excess > 0)
@@ -170,30 +166,75 @@ def test_rounding_at_a_far_centre_is_forgiven(norm: str) -> None:
     # Near 1000 a float32 has steps of 6e-5, so an honest perturbation of 0.2 arrives rounded by half of that.
     obs = jnp.linspace(1000.0, 1000.3, 64)[:, None] * jnp.ones(2)
     step = 0.2 if norm == "linf" else 0.2 / 2**0.5
-    measured = measure_by(norm)(obs, obs + step, Budget(0.2, jnp.full(2, 1000.0), jnp.ones(2)))
+    measured = measure_by(norm)(obs, obs + step, Budget(0.2, Units(jnp.full(2, 1000.0), jnp.ones(2))))
     np.testing.assert_array_equal(measured.excess, 0)
 
 
-def test_select_is_the_selected_attack() -> None:
-    names = [name for name in ATTACKS if name != "generator"]  # the others share attack_params ()
-    chosen = lambda index: attacks.select([ATTACKS[name] for name in names], index)  # noqa: E731
-    budget = Budget(jnp.float32(0.3), jnp.zeros(3), jnp.ones(3))
-    params = random_like(POLICY.init, 2)
-
-    @jax.jit
-    def run(index: jax.Array):
-        perturbed = chosen(index).perturb((), jax.random.key(0), OBS[0], params, budget)
-        return perturbed, chosen(index).measure(OBS[0], perturbed, budget)
-
-    for index, name in enumerate(names):
-        perturbed, measured = run(jnp.int32(index))
-        alone = jax.jit(ATTACKS[name].perturb)((), jax.random.key(0), OBS[0], params, budget)
-        np.testing.assert_allclose(perturbed, alone, rtol=1e-6)
-        np.testing.assert_allclose(
-            measured.size, ATTACKS[name].measure(OBS[0], alone, budget).size, rtol=1e-5
-        )
-
-
 def test_raw_perturbation_scales_with_the_radius() -> None:
-    perturbed = np.asarray([perturber("generator")(r) - OBS for r in (0.1, 0.2)])
+    perturbed = np.asarray([perturber("adgan")(r) - OBS for r in (0.1, 0.2)])
     np.testing.assert_allclose(perturbed[1], 2 * perturbed[0], atol=2e-5)
+
+
+def test_radii_may_differ_by_task() -> None:
+    # Radii [N] of observations [N, K, O]: the same move of 0.3 breaks one task's budget of 0.1, not 0.5.
+    obs = jnp.zeros((2, 3, 2))
+    moved = obs.at[..., 0].add(0.3)
+    measured = measure_by("l2")(obs, moved, Budget(jnp.array([0.1, 0.5])))
+    np.testing.assert_allclose(measured.size, np.full((2, 3), 0.3), rtol=1e-6)
+    np.testing.assert_allclose(measured.excess, [[0.2] * 3, [0.0] * 3], atol=1e-5)
+
+
+def test_units_golden() -> None:
+    # (obs - centre) / scale; what has scale 0 is 0 there.
+    units = Units(jnp.array([1.0, -2.0, 5.0]), jnp.array([2.0, 0.5, 0.0]))
+    np.testing.assert_allclose(units.apply(jnp.array([3.0, -1.0, 9.0])), [1, 2, 0])
+    np.testing.assert_allclose(units.shift(jnp.array([3.0, -1.0, 9.0])), [1.5, -2, 0])
+    np.testing.assert_array_equal(Units().apply(OBS), OBS)
+
+
+def mean_action_change(perturbed: jax.Array, obs: jax.Array, params) -> np.ndarray:
+    """Mean over observations of the shift of the mean action, in standard deviations, `[]`."""
+    before, after = POLICY.apply(params, obs), POLICY.apply(params, perturbed)
+    return np.linalg.norm((after.mean - before.mean) * jnp.exp(-before.log_std), axis=-1).mean()
+
+
+def test_more_gradient_steps_change_the_action_more() -> None:
+    params = random_like(POLICY.init, 2)
+    obs = jax.random.normal(jax.random.key(4), (256, 3))
+    keys = jax.random.split(jax.random.key(5), 256)
+    budget = Budget(0.2)
+
+    def perturbed(attack: Attack) -> jax.Array:
+        one = lambda key, x: attack.perturb((), (), key, x, params, budget)[0]  # noqa: E731
+        return jax.jit(jax.vmap(one))(keys, obs)
+
+    moved = {steps: perturbed(pgd(POLICY, PGDConfig(steps=steps))) for steps in (1, 3)}
+    noise = mean_action_change(perturbed(make_attack("l2_noise", VICTIM)), obs, params)
+    one, three = (mean_action_change(moved[steps], obs, params) for steps in (1, 3))
+    # One step along the gradient finds most of what noise of the same size misses.
+    assert three >= one > 1.3 * noise
+    assert three > 1.5 * noise
+    for x in moved.values():
+        measured = L2_NOISE.measure(obs, x, budget)
+        np.testing.assert_array_equal(measured.excess, 0)
+        # It climbs to the edge of its ball.
+        assert np.median(measured.size) > 0.19
+
+
+def test_every_attack_in_the_registry_says_what_it_may_and_knows() -> None:
+    for name, spec in ATTACKS.items():
+        assert spec.name == name and spec.threat.norm in NORMS and spec.threat.knowledge in KNOWLEDGE
+        assert spec.threat.label and spec.threat.strength
+    labels = [spec.threat.label for spec in ATTACKS.values()]
+    assert len(set(labels)) == len(labels)
+
+
+def test_threats_and_names_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ConfigError, match="norm: 'l1' is not known; accepted: none, l2, linf"):
+        measure_by("l1")
+    with pytest.raises(ConfigError, match="knowledge: 'all' is not known; accepted: none, policy, "):
+        make_threat(label="", norm="l2", strength="", knowledge="all")
+    with pytest.raises(ConfigError, match="attack: 'nosie' is not known; accepted: none, gaussian, "):
+        make_attack("nosie", VICTIM)
+    with pytest.raises(ConfigError, match="attack: 'fgsm' learns nothing; accepted: adgan, adgan_no_gan, "):
+        make_attack_trainer("fgsm", VICTIM)

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import engine_step
-from jax.sharding import PartitionSpec
 
-from admrl_jax.env_config import HalfCheetahDirConfig
-from admrl_jax.envs import HalfCheetahDir, make
-from admrl_jax.sharding import TASKS, spread_tasks, task_mesh
+from admrl_jax.envs.half_cheetah import HalfCheetahDir, HalfCheetahDirConfig
+from admrl_jax.envs.registry import make_env
+from admrl_jax.runs.devices import SAME, Devices, tasks_at
 from admrl_jax.simulators.models import load_model
 from admrl_jax.simulators.mujoco import HostEngine
 
@@ -22,7 +21,7 @@ DEVICES, SEEDS, TASKS_PER_DEVICE, HORIZON = 4, 2, 2, 5
 @pytest.fixture(scope="module")
 def run():
     """Positions `[SEEDS, N, HORIZON, 8]` of random actions; an engine of two threads."""
-    env = make(HalfCheetahDirConfig(horizon=HORIZON), simulator="mujoco", num_threads=2)
+    env = make_env(HalfCheetahDirConfig(horizon=HORIZON), simulator="mujoco", num_threads=2)
 
     def episode(seed: jax.Array, number: jax.Array) -> jax.Array:
         key_reset, key_action = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
@@ -42,11 +41,9 @@ def test_devices_seeds_and_threads_at_once_give_the_numbers_of_one(run) -> None:
     alone = np.asarray(jax.jit(run)(seeds, numbers))
     assert np.all(np.isfinite(alone)) and len(np.unique(alone[:, :, -1, 0])) == alone[:, :, 0, 0].size
 
-    def part(seeds, numbers):
-        index = jax.lax.axis_index(TASKS) * TASKS_PER_DEVICE
-        return run(seeds, jax.lax.dynamic_slice_in_dim(numbers, index, TASKS_PER_DEVICE))
-
-    spread = jax.jit(spread_tasks(part, task_mesh(DEVICES), out_specs=PartitionSpec(None, TASKS)))
+    devices = Devices(DEVICES)
+    part = lambda seeds, numbers: run(seeds, devices.axis.share(numbers))  # noqa: E731
+    spread = jax.jit(devices.spread(part, (SAME, SAME), tasks_at(1)))
     np.testing.assert_array_equal(spread(seeds, numbers), alone)
     # Several host threads, each with a program of its own size or spread over devices.
     one = jax.jit(run)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults.determinism import compare, toy_config
+from faults.determinism import compare, toy_config
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from helpers import assert_trees_close
 
-from admrl_jax.checks import ConfigError
-from admrl_jax.hosts import join, join_cluster
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.protocol.command_line import main
+from admrl_jax.runs.artefact import load_policy
+from admrl_jax.runs.hosts import join, join_cluster
 from experiments import halfcheetah_dir, navigation_2d
-from experiments.command_line import main
-from experiments.trained import load_policy
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 ROOT = Path(__file__).parent.parent
 TOY = [
     "--preset=quick",
@@ -30,18 +31,18 @@ TOY = [
     "--seeds=0",
     "--env.horizon=4",
     "--policy.hidden-sizes=8",
-    "--train.maml.num-tasks=2",
-    "--train.maml.num-trajectories=4",
-    # As in test_sharding: what is left is the order of sums.
-    "--train.trpo.cg-iterations=3",
-    "--train.trpo.cg-damping=0.1",
-    "--train.adversary.hidden-sizes=8",
-    "--train.adversary.num-minibatches=2",
+    "--sampling.num-tasks=2",
+    "--sampling.num-trajectories=4",
+    # As in test_devices: what is left is the order of sums.
+    "--learners.maml-trpo.trpo.cg-iterations=3",
+    "--learners.maml-trpo.trpo.cg-damping=0.1",
+    "--defences.adgan.adversary.hidden-sizes=8",
+    "--defences.adgan.adversary.num-minibatches=2",
     "--schedule.chunk-steps=1",
     "--schedule.checkpoint-every=1",
     "--schedule.snapshot-every=1",
     "--eval.num-tasks=2",
-    "--eval.adaptive-tasks=2",
+    "--eval.attacker.num-tasks=2",
 ]
 SECONDS = 240
 """When to give up on processes that wait for each other."""
@@ -55,7 +56,11 @@ def two_processes(module: str, argv: list[str]) -> Iterator[list[subprocess.Pope
         port = free.getsockname()[1]
     command = [sys.executable, "-m", f"experiments.{module}", *argv, "--num-devices=0", "--num-processes=2"]
     command.append(f"--coordinator=127.0.0.1:{port}")
-    environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "1"}
+    environment = os.environ | {
+        "JAX_ENABLE_X64": "1",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+    }
     processes = [
         subprocess.Popen(
             [*command, f"--process-id={i}"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
@@ -75,7 +80,7 @@ def rows_of(directory: Path) -> list[dict[str, str]]:
 
 
 def assert_rows_agree(rows: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
-    """To the tolerance of test_sharding."""
+    """To the tolerance of test_devices."""
     for row, same in zip(rows, expected, strict=True):
         assert row.keys() == same.keys()
         for name in row.keys() - {"method", "stage"}:
@@ -99,7 +104,7 @@ def run_alone(module, directory: Path, *argv: str) -> int:
 
 
 def test_two_processes_stop_together_and_one_goes_on(double: None, tmp_path: Path) -> None:
-    steps = ["--schedule.pretrain-steps=300", "--schedule.checkpoint-every=100"]
+    steps = ["--schedule.pretrain-steps=100", "--schedule.checkpoint-every=50"]
     directory = tmp_path / "two"
     with two_processes("navigation_2d", [*TOY, *steps, f"--run-dir={directory}"]) as processes:
         end = time.monotonic() + SECONDS
@@ -112,13 +117,13 @@ def test_two_processes_stop_together_and_one_goes_on(double: None, tmp_path: Pat
         assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, first
     assert "go on with" in first and "go on with" not in second
     done = len(rows_of(directory))
-    assert 3 <= done < 300
+    assert 3 <= done < 100
 
     assert run_alone(navigation_2d, tmp_path / "one", "--schedule.pretrain-steps=3") == 0
     assert_rows_agree(rows_of(directory)[:3], rows_of(tmp_path / "one"))
 
     assert run_alone(navigation_2d, directory, *steps, "--resume") == 0
-    assert [int(row["step"]) for row in rows_of(directory)] == list(range(1, 301))
+    assert [int(row["step"]) for row in rows_of(directory)] == list(range(1, 101))
 
 
 def test_two_processes_go_on_where_one_was(double: None, tmp_path: Path) -> None:
@@ -162,9 +167,9 @@ def test_unknown_cluster_is_named() -> None:
 def test_all_devices_must_divide_the_tasks(tmp_path: Path) -> None:
     # None may be left out, and how many there are is known only once all have joined.
     directory = tmp_path / "never"
-    argv = [*TOY, "--train.maml.num-tasks=3", f"--run-dir={directory}"]
+    argv = [*TOY, "--sampling.num-tasks=3", f"--run-dir={directory}"]
     with two_processes("navigation_2d", argv) as processes:
         errors = [process.communicate(timeout=SECONDS)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], errors
-    assert "num_devices: 2 is not accepted; accepted: 0 or a divisor of train.maml.num_tasks (3)" in errors[0]
+    assert "num_devices: 2 is not accepted; accepted: 0 or a divisor of sampling.num_tasks (3)" in errors[0]
     assert not directory.exists()

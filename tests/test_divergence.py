@@ -9,19 +9,23 @@ import numpy as np
 import pytest
 from helpers import assert_trees_equal
 
-from admrl_jax import adgan, training
-from admrl_jax.attacks import Budget
-from admrl_jax.config import AdversaryConfig, MAMLConfig, TrainConfig, TRPOConfig
-from admrl_jax.networks import make_policy
-from admrl_jax.types import TimeStep
+from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.learned.adgan import AdGANConfig, make_adgan_trainer
+from admrl_jax.core.networks import PolicyConfig, make_policy
+from admrl_jax.core.types import TimeStep
+from admrl_jax.defences.adgan import train_against
+from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo
+from admrl_jax.learners.trpo import TRPOConfig
+from admrl_jax.sampling import SamplingConfig
+from admrl_jax.training import Setup, TrainState, bad_steps, init_train_state, outer_step
 
-POLICY = make_policy(2, 2, hidden_sizes=(8,))
-CONFIG = TrainConfig(
-    maml=MAMLConfig(num_tasks=4, num_trajectories=6, task_block=0),
-    trpo=TRPOConfig(cg_iterations=3, cg_damping=0.1),
-    adversary=AdversaryConfig(hidden_sizes=(8,), num_epochs=1, num_minibatches=2),
+POLICY = make_policy(2, 2, PolicyConfig(hidden_sizes=(8,)))
+LEARNER = make_maml_trpo(POLICY, MAMLTRPOConfig(trpo=TRPOConfig(cg_iterations=3, cg_damping=0.1)))
+SAMPLING = SamplingConfig(num_tasks=4, num_trajectories=6)
+TRAINER = make_adgan_trainer(
+    AdGANConfig(hidden_sizes=(8,), num_epochs=1, num_minibatches=2), Victim(POLICY, 2, 2)
 )
-ADGAN = adgan.make_adgan(2, CONFIG.adversary)
+DEFENCE = train_against(TRAINER, radius=0.1, attack_name="adgan")
 MASKED = ("nan state", "infinite state", "nan reward", "infinite reward", "nan at reset")
 BROKEN_GENERATORS = ("nan generator", "huge generator")
 BROKEN_UPDATES = ("nan discriminator", "huge discriminator", "infinite adam")
@@ -64,27 +68,31 @@ class Faulty(NamedTuple):
         return state, TimeStep(state[:2], reward, jnp.array(False))
 
 
-def initial(fault: str) -> training.TrainState:
+def setup(fault: Any) -> Setup:
+    """What is trained on that environment."""
+    return Setup(Faulty(fault), POLICY, LEARNER, SAMPLING)
+
+
+def initial(fault: str) -> TrainState:
     """A fresh policy and adversary, the latter broken where the fault is its own."""
-    adversary = adgan.init_adversary(jax.random.key(1), ADGAN, CONFIG.adversary)
+    state = init_train_state(jax.random.key(0), setup(0), DEFENCE)
 
     def fill(tree: Any, value: float) -> Any:
         return jax.tree.map(lambda x: jnp.full_like(x, value) if x.ndim else x, tree)
 
-    adversary = {
-        "nan generator": lambda a: a.replace(generator_params=fill(a.generator_params, jnp.nan)),
-        "huge generator": lambda a: a.replace(generator_params=fill(a.generator_params, 1e38)),
-        "nan discriminator": lambda a: a.replace(discriminator_params=fill(a.discriminator_params, jnp.nan)),
-        "huge discriminator": lambda a: a.replace(discriminator_params=fill(a.discriminator_params, 1e30)),
+    change = {
+        "nan generator": lambda a: a.replace(generator=fill(a.generator, jnp.nan)),
+        "huge generator": lambda a: a.replace(generator=fill(a.generator, 1e38)),
+        "nan discriminator": lambda a: a.replace(discriminator=fill(a.discriminator, jnp.nan)),
+        "huge discriminator": lambda a: a.replace(discriminator=fill(a.discriminator, 1e30)),
         "infinite adam": lambda a: a.replace(generator_opt_state=fill(a.generator_opt_state, jnp.inf)),
-    }.get(fault, lambda a: a)(adversary)
-    state = training.init(jax.random.key(0), policy=POLICY, obs_size=2)
-    return state.replace(adversary=adversary, budget=Budget(jnp.float32(0.1), jnp.zeros(2), jnp.ones(2)))
+    }.get(fault, lambda a: a)
+    return state.replace(opponent=change(state.opponent), key=jax.random.key(3))
 
 
 class Outcome(NamedTuple):
-    before: training.TrainState
-    after: training.TrainState
+    before: TrainState
+    after: TrainState
     metrics: dict[str, np.ndarray]
     is_bad: bool
 
@@ -93,33 +101,23 @@ class Outcome(NamedTuple):
 def outcomes() -> dict[str, Outcome]:
     """One outer step under every fault, side by side in one program, as seeds are."""
 
-    def step(state: training.TrainState, fault: jax.Array):
-        run = functools.partial(
-            training.outer_step,
-            env=Faulty(fault),
-            policy=POLICY,
-            attack=ADGAN.attack,
-            config=CONFIG,
-            adgan=ADGAN,
-        )
-        return training.train_chunk(state, num_steps=1, step_fn=run)
+    def step(state: TrainState, fault: jax.Array):
+        return outer_step(state, setup=setup(fault), defence=DEFENCE)
 
-    states = [initial(fault).replace(key=jax.random.key(3)) for fault in FAULTS]
-    before = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    before = jax.tree.map(lambda *x: jnp.stack(x), *map(initial, FAULTS))
     after, metrics = jax.jit(jax.vmap(step))(before, jnp.arange(len(FAULTS)))
-    bad = training.bad_steps(metrics)
-    assert bad.shape == (len(FAULTS), 1)
+    bad = bad_steps(metrics)
+    assert bad.shape == (len(FAULTS),)
     pick = [functools.partial(jax.tree.map, lambda x, i=i: x[i]) for i in range(len(FAULTS))]
     return {
-        name: Outcome(p(before), p(after), {k: v[i, 0] for k, v in metrics.items()}, bool(bad[i, 0]))
+        name: Outcome(p(before), p(after), {k: v[i] for k, v in metrics.items()}, bool(bad[i]))
         for i, (name, p) in enumerate(zip(FAULTS, pick, strict=True))
     }
 
 
-def learned(state: training.TrainState) -> Any:
+def learned(state: TrainState) -> Any:
     """Everything that training changes, all of which is finite in a fresh state."""
-    assert state.adversary is not None
-    return state.policy_params, state.adversary.replace(strongest_return=())
+    return state.learner, state.opponent
 
 
 def differs(a: Any, b: Any) -> bool:
@@ -137,11 +135,8 @@ def test_broken_episodes_are_masked_and_the_rest_is_learned_from(fault: str, out
     assert metrics["train/accepted"] == 1
     assert all(np.isfinite(value) for value in metrics.values())
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(learned(after)))
-    assert differs(before.policy_params, after.policy_params)
-    assert differs(before.adversary.generator_params, after.adversary.generator_params)
-    # A return that was cut short does not make the strongest attack.
-    assert after.adversary.strongest_return == np.inf
-    assert outcomes["none"].after.adversary.strongest_return < 0
+    assert differs(before.learner, after.learner)
+    assert differs(before.opponent.generator, after.opponent.generator)
 
 
 def test_a_healthy_step_counts_nothing(outcomes) -> None:
@@ -170,23 +165,8 @@ def test_a_generator_that_is_not_finite_masks_its_episodes_and_learns_nothing(fa
 def test_adversary_updates_that_are_not_finite_are_skipped(fault: str, outcomes) -> None:
     before, after, metrics, is_bad = outcomes[fault]
     assert metrics["adversary/skipped"] == 1 and is_bad
-    # The strongest generator is noted all the same: its batch was sound.
-    assert_trees_equal(
-        before.adversary.replace(strongest_params=(), strongest_return=()),
-        after.adversary.replace(strongest_params=(), strongest_return=()),
-    )
+    assert_trees_equal(before.opponent, after.opponent)
     # The policy's own step is none of its business.
     assert metrics["train/accepted"] == 1
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after.policy_params))
-    assert_trees_equal(after.policy_params, outcomes["none"].after.policy_params)
-
-
-def test_frozen_parts_are_not_bad() -> None:
-    metrics = {
-        "train/env_steps": jnp.array([5.0, 0.0, 5.0, 5.0]),
-        "train/skipped": jnp.array([jnp.nan, jnp.nan, 1.0, 0.0]),
-        "adversary/skipped": jnp.array([0.5, jnp.nan, jnp.nan, jnp.nan]),
-    }
-    np.testing.assert_array_equal(training.bad_steps(metrics), [False, True, True, False])
-    del metrics["train/skipped"]
-    np.testing.assert_array_equal(training.bad_steps(metrics), [False, True, False, False])
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after.learner))
+    assert_trees_equal(after.learner, outcomes["none"].after.learner)

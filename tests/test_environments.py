@@ -12,26 +12,21 @@ import mujoco
 import numpy as np
 import pytest
 
-from admrl_jax import envs
-from admrl_jax.checks import ConfigError
-from admrl_jax.env_config import (
-    ENV_CONFIGS,
-    AntDirConfig,
-    AntGoalConfig,
-    AntVelConfig,
-    EnvConfig,
-    HalfCheetahDirConfig,
-    HalfCheetahVelConfig,
-    HopperParamsConfig,
-    ReacherConfig,
-    Walker2dParamsConfig,
-)
-from admrl_jax.envs import Navigation2D, PhysicsEnv, Reacher
-from admrl_jax.envs.ant import rotation_matrix
-from admrl_jax.envs.reacher import fingertip
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.envs.adapters import from_model_file
+from admrl_jax.envs.ant import AntDirConfig, AntGoalConfig, AntVelConfig, rotation_matrix
+from admrl_jax.envs.base import BuiltInConfig, EnvConfig
+from admrl_jax.envs.half_cheetah import HalfCheetahDirConfig, HalfCheetahVelConfig
+from admrl_jax.envs.navigation import Navigation2D, NavigationConfig
+from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.envs.random_dynamics import HopperParamsConfig, Walker2dParamsConfig
+from admrl_jax.envs.reacher import Reacher, ReacherConfig, fingertip
+from admrl_jax.envs.registry import ENVS, make_env
 from admrl_jax.simulators import SIMULATORS, SimState, SimulatorError
 from admrl_jax.simulators.models import load_model
-from benchmarks.parity import Case, make_env, run_engine
+from benchmarks import parity
+from benchmarks.common import BUILT_IN
+from benchmarks.parity import Case, run_engine
 
 ACTION_SIZES = {
     **{"navigation_2d": 2, "halfcheetah_dir": 6, "halfcheetah_vel": 6, "ant_vel": 8, "ant_dir": 8},
@@ -41,7 +36,7 @@ ACTION_SIZES = {
 
 def physics(config: EnvConfig) -> Any:
     """An environment with other numbers, on the C engine."""
-    return envs.make(config, simulator="mujoco", num_threads=1)
+    return make_env(config, simulator="mujoco", num_threads=1)
 
 
 def draw(env: Any, count: int) -> Any:
@@ -62,41 +57,42 @@ def state_of(env: PhysicsEnv, **changes: float) -> SimState:
 # Sizes and names.
 
 
-@pytest.mark.parametrize("name", ENV_CONFIGS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_every_name_makes_an_environment(name: str) -> None:
-    env, config = envs.make(name, simulator="mujoco"), ENV_CONFIGS[name]()
+    env, config = make_env(name, simulator="mujoco"), ENVS[name].config()
+    assert config.name == name and isinstance(config, BuiltInConfig)
     assert (env.horizon, env.action_size) == (config.horizon, ACTION_SIZES[name])
     hash(env)
     if isinstance(env, PhysicsEnv):
         assert env.config == config and env.simulator.name == "mujoco"
-        assert envs.PHYSICS_ENVS[type(config)] is type(env)
+        assert env.config_type is type(config)
     else:
-        assert env == Navigation2D(config)  # pyright: ignore[reportArgumentType]
-    assert envs.make(dataclasses.replace(config, horizon=7), simulator="mujoco").horizon == 7
+        assert isinstance(config, NavigationConfig) and env == Navigation2D(config)
+    assert make_env(dataclasses.replace(config, horizon=7), simulator="mujoco").horizon == 7
 
 
 def test_which_engines_an_environment_runs_on() -> None:
     without_brax = ("mujoco", "mjx", "mjx-warp")
-    for name, config in ENV_CONFIGS.items():
+    for name in BUILT_IN:
         if name == "navigation_2d":
             expected = ()
         else:
             expected = SIMULATORS if name.startswith(("halfcheetah", "ant")) else without_brax
-        assert envs.simulators_of(config()) == expected, name
+        assert ENVS[name].simulators == tuple(expected), name
     with pytest.raises(
         SimulatorError,
         match=r"^simulator: reacher does not run on 'brax-spring'; accepted: auto, mujoco, mjx, mjx-warp$",
     ):
-        envs.make("reacher", simulator="brax-spring")
+        make_env("reacher", simulator="brax-spring")
     with pytest.raises(ConfigError, match=r"^env: no environment is built from EnvConfig$"):
-        envs.make(EnvConfig())
+        make_env(EnvConfig())
 
 
 def test_numbers_that_no_environment_can_have_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^env\.frame_skip: 0 is not accepted; accepted: a whole number"):
-        envs.make(HalfCheetahDirConfig(frame_skip=0))
+        make_env(HalfCheetahDirConfig(frame_skip=0))
     with pytest.raises(ConfigError, match=r"^env\.horizon: 0 is not accepted; accepted: a whole number"):
-        envs.from_model_file(
+        from_model_file(
             "swimmer.xml",
             frame_skip=4,
             horizon=0,
@@ -345,7 +341,7 @@ def test_where_episodes_end(config: EnvConfig, entry: str, ends: dict[float, boo
 
 
 def test_the_step_reports_the_end_of_the_new_state() -> None:
-    env = make_env("ant_vel", "mujoco")
+    env = parity.make_env("ant_vel", "mujoco")
     low = state_of(env, qpos_2=0.9, qvel_2=3.0)._replace(internal=jnp.zeros(env.simulator.nv))
     case = Case(np.float32(0), np.asarray(low.qpos), np.asarray(low.qvel), np.zeros((1, 8), np.float32))
     run = run_engine(env, case)

@@ -6,19 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_trees_equal, random_like, tiny_policy
+from helpers import assert_trees_equal, random_experience, random_like, tiny_policy
 
-from admrl_jax import attacks
-from admrl_jax.attacks import Attack, Budget
-from admrl_jax.config import MAMLConfig
-from admrl_jax.env_config import NavigationConfig
-from admrl_jax.envs import Navigation2D
-from admrl_jax.evaluation import EvalResult, do_nothing_returns, evaluate
+from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.registry import make_attack
+from admrl_jax.attacks.threat import Budget
+from admrl_jax.core.types import MetaBatch
+from admrl_jax.envs.navigation import Navigation2D, NavigationConfig
+from admrl_jax.evaluation import EvalResult, do_nothing_returns, evaluate, observation_units
+from admrl_jax.learners.maml_trpo import make_maml_trpo
+from admrl_jax.sampling import SamplingConfig, expose
+from admrl_jax.training import Setup
 
 ENV = Navigation2D(NavigationConfig(horizon=4))
 POLICY = tiny_policy()
 TASKS = jnp.array([[0.4, 0.3], [-0.2, 0.1], [0.0, -0.5]])
-CONFIG = MAMLConfig(num_trajectories=4, num_adapt_steps=2, task_block=0)
+SETUP = Setup(ENV, POLICY, make_maml_trpo(POLICY), SamplingConfig(num_trajectories=4, num_adapt_steps=2))
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +30,12 @@ def cells():
 
     @functools.cache
     def compiled(name: str):
-        attack: Attack = {"none": attacks.no_attack(), "fgsm": attacks.fgsm(POLICY)}[name]
+        attack = make_attack(name, Victim(POLICY, 2, 2))
 
         def run(support_radius: jax.Array, query_radius: jax.Array) -> EvalResult:
-            return evaluate(
-                random_like(POLICY.init, 0),
-                (),
-                jax.random.key(0),
-                TASKS,
-                env=ENV,
-                policy=POLICY,
-                attack=attack,
-                support_budget=Budget(support_radius),
-                query_budget=Budget(query_radius),
-                config=CONFIG,
-            )
+            exposure = expose(attack, (), Budget(support_radius), Budget(query_radius), num_tasks=3)
+            params = random_like(POLICY.init, 0)
+            return evaluate(params, jax.random.key(0), TASKS, exposure, setup=SETUP)
 
         return jax.jit(run)
 
@@ -74,3 +68,18 @@ def test_do_nothing_returns_golden() -> None:
     run = functools.partial(do_nothing_returns, env=ENV, num_trajectories=2)
     floor = jax.jit(run)(jax.random.key(0), TASKS)
     np.testing.assert_allclose(floor, -4 * np.array([[0.5, 0.5], [0.05**0.5] * 2, [0.5, 0.5]]), rtol=1e-6)
+
+
+def test_observation_units_are_those_of_valid_steps() -> None:
+    # True observations, not the perturbed ones; what hardly varies has scale 0, which keeps attacks off it.
+    support, query = random_experience(0, (3, 1, 2, 5), obs_size=3), random_experience(1, (3, 2, 5), obs_size=3)
+    support, query = (
+        x._replace(trajectory=x.trajectory._replace(obs=x.trajectory.obs.at[..., 2].set(7.0)))
+        for x in (support, query)
+    )
+    units = observation_units(MetaBatch(support, query, ()))
+    taken = (support.trajectory, query.trajectory)
+    valid = np.concatenate([np.asarray(x.obs)[np.asarray(x.mask) == 1] for x in taken])
+    assert len(valid) < 60
+    np.testing.assert_allclose(units.centre, valid.mean(0), atol=1e-5)
+    np.testing.assert_allclose(units.scale, [*valid.std(0)[:2], 0], rtol=1e-5)

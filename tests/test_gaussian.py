@@ -1,4 +1,4 @@
-"""Diagonal Gaussian: parity with SciPy, numeric integration, and the gradient of the KL."""
+"""Diagonal Gaussian: parity with SciPy, numeric integration, the gradient of the KL, log density of noise."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from admrl_jax import gaussian
-from admrl_jax.gaussian import Gaussian
+from admrl_jax.core import gaussian
+from admrl_jax.core.gaussian import Gaussian
 
 OLD = Gaussian(jnp.array([[0.3, -1.2, 2.0], [0.0, 0.5, -0.5]]), jnp.array([-0.7, 0.0, 0.4]))
 NEW = Gaussian(jnp.array([[0.1, -1.0, 2.5], [0.2, 0.5, 0.0]]), jnp.array([-0.5, 0.2, 0.1]))
@@ -82,3 +82,13 @@ def test_from_noise(noise: float) -> None:
     # mean + exp(log_std) * noise with mean 3 and std 0.5.
     dist = Gaussian(jnp.array([3.0]), jnp.log(jnp.array([0.5])))
     np.testing.assert_allclose(gaussian.from_noise(dist, jnp.array([noise])), [3 + 0.5 * noise], rtol=1e-6)
+
+
+@pytest.mark.parametrize("log_std", [-8.0, 0.0, 2.0])
+def test_log_prob_of_noise_is_that_of_its_sample(log_std: float) -> None:
+    # Recorded with every action: it must agree with what is recomputed from the action later.
+    dist = Gaussian(OLD.mean, jnp.full(3, log_std))
+    noise = jax.random.normal(jax.random.key(0), OLD.mean.shape)
+    expected = gaussian.log_prob(dist, gaussian.from_noise(dist, noise))
+    # At a deviation of exp(-8) the action's rounding is 1e-4 deviations.
+    np.testing.assert_allclose(gaussian.log_prob_of_noise(dist, noise), expected, rtol=2e-3)

@@ -234,10 +234,10 @@ def test_the_handler_reports_the_version_of_the_header() -> None:
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from admrl_jax import envs
+from admrl_jax import make_env
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: name.endswith("cache_hits") and hits.append(name))
-env = envs.make("halfcheetah_dir", simulator="mujoco", num_threads=1)
+env = make_env("halfcheetah_dir", simulator="mujoco", num_threads=1)
 def run(key):
     state, _ = env.reset(key, jnp.float32(1))
     return env.step(state, jnp.ones(6), jnp.float32(1))[1].reward

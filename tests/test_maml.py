@@ -16,20 +16,27 @@ from helpers import (
 )
 from jax.flatten_util import ravel_pytree
 
-from admrl_jax import maml
+from admrl_jax.learners import maml
+from admrl_jax.learners.base import Learner
+from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo, predict_query
 
 POLICY = tiny_policy(hidden=(3,))
 LR = 0.3
 
 
+def learner(*, first_order: bool = False) -> Learner:
+    """MAML, through whose interface everything below adapts."""
+    return make_maml_trpo(POLICY, MAMLTRPOConfig(inner_lr=LR, first_order=first_order))
+
+
 def numpy_inner_loss(params, experience) -> float:
-    """The inner loss of a one-hidden-layer tanh policy, written out in NumPy."""
+    """The inner loss of a one-hidden-layer tanh policy with a smooth floor, written out in NumPy."""
     layers = params["mean"]["params"]
     trajectory = experience.trajectory
     x = np.asarray(trajectory.perturbed_obs)
     hidden = np.tanh(x @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"])
     mean = hidden @ layers["Dense_1"]["kernel"] + layers["Dense_1"]["bias"]
-    log_std = np.asarray(params["log_std"])
+    log_std = np.log(0.5) + np.log1p(np.exp(np.asarray(params["log_std"])))
     z = (np.asarray(trajectory.action) - mean) / np.exp(log_std)
     log_prob = -(0.5 * z**2 + log_std + 0.5 * np.log(2 * np.pi)).sum(-1)
     mask = np.asarray(trajectory.mask)
@@ -55,18 +62,12 @@ def test_inner_loss_matches_numpy_and_every_leaf_learns(x64: None) -> None:
     np.testing.assert_allclose(ravel_pytree(adapted)[0], flat - LR * np.array(slope), atol=1e-8)
 
 
-def objective(params, support, query, *, num_adapt_steps: int, first_order: bool = False) -> jax.Array:
+def objective(params, support, query, *, first_order: bool = False) -> jax.Array:
     """The outer surrogate with fixed old policies."""
-    one_task = functools.partial(
-        maml.adapt_and_predict,
-        policy=POLICY,
-        inner_lr=LR,
-        num_adapt_steps=num_adapt_steps,
-        first_order=first_order,
-    )
+    adapting = learner(first_order=first_order)
 
     def predict(params):
-        return jax.vmap(lambda task: one_task(params, task))((support, query))
+        return jax.vmap(lambda task: predict_query(adapting, POLICY, params, task))((support, query))
 
     old = jax.tree.map(lambda x: jax.lax.stop_gradient(x) + 0.1, predict(params))
     old = old._replace(mean=jnp.zeros_like(old.mean), log_std=jnp.zeros_like(old.log_std))
@@ -81,7 +82,7 @@ def test_meta_gradient_matches_finite_differences(x64: None, num_adapt_steps: in
     flat, unravel = ravel_pytree(params)
 
     def loss(v: jax.Array, first_order: bool = False) -> jax.Array:
-        return objective(unravel(v), support, query, num_adapt_steps=num_adapt_steps, first_order=first_order)
+        return objective(unravel(v), support, query, first_order=first_order)
 
     exact, first = jax.jit(lambda v: (jax.grad(loss)(v), jax.grad(lambda v: loss(v, True))(v)))(flat)
     np.testing.assert_allclose(exact, finite_differences(loss, flat), atol=1e-8)
@@ -89,8 +90,7 @@ def test_meta_gradient_matches_finite_differences(x64: None, num_adapt_steps: in
 
     # First order treats the inner gradients as constants: with the total inner step of each task frozen at
     # the old parameters, finite differences give it, and it is not the exact gradient.
-    adapt = functools.partial(maml.adapt, policy=POLICY, inner_lr=LR, num_adapt_steps=num_adapt_steps)
-    frozen = jax.jit(jax.vmap(lambda s: ravel_pytree(adapt(params, s))[0] - flat))(support)
+    frozen = jax.jit(jax.vmap(lambda s: ravel_pytree(learner().adapt(params, s))[0] - flat))(support)
 
     def frozen_loss(v: jax.Array) -> jax.Array:
         obs = query.trajectory.perturbed_obs.reshape(2, -1, 2)
@@ -108,16 +108,14 @@ def test_adapt_uses_each_batch_in_turn() -> None:
     support = random_experience(4, (2, 3, 4))
     batches = [jax.tree.map(lambda x, i=i: x[i], support) for i in range(2)]
     step = jax.jit(functools.partial(maml.adapt_step, policy=POLICY, inner_lr=LR))
-    adapted = jax.jit(functools.partial(maml.adapt, policy=POLICY, inner_lr=LR, num_adapt_steps=2))(
-        params, support
-    )
+    adapted = jax.jit(learner().adapt)(params, support)
     assert_trees_close(adapted, step(step(params, batches[0]), batches[1]), rtol=1e-5, atol=1e-6)
 
 
 def test_vmap_over_tasks_equals_a_loop() -> None:
     params = random_like(POLICY.init, 0)
     tasks = random_experience(5, (5, 1, 3, 4)), random_experience(6, (5, 3, 4))
-    predict = functools.partial(maml.adapt_and_predict, params, policy=POLICY, inner_lr=LR, num_adapt_steps=1)
+    predict = functools.partial(predict_query, learner(), POLICY, params)
     together = jax.jit(jax.vmap(predict))(tasks)
     assert together.mean.shape == (5, 12, 2) and together.log_std.shape == (5, 1, 2)
     in_turn = jax.jit(lambda tasks: jax.lax.map(predict, tasks))(tasks)
@@ -131,7 +129,7 @@ def test_permuting_tasks_leaves_the_meta_gradient_unchanged(x64: None) -> None:
         random_experience(8, (4, 3, 4), dtype=np.float64),
     )
     order = np.array([2, 0, 3, 1])
-    gradient = jax.jit(jax.grad(functools.partial(objective, num_adapt_steps=1)))
+    gradient = jax.jit(jax.grad(objective))
     permuted = jax.tree.map(lambda x: x[order], data)
     assert_trees_close(gradient(params, *data), gradient(params, *permuted), rtol=1e-10, atol=1e-12)
 

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from admrl_jax import envs
-from admrl_jax.env_config import NavigationConfig
-from admrl_jax.envs import Navigation2D
+from admrl_jax.envs.navigation import Navigation2D, NavigationConfig
+from admrl_jax.envs.registry import make_env
 from admrl_jax.evaluation import do_nothing_returns
 
 ENV = Navigation2D()
@@ -50,7 +49,7 @@ def test_ends_within_the_goal_radius_in_both_axes(offset: list[float], ends: boo
 
 
 def test_config_reaches_the_dynamics() -> None:
-    env = envs.make(NavigationConfig(action_scale=1.0, max_move=0.3, goal_range=2.0))
+    env = make_env(NavigationConfig(action_scale=1.0, max_move=0.3, goal_range=2.0))
     state, _ = env.step(jnp.zeros(2), jnp.array([0.2, 0.9]), jnp.ones(2))
     np.testing.assert_allclose(state, [0.2, 0.3], rtol=1e-6)
     goals = jax.vmap(env.sample_task)(jax.random.split(jax.random.key(0), 500))

@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 from helpers import assert_trees_equal, engine_step
 
-from admrl_jax import envs
-from admrl_jax.env_config import HopperParamsConfig, Walker2dParamsConfig
-from admrl_jax.envs import HopperParams, Walker2dParams
+from admrl_jax.envs.random_dynamics import (
+    HopperParams,
+    HopperParamsConfig,
+    Walker2dParams,
+    Walker2dParamsConfig,
+)
+from admrl_jax.envs.registry import make_env
 from admrl_jax.simulators import ModelParams, SimState, SimulatorError
 from admrl_jax.simulators import mujoco as mujoco_simulator
 from admrl_jax.simulators.models import load_model
@@ -30,7 +34,7 @@ BASES = (1.5, 1.5, 1.5, 1.3)
 @functools.cache
 def family(name: str) -> Any:
     """Walker2d or Hopper on the C engine."""
-    return envs.make(FAMILIES[name], simulator="mujoco", num_threads=2)
+    return make_env(FAMILIES[name], simulator="mujoco", num_threads=2)
 
 
 def bodies(name: str, count: int, seed: int = 0) -> ModelParams:
@@ -84,7 +88,7 @@ def test_factors_multiply_the_model_files_numbers(name: str) -> None:
 
 def test_settings_of_the_draw() -> None:
     config = HopperParamsConfig(log_scale_limit=1.0, body_scale_base=2.0, damping_scale_base=4.0)
-    env: Any = envs.make(config, simulator="mujoco")
+    env: Any = make_env(config, simulator="mujoco")
     tasks = jax.vmap(env.sample_task)(jax.random.split(jax.random.key(0), 200))
     default = env.simulator.default_params()
     for field, base in (("body_mass", 2), ("body_inertia", 2), ("geom_friction", 2), ("dof_damping", 4)):
@@ -92,7 +96,7 @@ def test_settings_of_the_draw() -> None:
         factor = drawn[:, file != 0] / file[file != 0]
         assert 0.9 * base < factor.max() <= base * (1 + 1e-5)
         assert (1 - 1e-5) / base <= factor.min() < 1.1 / base
-    same: Any = envs.make(dataclasses.replace(config, log_scale_limit=0.0), simulator="mujoco")
+    same: Any = make_env(dataclasses.replace(config, log_scale_limit=0.0), simulator="mujoco")
     assert_trees_equal(same.sample_task(jax.random.key(0)), default)
 
 
@@ -237,7 +241,7 @@ def test_heavier_bodies_fall_alike_but_are_harder_to_move() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_engines_without_bodies_per_task_are_refused(name: str) -> None:
     with pytest.raises(SimulatorError) as error:
-        envs.make(name, simulator="brax-spring")
+        make_env(name, simulator="brax-spring")
     assert str(error.value) == (
         f"simulator: {name} does not run on 'brax-spring'; accepted: auto, mujoco, mjx, mjx-warp"
     )

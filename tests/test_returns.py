@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import assert_trees_equal, random_experience
 
-from admrl_jax import returns
-from admrl_jax.types import Trajectory
+from admrl_jax.core import returns
+from admrl_jax.core.types import Trajectory
 
 REWARD = jnp.array([1.0, 2.0, 3.0, 4.0])
 VALUE = jnp.array([0.5, 1.0, 1.5, 2.0])
@@ -111,27 +111,6 @@ def test_linear_baseline_of_thousands_of_dependent_samples() -> None:
     for task in range(8):
         exact = ridge_by_lstsq(np.asarray(features[task]), target[task], mask[task])
         np.testing.assert_allclose(ours[task], exact, atol=1.2e-4 * target.std())
-
-
-def test_solve_gives_dependent_columns_no_weight() -> None:
-    # The third column is the sum of the first two but for rounding, which made its pivot negative.
-    base = np.array([[1, 0.25, 1.25], [0.25, 1, 1.25], [1.25, 1.25, 2.5 - 1e-6]])
-    ours = returns.solve_positive_definite(
-        jnp.asarray(base, jnp.float32), jnp.asarray([1.0, -1.0, 0.0], jnp.float32)
-    )
-    np.testing.assert_allclose(ours, [4 / 3, -4 / 3, 0], rtol=1e-5)
-
-
-@pytest.mark.parametrize("size", [1, 2, 44])
-def test_solve_positive_definite_matches_numpy(size: int) -> None:
-    rng = np.random.default_rng(size)
-    root = rng.normal(size=(3, size, size))
-    matrix = root @ root.transpose(0, 2, 1) + 0.1 * size * np.eye(size)
-    vector = rng.normal(size=(3, size))
-    solve = jax.jit(jax.vmap(returns.solve_positive_definite))
-    ours = solve(jnp.asarray(matrix, jnp.float32), jnp.asarray(vector, jnp.float32))
-    # Condition numbers up to about 100 in float32.
-    np.testing.assert_allclose(ours, np.linalg.solve(matrix, vector[..., None])[..., 0], atol=1e-4)
 
 
 def test_the_baseline_calls_no_lapack() -> None:

@@ -14,10 +14,10 @@ import pytest
 from conftest import ParityFactory
 from helpers import engine_step
 
-from admrl_jax import envs
-from admrl_jax.checks import ConfigError
-from admrl_jax.env_config import HalfCheetahDirConfig
-from admrl_jax.envs import HalfCheetahDir, PhysicsEnv
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.envs.half_cheetah import HalfCheetahDir, HalfCheetahDirConfig
+from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.envs.registry import make_env
 from admrl_jax.simulators import Model, ModelParams, SimState, SimulatorError, make_simulator
 from admrl_jax.simulators.models import load_model
 from admrl_jax.simulators.mujoco import HostEngine
@@ -177,9 +177,9 @@ def test_direction_turns_the_reward(cheetah_simulators: dict[int, Any]) -> None:
 
 def test_wrong_names_are_told_what_is_accepted() -> None:
     with pytest.raises(ConfigError, match=r"env: 'walker'.*accepted: navigation_2d, halfcheetah_dir, "):
-        envs.make("walker")
+        make_env("walker")
     with pytest.raises(SimulatorError, match=r"simulator: 'bullet'.*accepted: auto, mujoco, mjx, "):
-        envs.make("halfcheetah_dir", simulator="bullet")
+        make_env("halfcheetah_dir", simulator="bullet")
 
 
 def test_auto_takes_the_host_engine_on_a_cpu_and_engines_are_shared() -> None:
@@ -218,7 +218,7 @@ BRAX_STEPS = 3
 @pytest.fixture(scope="module")
 def brax_run() -> tuple[Any, Any, Any]:
     """HalfCheetah on Brax's cheapest engine: the same start and actions for both directions `[2, H, ...]`."""
-    env = envs.make("halfcheetah_dir", simulator="brax-spring")
+    env = make_env("halfcheetah_dir", simulator="brax-spring")
     actions = 7.0 * jax.random.normal(jax.random.key(1), (BRAX_STEPS, env.action_size))
 
     def run(task: jax.Array):
@@ -254,7 +254,7 @@ def test_brax_runs_the_same_environment(brax_run: Any) -> None:
 
 @pytest.mark.parametrize("engine", ["spring", "positional", "generalized"])
 def test_brax_has_an_ant(engine: str) -> None:
-    env = envs.make("ant_vel", simulator=f"brax-{engine}")
+    env = make_env("ant_vel", simulator=f"brax-{engine}")
     assert isinstance(env, PhysicsEnv)
     assert (env.simulator.name, env.obs_size, env.action_size) == (f"brax-{engine}", 41, 8)
     np.testing.assert_allclose(env.simulator.dt, 0.05, rtol=1e-6)

@@ -1,8 +1,7 @@
-"""The outer step: metrics, chunks, retracing, seeds, frozen policies, broken simulators, a learning probe."""
+"""The outer step: its parts and metrics, retracing, seeds, opponents, broken simulators, a learning probe."""
 
-import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -11,83 +10,74 @@ import numpy as np
 import pytest
 from helpers import assert_no_leaf_is_zero, assert_trees_close, assert_trees_equal
 
-from admrl_jax import adgan, attacks, training
-from admrl_jax.attacks import Budget
-from admrl_jax.config import (
-    AdversaryConfig,
-    MAMLConfig,
-    TrainConfig,
-    TRPOConfig,
+from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.learned.adgan import AdGANConfig, make_adgan_trainer
+from admrl_jax.attacks.threat import Units
+from admrl_jax.core.networks import PolicyConfig, make_policy
+from admrl_jax.core.types import TimeStep
+from admrl_jax.defences.adgan import train_against
+from admrl_jax.defences.fixed import NoiseConfig, no_defence, noise_defence
+from admrl_jax.envs.navigation import Navigation2D, NavigationConfig
+from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo
+from admrl_jax.learners.trpo import TRPOConfig
+from admrl_jax.sampling import SamplingConfig
+from admrl_jax.training import (
+    Setup,
+    TrainState,
+    bad_steps,
+    collect_step,
+    init_train_state,
+    learn_step,
+    opponent_key,
+    opponent_step,
+    outer_step,
+    step_keys,
 )
-from admrl_jax.env_config import NavigationConfig
-from admrl_jax.envs import Navigation2D
-from admrl_jax.networks import make_policy
-from admrl_jax.types import TimeStep
 
 ENV = Navigation2D(NavigationConfig(horizon=10))
-POLICY = make_policy(2, 2, hidden_sizes=(8,))
-CONFIG = TrainConfig(
-    maml=MAMLConfig(num_tasks=20, num_trajectories=20, inner_lr=0.2, task_block=20),
-    trpo=TRPOConfig(max_kl=0.05, cg_iterations=3, cg_damping=0.1),
-    adversary=AdversaryConfig(hidden_sizes=(8,), num_minibatches=2),
-)
+POLICY = make_policy(2, 2, PolicyConfig(hidden_sizes=(8,)))
+VICTIM = Victim(POLICY, 2, 2)
+TRPO = TRPOConfig(max_kl=0.05, cg_iterations=3, cg_damping=0.1)
 """Few, well-damped conjugate gradient iterations: with the defaults, float32 rounding alone moves a step by
 several per cent of its size, which would hide what the comparison of seeds is after."""
+LEARNER = make_maml_trpo(POLICY, MAMLTRPOConfig(inner_lr=0.2, trpo=TRPO))
+SETUP = Setup(ENV, POLICY, LEARNER, SamplingConfig(num_tasks=20, num_trajectories=20))
+SMALL = SETUP._replace(sampling=SamplingConfig(num_tasks=12, num_trajectories=6))
+NOISE = noise_defence(NoiseConfig(radius=0.1), VICTIM)
+ADGAN = train_against(
+    make_adgan_trainer(AdGANConfig(hidden_sizes=(8,), num_epochs=1, num_minibatches=2), VICTIM),
+    radius=0.1,
+    attack_name="adgan",
+)
 
-ADGAN = adgan.make_adgan(2, CONFIG.adversary)
 
-
-def initial_state(seed: int | jax.Array = 0, radius: float = 0.1) -> training.TrainState:
-    """A fresh policy and a budget."""
-    state = training.init(jax.random.key(seed), policy=POLICY, obs_size=2)
-    return state.replace(budget=Budget(jnp.float32(radius), jnp.zeros(2), jnp.ones(2)))
-
-
-def make_chunk(step_fn: Any):
-    """`train_chunk`, compiled; more than three traces (two lengths and one vmapped call) are an error."""
-    chex.clear_trace_counter()
-
-    @functools.partial(jax.jit, static_argnames="num_steps")
-    @chex.assert_max_traces(n=3)
-    def chunk(state: training.TrainState, num_steps: int):
-        return training.train_chunk(state, num_steps=num_steps, step_fn=step_fn)
-
-    return chunk
+def initial_state(seed: int | jax.Array = 0) -> TrainState:
+    """A fresh policy under noise."""
+    return init_train_state(jax.random.key(seed), SETUP, NOISE)
 
 
 @pytest.fixture(scope="module")
-def noise_chunk():
-    """Chunks of the method `random`: traced for 1 step, for 4 steps, and for vmapped seeds."""
-    step = functools.partial(
-        training.outer_step, env=ENV, policy=POLICY, attack=attacks.gaussian_noise(), config=CONFIG
-    )
-    return make_chunk(step)
+def noise_step():
+    """Steps of the method `random`; more than two traces, one state and vmapped seeds, are an error."""
+    chex.clear_trace_counter()
 
+    @jax.jit
+    @chex.assert_max_traces(n=2)
+    def step(state: TrainState):
+        return outer_step(state, setup=SETUP, defence=NOISE)
 
-def test_chunks_do_not_change_a_bit_and_do_not_retrace(noise_chunk) -> None:
-    whole, whole_metrics = noise_chunk(initial_state(), num_steps=4)
-    state, parts = initial_state(), []
-    for _ in range(4):
-        state, metrics = noise_chunk(state, num_steps=1)
-        parts.append(metrics)
-    assert_trees_equal(whole.replace(key=()), state.replace(key=()))
-    assert_trees_equal(whole_metrics, jax.tree.map(lambda *x: jnp.concatenate(x), *parts))
-    assert whole.step == 4
-    assert all(value.shape == (4,) for value in whole_metrics.values())
+    return step
 
 
 def test_a_fresh_state_has_no_weak_types() -> None:
-    # A weakly typed leaf comes back strongly typed from the first chunk, and the second one compiles anew.
-    state = initial_state().replace(
-        adversary=adgan.init_adversary(jax.random.key(1), ADGAN, CONFIG.adversary)
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    # A weakly typed leaf comes back strongly typed from the first step, and the second one compiles anew.
+    for path, leaf in jax.tree_util.tree_leaves_with_path(init_train_state(jax.random.key(0), SETUP, ADGAN)):
         assert not leaf.aval.weak_type, jax.tree_util.keystr(path)
 
 
-def test_outer_step_trains_and_reports(noise_chunk) -> None:
+def test_outer_step_trains_and_reports(noise_step) -> None:
     before = initial_state()
-    state, metrics = noise_chunk(before, num_steps=1)
+    state, metrics = noise_step(before)
     assert set(metrics) == {
         *("train/pre_return", "train/post_return", "train/env_steps", "train/std"),
         *("train/loss_before", "train/loss_after", "train/kl", "train/accepted", "train/line_search_steps"),
@@ -95,28 +85,39 @@ def test_outer_step_trains_and_reports(noise_chunk) -> None:
         "train/diverged",
         "train/skipped",
     }
-    assert all(np.all(np.isfinite(value)) for value in metrics.values())
-    assert metrics["train/accepted"] == 1 and 0 < metrics["train/kl"] <= CONFIG.trpo.max_kl
+    assert all(np.isfinite(value) and value.shape == () for value in metrics.values())
+    assert metrics["train/accepted"] == 1 and 0 < metrics["train/kl"] <= TRPO.max_kl
     assert metrics["train/loss_after"] < metrics["train/loss_before"]
     # 20 tasks x 20 episodes x 10 steps, before and after adaptation; hardly any reaches its goal.
     assert 7600 <= metrics["train/env_steps"] <= 8000
     assert metrics["train/post_return"] < 0
     assert metrics["train/diverged"] == 0
-    moved = jax.tree.map(lambda a, b: a - b, state.policy_params, before.policy_params)
+    moved = jax.tree.map(lambda a, b: a - b, state.learner.meta_params, before.learner.meta_params)
     assert_no_leaf_is_zero(moved)
+    assert state.step == 1
+    # Two noises of standard deviation 0.1 have the mean length 0.1 sqrt(pi / 2).
+    np.testing.assert_allclose(metrics["attack/size"], 0.1 * (np.pi / 2) ** 0.5, rtol=0.05)
     assert_trees_equal(jax.random.key_data(state.key), jax.random.key_data(before.key))
 
 
-def test_vmapped_seeds_are_close_to_single_runs(noise_chunk) -> None:
-    together, metrics = jax.jit(jax.vmap(lambda seed: noise_chunk(initial_state(seed), num_steps=1)))(
-        jnp.arange(2)
-    )
+def test_the_same_state_gives_the_same_bits_and_each_step_other_ones(noise_step) -> None:
+    before = initial_state()
+    state, metrics = noise_step(before)
+    again, again_metrics = noise_step(before)
+    assert_trees_equal((state.replace(key=()), metrics), (again.replace(key=()), again_metrics))
+    # The key stays, the step's number is folded in: the same policy meets other tasks at another step.
+    _, later = noise_step(before.replace(step=before.step + 1))
+    assert later["train/post_return"] != metrics["train/post_return"]
+
+
+def test_vmapped_seeds_are_close_to_single_runs(noise_step) -> None:
+    together, metrics = jax.jit(jax.vmap(lambda seed: noise_step(initial_state(seed))))(jnp.arange(2))
     for seed in range(2):
-        alone, alone_metrics = noise_chunk(initial_state(seed), num_steps=1)
+        alone, alone_metrics = noise_step(initial_state(seed))
         # Batched matrix products round differently, and conjugate gradient amplifies that.
         assert_trees_close(
-            jax.tree.map(lambda x, s=seed: x[s], together.policy_params),
-            alone.policy_params,
+            jax.tree.map(lambda x, s=seed: x[s], together.learner.meta_params),
+            alone.learner.meta_params,
             rtol=1e-3,
             atol=1e-4,
         )
@@ -125,50 +126,63 @@ def test_vmapped_seeds_are_close_to_single_runs(noise_chunk) -> None:
         )
 
 
-def test_switches_freeze_the_policy_or_the_adversary() -> None:
-    @jax.jit
-    def step(state: training.TrainState, train_policy: jax.Array, train_adversary: jax.Array):
-        return training.outer_step(
-            state,
-            env=ENV,
-            policy=POLICY,
-            attack=ADGAN.attack,
-            config=CONFIG,
-            adgan=ADGAN,
-            train_policy=train_policy,
-            train_adversary=train_adversary,
-        )
-
-    adversary = adgan.init_adversary(jax.random.key(1), ADGAN, CONFIG.adversary)
-    before = initial_state().replace(adversary=adversary)
-    for train_policy, train_adversary in ((False, True), (True, False), (True, True)):
-        after, metrics = step(before, jnp.array(train_policy), jnp.array(train_adversary))
-        moved = jax.tree.map(lambda a, b: a - b, *(s.replace(key=(), step=()) for s in (after, before)))
-        for part, trained in (
-            (moved.policy_params, train_policy),
-            (moved.adversary.generator_params, train_adversary),
-            (moved.adversary.discriminator_params, train_adversary),
-        ):
-            if trained:
-                assert_no_leaf_is_zero(part)
-            else:
-                jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), part)
-        # What is frozen has nothing to report.
-        assert bool(np.isfinite(metrics["train/kl"])) == train_policy
-        assert bool(np.isfinite(metrics["adversary/gan_loss"])) == train_adversary
-        assert metrics["attack/size"] > 0 and metrics["attack/budget_excess"] == 0
-
-
-def test_a_few_outer_steps_learn_to_adapt(noise_chunk) -> None:
+def test_a_few_outer_steps_learn_to_adapt(noise_step) -> None:
     # Ten steps without moving cost 3.8 on average, and so does the policy before adaptation: it cannot know
-    # the goal. Noise of radius 0 is no noise. Measured after adaptation: -3.6 at first, about -1.75 later.
-    state, history = initial_state(radius=0.0), []
-    for _ in range(4):
-        state, metrics = noise_chunk(state, num_steps=4)
+    # the goal. In units of scale 0 nothing moves. Measured after adaptation: -3.6 at first, -1.75 later.
+    state, history = initial_state().replace(units=Units(jnp.zeros(2), jnp.zeros(2))), []
+    for _ in range(16):
+        state, metrics = noise_step(state)
+        assert metrics["attack/size"] == 0
         history.append(metrics)
-    post, pre = (np.concatenate([m[f"train/{name}_return"] for m in history]) for name in ("post", "pre"))
+    post, pre = (np.array([m[f"train/{name}_return"] for m in history]) for name in ("post", "pre"))
     assert post[-4:].mean() > post[0] + 1.2
     assert post[-4:].mean() > pre[-4:].mean() + 1.2
+
+
+def test_a_step_is_its_three_parts_and_both_sides_learn() -> None:
+    # Methods that share a part share its program; each learns from the batch that both have collected.
+    before = init_train_state(jax.random.key(0), SMALL, ADGAN)
+    after, metrics = jax.jit(functools.partial(outer_step, setup=SMALL, defence=ADGAN))(before)
+    batch, measured = jax.jit(functools.partial(collect_step, setup=SMALL, defence=ADGAN))(before)
+    learn = jax.jit(functools.partial(learn_step, learner=LEARNER, loss_term=ADGAN.loss_term))
+    learner, learned = learn(before.learner, before.key, before.step, batch)
+    face = jax.jit(functools.partial(opponent_step, defence=ADGAN))
+    opponent, faced = face(before.opponent, before.key, before.step, before.units, batch)
+    assert_trees_close(after.learner, learner, rtol=1e-3, atol=1e-5)
+    assert_trees_close(after.opponent, opponent, rtol=1e-3, atol=1e-5)
+    parts = {**measured, **learned, **faced}
+    assert set(parts) == set(metrics)
+    for name in ("train/post_return", "train/kl", "adversary/hinge_loss", "attack/size"):
+        np.testing.assert_allclose(parts[name], metrics[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    moved = jax.tree.map(
+        lambda a, b: a - b,
+        (after.learner.meta_params, after.opponent.generator, after.opponent.discriminator),
+        (before.learner.meta_params, before.opponent.generator, before.opponent.discriminator),
+    )
+    assert_no_leaf_is_zero(moved)
+    assert metrics["attack/size"] > 0 and metrics["attack/budget_excess"] == 0
+    # No opponent, nothing to learn or report.
+    nothing, silent = opponent_step(
+        (), before.key, before.step, before.units, batch, defence=no_defence()
+    )
+    assert nothing == () and silent == {}
+
+
+def test_the_learner_starts_the_same_whatever_it_faces() -> None:
+    key = jax.random.key(3)
+    clean, faced = (init_train_state(key, SETUP, defence) for defence in (None, ADGAN))
+    assert_trees_equal(clean.learner, faced.learner)
+    assert clean.opponent == ()
+    # Fresh opponents read in the units that they are given.
+    inputs = Units(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]))
+    assert_trees_equal(init_train_state(key, SETUP, ADGAN, inputs).opponent.inputs, inputs)
+
+
+def test_no_two_random_things_share_a_key() -> None:
+    key = jax.random.key(0)
+    found = [k for step in range(3) for k in step_keys(key, jnp.int32(step))]
+    found += [opponent_key(key, number) for number in range(3)]
+    assert len({tuple(np.asarray(jax.random.key_data(k))) for k in found}) == len(found)
 
 
 class Breaking(NamedTuple):
@@ -196,37 +210,31 @@ class Breaking(NamedTuple):
 
 
 def test_diverged_episodes_are_counted_and_harm_nothing() -> None:
-    maml = dataclasses.replace(CONFIG.maml, num_tasks=12, num_trajectories=6)
-    config = dataclasses.replace(CONFIG, maml=maml)
-    step = functools.partial(
-        training.outer_step, env=Breaking(), policy=POLICY, attack=attacks.gaussian_noise(), config=config
-    )
     before = initial_state()
-    after, metrics = jax.jit(step)(before)
+    setup = SMALL._replace(env=Breaking())
+    after, metrics = jax.jit(functools.partial(outer_step, setup=setup, defence=NOISE))(before)
     # An episode diverges once: that makes 6 before and 6 after adaptation in each broken task.
     broken, rest = divmod(int(metrics["train/diverged"]), 2 * 6)
     assert rest == 0 and 2 <= broken < 12
     # Whole episodes last 6 steps, those that break at step 3 last 2, those that break at once none.
     late, rest = divmod(int(metrics["train/env_steps"]) - 2 * 6 * (12 - broken) * 6, 2 * 6 * 2)
     assert rest == 0 and 1 <= late < broken
-    for path, leaf in jax.tree_util.tree_leaves_with_path((after.policy_params, metrics)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path((after.learner, metrics)):
         assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
     assert metrics["train/accepted"] == 1
-    assert_no_leaf_is_zero(jax.tree.map(lambda a, b: a - b, after.policy_params, before.policy_params))
+    moved = jax.tree.map(lambda a, b: a - b, after.learner.meta_params, before.learner.meta_params)
+    assert_no_leaf_is_zero(moved)
 
 
-def test_a_chunk_of_one_step_is_compiled_as_a_loop_too(optimizations: None) -> None:
-    # Inlined, its step would be fused with what surrounds it and give other bits than in a longer chunk.
-    step: Any = lambda x: (jnp.sin(x), {"value": jnp.sum(x)})  # noqa: E731
-    start: Any = jnp.arange(3.0)
-    chunks = {
-        size: jax.jit(functools.partial(training.train_chunk, num_steps=size, step_fn=step))
-        for size in (1, 2)
+def test_bad_steps_are_those_in_which_nothing_could_be_learned() -> None:
+    metrics = {
+        "train/env_steps": jnp.array([5.0, 0.0, 5.0, 5.0, 5.0]),
+        "train/skipped": jnp.array([0.0, 0.0, 1.0, 0.8, 0.0]),
+        "adversary/skipped": jnp.array([0.5, 0.0, 0.0, 0.0, 1.0]),
     }
-    for chunk in chunks.values():
-        assert " while(" in str(chunk.lower(start).compile().as_text())
-    once, first = chunks[1](start)
-    twice, second = chunks[1](once)
-    together, metrics = chunks[2](start)
-    np.testing.assert_array_equal(twice, together)
-    np.testing.assert_array_equal(jnp.concatenate([first["value"], second["value"]]), metrics["value"])
+    np.testing.assert_array_equal(bad_steps(metrics), [False, True, True, False, True])
+    # Clean training has no opponent, an attacker's training no learner.
+    del metrics["adversary/skipped"]
+    np.testing.assert_array_equal(bad_steps(metrics), [False, True, True, False, False])
+    del metrics["train/skipped"]
+    np.testing.assert_array_equal(bad_steps(metrics), [False, True, False, False, False])

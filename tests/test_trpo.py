@@ -1,4 +1,4 @@
-"""Conjugate gradient, Fisher products against dense Hessians, and the promises of the line search."""
+"""Fisher products against dense Hessians, and the promises of the line search."""
 
 import functools
 
@@ -9,29 +9,29 @@ import pytest
 from helpers import assert_trees_equal, random_experience, random_like, tiny_policy
 from jax.flatten_util import ravel_pytree
 
-from admrl_jax import maml, trpo
-from admrl_jax.gaussian import Gaussian
+from admrl_jax.core import gaussian
+from admrl_jax.core.gaussian import Gaussian
+from admrl_jax.core.networks import Policy
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.learners import maml, trpo
+from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo, predict_query
+from admrl_jax.learners.trpo import Objective, TRPOConfig, TRPOInfo
 
 
-def test_conjugate_gradient_matches_solve(x64: None) -> None:
-    rng = np.random.default_rng(0)
-    root = rng.normal(size=(8, 8))
-    matrix, b = root @ root.T + np.eye(8), rng.normal(size=8)
-    x, residual = trpo.conjugate_gradient(
-        lambda v: jnp.asarray(matrix) @ v, jnp.asarray(b), iterations=30, tolerance=1e-24
-    )
-    np.testing.assert_allclose(x, np.linalg.solve(matrix, b), rtol=1e-8)
-    np.testing.assert_allclose(residual, 0, atol=1e-10)
+def weighted_kl(old: Gaussian, new: Gaussian, group: tuple) -> jax.Array:
+    """KL(old, new) `[]` of one group, whose last entry weighs its samples."""
+    return jnp.sum(group[-1] * gaussian.kl(old, new))
 
 
-def test_conjugate_gradient_stops_when_asked_and_reports_its_residual() -> None:
-    matrix = jnp.diag(jnp.array([1.0, 10.0, 100.0, 1000.0]))
-    b = jnp.ones(4)
-    x, residual = trpo.conjugate_gradient(lambda v: matrix @ v, b, iterations=2)
-    np.testing.assert_allclose(residual, b - matrix @ x, atol=1e-4)
-    assert np.linalg.norm(residual) > 1e-3
-    zero, _ = trpo.conjugate_gradient(lambda v: matrix @ v, jnp.zeros(4), iterations=5)
-    np.testing.assert_array_equal(zero, 0)
+def no_loss(new: Gaussian, old: Gaussian) -> jax.Array:
+    """For tests of the divergence alone."""
+    return jnp.zeros(())
+
+
+def through_adaptation(policy: Policy, inner_lr: float):
+    """`(params, group) -> Gaussian`: adapts to support data, then predicts on query data."""
+    learner = make_maml_trpo(policy, MAMLTRPOConfig(inner_lr=inner_lr))
+    return lambda params, group: predict_query(learner, policy, params, group[:2])
 
 
 def predict_all(predict, params, data) -> Gaussian:
@@ -39,16 +39,17 @@ def predict_all(predict, params, data) -> Gaussian:
     return jax.vmap(lambda group: predict(params, group))(data)
 
 
-def dense_and_product(predict, params, data, weights, block: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The Hessian of KL(old, new) at new = old, dense and column by column through `fisher_product`."""
+def dense_and_product(predict, params, data, tasks: TaskAxis = TaskAxis()) -> tuple[np.ndarray, np.ndarray]:
+    """The Hessian of KL(old, new) at new = old, dense and column by column through `linearise`."""
+    objective = Objective(predict, no_loss, weighted_kl)
 
     @jax.jit
     def both(params):
         flat, unravel = ravel_pytree(params)
-        old, _, product = trpo.fisher_product(predict, params, data, weights, block=block)
+        old, _, product = trpo.linearise(params, data, objective, tasks)
 
         def divergence(v: jax.Array) -> jax.Array:
-            return trpo.mean_kl(old, predict_all(predict, unravel(v), data), weights)
+            return jnp.sum(jax.vmap(weighted_kl)(old, predict_all(predict, unravel(v), data), data))
 
         hessian = jax.hessian(divergence)(flat)
         columns = jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(flat.size))
@@ -62,7 +63,8 @@ def test_fisher_product_is_the_dense_kl_hessian(x64: None) -> None:
     policy = tiny_policy(hidden=(3,))
     params = random_like(policy.init, 0, dtype=jnp.float64)
     obs = jnp.asarray(np.random.default_rng(1).normal(size=(7, 2)))
-    hessian, product = dense_and_product(policy.apply, params, obs, jnp.full(7, 1 / 7))
+    data = (obs, jnp.full(7, 1 / 7))
+    hessian, product = dense_and_product(lambda params, group: policy.apply(params, group[0]), params, data)
     np.testing.assert_allclose(product, hessian, atol=1e-12)
     assert np.abs(hessian).max() > 0.1
 
@@ -76,21 +78,22 @@ def test_fisher_product_through_adaptation(x64: None, num_adapt_steps: int, bloc
     # Three tasks: a block of two leaves one over.
     support = random_experience(2, (3, num_adapt_steps, 3, 4), dtype=np.float64)
     query = random_experience(3, (3, 3, 4), dtype=np.float64)
-    predict = functools.partial(
-        maml.adapt_and_predict, policy=policy, inner_lr=0.3, num_adapt_steps=num_adapt_steps
-    )
-    hessian, product = dense_and_product(predict, params, (support, query), maml.query_weights(query), block)
+    data = (support, query, maml.query_weights(query))
+    predict = through_adaptation(policy, 0.3)
+    hessian, product = dense_and_product(predict, params, data, TaskAxis(block))
     np.testing.assert_allclose(product, hessian, atol=1e-12)
     assert np.abs(hessian).max() > 0.1
 
 
-def shift(params: jax.Array, group: jax.Array) -> Gaussian:
+def shift(params: jax.Array, group: tuple) -> Gaussian:
     """Gaussians whose means are the parameters and whose standard deviation is 1: Fisher = identity."""
     return Gaussian(params, jnp.zeros(2))
 
 
-NOTHING = jnp.zeros(1)
-"""One group of data that `shift` does not read."""
+def update_shift(old: jax.Array, loss, **settings: float) -> tuple[jax.Array, TRPOInfo]:
+    """One step of `shift` on one group of one sample of weight 1."""
+    objective = Objective(shift, loss, weighted_kl)
+    return trpo.trpo_update(old, (jnp.ones(1),), objective, TRPOConfig(**settings))
 
 
 def test_update_golden() -> None:
@@ -98,14 +101,8 @@ def test_update_golden() -> None:
     # whose KL is max_kl / (1 + damping), within the bound at the first candidate.
     gradient = jnp.array([3.0, 4.0])
     old = jnp.array([1.0, -1.0])
-    new, info = trpo.trpo_update(
-        old,
-        shift,
-        NOTHING,
-        lambda new, old: jnp.sum(new.mean * gradient),
-        jnp.ones(1),
-        max_kl=0.02,
-        cg_damping=1e-3,
+    new, info = update_shift(
+        old, lambda new, old: jnp.sum(new.mean * gradient), max_kl=0.02, cg_damping=1e-3
     )
     size = (2 * 0.02 / 1.001) ** 0.5
     np.testing.assert_allclose(new, old - size * gradient / 5, rtol=1e-5)
@@ -121,14 +118,8 @@ def test_update_backtracks_until_the_loss_falls() -> None:
     # Loss |mean|^2 from 0.01 with a full step of sqrt(0.02) = 0.1414 > 2 * 0.01: only candidates shorter
     # than 0.02 lower it. 0.1414 * 0.5^k < 0.02 first at k = 3, the fourth candidate.
     old = jnp.array([0.01, 0.0])
-    new, info = trpo.trpo_update(
-        old,
-        shift,
-        NOTHING,
-        lambda new, old: jnp.sum(new.mean**2),
-        jnp.ones(1),
-        max_kl=0.01,
-        backtrack_ratio=0.5,
+    new, info = update_shift(
+        old, lambda new, old: jnp.sum(new.mean**2), max_kl=0.01, backtrack_ratio=0.5
     )
     assert info.accepted == 1 and info.line_search_steps == 4
     np.testing.assert_allclose(new, [0.01 - 0.02**0.5 / 8, 0], rtol=1e-3, atol=1e-7)
@@ -136,9 +127,7 @@ def test_update_backtracks_until_the_loss_falls() -> None:
 
 
 def test_max_kl_can_be_vmapped() -> None:
-    update = functools.partial(
-        trpo.trpo_update, jnp.zeros(2), shift, NOTHING, lambda new, old: jnp.sum(new.mean), jnp.ones(1)
-    )
+    update = functools.partial(update_shift, jnp.zeros(2), lambda new, old: jnp.sum(new.mean))
     new, info = jax.vmap(lambda max_kl: update(max_kl=max_kl))(jnp.array([0.01, 0.04]))
     # The step grows with the square root of the bound.
     np.testing.assert_allclose(new[1], 2 * new[0], rtol=1e-5)
@@ -169,7 +158,7 @@ def deceptive(new: Gaussian, old: Gaussian) -> jax.Array:
 )
 def test_update_returns_the_old_parameters_when_nothing_is_accepted(surrogate, skipped: int) -> None:
     old = jnp.array([0.5, -0.25])
-    new, info = trpo.trpo_update(old, shift, NOTHING, surrogate, jnp.ones(1))
+    new, info = update_shift(old, surrogate)
     assert_trees_equal(new, old)
     assert info.accepted == 0 and info.kl == 0
     assert info.skipped == skipped
@@ -182,21 +171,17 @@ def test_update_through_adaptation_lowers_the_loss_within_the_bound() -> None:
     params = random_like(policy.init, 0)
     support, query = random_experience(1, (3, 1, 4, 5)), random_experience(2, (3, 4, 5))
     weights = maml.query_weights(query)
-    data = (support, query)
-    predict = functools.partial(maml.adapt_and_predict, policy=policy, inner_lr=0.1, num_adapt_steps=1)
+    data = (support, query, weights)
+    predict = through_adaptation(policy, 0.1)
     surrogate = maml.surrogate_loss(query, weights)
 
     @jax.jit
     def update(params):
-        new, info = trpo.trpo_update(params, predict, data, surrogate, weights, max_kl=0.01)
+        objective = Objective(predict, surrogate, weighted_kl)
+        new, info = trpo.trpo_update(params, data, objective, TRPOConfig(max_kl=0.01))
         before, after = predict_all(predict, params, data), predict_all(predict, new, data)
-        return (
-            new,
-            info,
-            trpo.mean_kl(before, after, weights),
-            surrogate(after, before),
-            surrogate(before, before),
-        )
+        kl = jnp.sum(jax.vmap(weighted_kl)(before, after, data))
+        return new, info, kl, surrogate(after, before), surrogate(before, before)
 
     new, info, kl, after, before = update(params)
     assert info.accepted == 1 and 1 <= info.line_search_steps <= 15

@@ -1,4 +1,4 @@
-"""Runs a toy run on a disk that fills up: `python -m tests.faults.full_disk` (Linux, as root).
+"""Runs a toy run on a disk that fills up: `python -m faults.full_disk` (Linux, as root).
 
 On a tmpfs with less and less room left the run must end with exit code 2 and one line that says why;
 with room again, `--resume` must end with the bits of an undisturbed run. Then the same disk is made
@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 import tyro
 
-from tests.faults.damaged import toy
-from tests.faults.toy_runs import differences, fingerprint, write_result
+from faults.damaged import toy
+from faults.toy_runs import differences, fingerprint, write_result
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Arguments:
     cases: int = 8
     """Rooms tried, evenly from almost none to almost all that a run needs."""
     name: str = "full_disk"
-    """Of the file under `tests/faults/results/`."""
+    """Of the file under `faults/results/`."""
 
 
 def mount(disk: Path, options: str) -> None:

@@ -1,4 +1,4 @@
-"""Calls one MuJoCo engine from four threads, with and without its lock: `python -m tests.faults.no_lock`.
+"""Calls one MuJoCo engine from four threads, with and without its lock: `python -m faults.no_lock`.
 
 Shows what the lock is for: every run is a process of its own, which may crash.
 """
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import tyro
 
-from admrl_jax.envs import HalfCheetahDir
+from admrl_jax.envs.half_cheetah import HalfCheetahDir
 from admrl_jax.simulators.models import load_model
 from admrl_jax.simulators.mujoco import HostEngine
-from tests.faults.toy_runs import ROOT, write_result
+from faults.toy_runs import ROOT, write_result
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Arguments:
     """Be one of the runs."""
     lock: bool = True
     name: str = "no_lock"
-    """Of the file under `tests/faults/results/`."""
+    """Of the file under `faults/results/`."""
 
 
 def work(rounds: int, has_lock: bool) -> bool:
@@ -53,7 +53,7 @@ def work(rounds: int, has_lock: bool) -> bool:
 
     expected = [step(batch) for batch in batches]
     if not has_lock:
-        engine._lock = contextlib.nullcontext()
+        engine._lock = contextlib.nullcontext()  # pyright: ignore[reportAttributeAccessIssue]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(rounds):
             for first, second in zip(expected, pool.map(step, batches), strict=True):
@@ -71,7 +71,7 @@ def main(arguments: Arguments) -> int:
     for flag in ("--lock", "--no-lock"):
         outcomes[flag] = Counter()
         for _ in range(arguments.runs):
-            command = [sys.executable, "-m", "tests.faults.no_lock", "--worker", flag]
+            command = [sys.executable, "-m", "faults.no_lock", "--worker", flag]
             command.append(f"--rounds={arguments.rounds}")
             try:
                 code = subprocess.run(

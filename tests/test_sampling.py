@@ -1,4 +1,4 @@
-"""Episodes: masks, falls and broken ends, budgets, true-state dynamics, and reproducible randomness."""
+"""Episodes: masks, falls and broken ends, log densities, budgets, true dynamics, reproducible randomness."""
 
 import functools
 from collections.abc import Callable
@@ -10,14 +10,30 @@ import numpy as np
 import pytest
 from helpers import assert_trees_close, assert_trees_equal, random_like, tiny_policy
 
-from admrl_jax import attacks, envs
-from admrl_jax.attacks import Attack, Budget
-from admrl_jax.env_config import AntVelConfig, HopperParamsConfig, NavigationConfig, PhysicsConfig
-from admrl_jax.envs import Navigation2D
-from admrl_jax.gaussian import Gaussian
-from admrl_jax.networks import Policy, make_generator
-from admrl_jax.rollout import collect, episode_returns, rollout
-from admrl_jax.types import TimeStep
+from admrl_jax.attacks.base import Attack, Victim
+from admrl_jax.attacks.learned.adgan import AdGANConfig
+from admrl_jax.attacks.noise import no_attack
+from admrl_jax.attacks.registry import make_attack
+from admrl_jax.attacks.threat import Budget
+from admrl_jax.core import gaussian
+from admrl_jax.core.gaussian import Gaussian
+from admrl_jax.core.networks import Policy
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import TimeStep
+from admrl_jax.envs.ant import AntVelConfig
+from admrl_jax.envs.navigation import Navigation2D, NavigationConfig
+from admrl_jax.envs.physics import PhysicsConfig
+from admrl_jax.envs.random_dynamics import HopperParamsConfig
+from admrl_jax.envs.registry import make_env
+from admrl_jax.learners.maml_trpo import make_maml_trpo
+from admrl_jax.sampling import (
+    SamplingConfig,
+    collect,
+    collect_meta_batch,
+    episode_returns,
+    expose,
+    rollout,
+)
 
 
 class Counter(NamedTuple):
@@ -45,7 +61,6 @@ class Counter(NamedTuple):
 
 NAVIGATION = Navigation2D(NavigationConfig(horizon=8))
 POLICY = tiny_policy()
-GENERATOR = make_generator(2, hidden_sizes=(4,))
 WALK = Policy(lambda key: (), lambda params, obs: Gaussian(jnp.zeros(NAVIGATION.action_size), jnp.zeros(2)))
 """A policy that ignores what it sees."""
 STILL = Policy(lambda key: (), lambda params, obs: Gaussian(jnp.zeros(1), jnp.zeros(1)))
@@ -55,7 +70,7 @@ STILL = Policy(lambda key: (), lambda params, obs: Gaussian(jnp.zeros(1), jnp.ze
 def counter_rollout():
     """One compiled episode of the counter."""
     run = functools.partial(
-        rollout, env=Counter(), policy=STILL, attack=attacks.no_attack(), budget=Budget(0.0)
+        rollout, env=Counter(), policy=STILL, attack=no_attack(), budget=Budget(0.0)
     )
     return jax.jit(lambda task: run((), (), jax.random.key(0), task))
 
@@ -111,7 +126,7 @@ FALLS: dict[str, tuple[PhysicsConfig, Callable[[jax.Array], jax.Array]]] = {
 @pytest.mark.parametrize("name", FALLS)
 def test_a_fall_ends_the_episode(name: str) -> None:
     config, fallen = FALLS[name]
-    env: Any = envs.make(config, simulator="mujoco", num_threads=1)
+    env: Any = make_env(config, simulator="mujoco", num_threads=1)
 
     # Wild actions; once it has fallen, the policy does as its parameter says.
     def act(params: jax.Array, obs: jax.Array) -> Gaussian:
@@ -120,7 +135,7 @@ def test_a_fall_ends_the_episode(name: str) -> None:
 
     policy = Policy(lambda key: jnp.zeros(()), act)
     task = env.sample_task(jax.random.key(1))
-    run = functools.partial(rollout, env=env, policy=policy, attack=attacks.no_attack(), budget=Budget(0.0))
+    run = functools.partial(rollout, env=env, policy=policy, attack=no_attack(), budget=Budget(0.0))
     episode = jax.jit(lambda params: run(params, (), jax.random.key(2), task))
     trajectory, other = episode(0.0), episode(1000.0)
 
@@ -153,11 +168,10 @@ def test_a_fall_ends_the_episode(name: str) -> None:
     assert_trees_equal(trajectory._replace(action=()), other._replace(action=()))
 
 
+VICTIM = Victim(POLICY, 2, 2)
 ATTACKS: dict[str, Attack] = {
-    "none": attacks.no_attack(),
-    "noise": attacks.gaussian_noise(),
-    "fgsm": attacks.fgsm(POLICY),
-    "generator": attacks.generator_attack(GENERATOR),
+    name: make_attack(name, VICTIM, AdGANConfig(hidden_sizes=(4,)) if name == "adgan" else None)
+    for name in ("none", "gaussian", "fgsm", "adgan")
 }
 
 
@@ -176,12 +190,12 @@ def navigator(name: str, policy: Policy = POLICY):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_budget_holds_in_every_rollout(name: str) -> None:
     trajectory = navigator(name)(jax.random.key(0))
-    measured = ATTACKS[name].measure(trajectory.obs, trajectory.perturbed_obs, Budget(0.3))
+    measured = ATTACKS[name].threat.measure(trajectory.obs, trajectory.perturbed_obs, Budget(0.3))
     np.testing.assert_array_equal(measured.excess, 0)
     assert np.any(trajectory.obs != trajectory.perturbed_obs) == (name != "none")
 
 
-@pytest.mark.parametrize("name", ["noise", "generator"])
+@pytest.mark.parametrize("name", ["gaussian", "adgan"])
 def test_dynamics_use_the_true_state(name: str) -> None:
     clean, attacked = (navigator(n, WALK)(jax.random.key(0)) for n in ("none", name))
     assert_trees_equal(clean._replace(perturbed_obs=()), attacked._replace(perturbed_obs=()))
@@ -190,7 +204,7 @@ def test_dynamics_use_the_true_state(name: str) -> None:
 
 
 def test_the_same_key_gives_the_same_bits() -> None:
-    run = navigator("noise")
+    run = navigator("gaussian")
     assert_trees_equal(run(jax.random.key(0)), run(jax.random.key(0)))
     other = run(jax.random.key(1))
     assert np.all(run(jax.random.key(0)).action != other.action)
@@ -221,3 +235,51 @@ def test_horizon_can_be_shortened() -> None:
         jnp.zeros(2),
     )
     assert trajectory.reward.shape == (3,)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_recorded_log_densities_are_those_of_the_policy_at_what_it_saw(name: str) -> None:
+    taken = navigator(name)(jax.random.key(2))
+    dist = POLICY.apply(random_like(POLICY.init, 2), taken.perturbed_obs)
+    np.testing.assert_allclose(taken.log_prob, gaussian.log_prob(dist, taken.action), rtol=1e-4, atol=1e-5)
+    assert np.std(taken.log_prob) > 0.1
+
+
+def test_a_meta_batch_records_each_policy_that_collected_it() -> None:
+    # Support by the policy so far, query by the adapted one; each task under its own.
+    learner = make_maml_trpo(POLICY)
+    config = SamplingConfig(num_trajectories=3, num_adapt_steps=2)
+    meta_params = random_like(POLICY.init, 2)
+    tasks = jnp.array([[0.4, -0.3], [-0.5, 0.1]])
+
+    @jax.jit
+    def run(key: jax.Array):
+        batch = collect_meta_batch(
+            meta_params,
+            key,
+            tasks,
+            expose(ATTACKS["gaussian"], (), Budget(0.2), num_tasks=2),
+            env=NAVIGATION,
+            policy=POLICY,
+            learner=learner,
+            config=config,
+            axis=TaskAxis(1),
+        )
+        first = jax.tree.map(lambda x: x[:, :1], batch.support)
+        once = jax.vmap(lambda support: learner.adapt(meta_params, support))(first)
+        twice = jax.vmap(lambda support: learner.adapt(meta_params, support))(batch.support)
+        return batch, once, twice
+
+    batch, once, twice = run(jax.random.key(0))
+    assert_trees_close(batch.adapted_params, twice, rtol=1e-4, atol=1e-5)
+    before = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, *x.shape)), meta_params)
+    support, query = batch.support.trajectory, batch.query.trajectory
+    for params, taken in (
+        (before, jax.tree.map(lambda x: x[:, 0], support)),
+        (once, jax.tree.map(lambda x: x[:, 1], support)),
+        (twice, query),
+    ):
+        dist = jax.vmap(POLICY.apply)(params, taken.perturbed_obs)
+        dist = dist._replace(log_std=dist.log_std[:, None, None])
+        expected = gaussian.log_prob(dist, taken.action)
+        np.testing.assert_allclose(taken.log_prob, expected, rtol=1e-3, atol=1e-4)

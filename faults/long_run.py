@@ -1,4 +1,4 @@
-"""Many outer steps of 2D navigation with checkpoints and logging: `python -m tests.faults.long_run`.
+"""Many outer steps of 2D navigation with checkpoints and logging: `python -m faults.long_run`.
 
 On the devices that a user gets by default. Memory must stay where it was at step 200, the number of files
 must not grow, and nothing may be compiled again.
@@ -16,12 +16,13 @@ import jax
 import numpy as np
 import tyro
 
-from admrl_jax.config import MAMLConfig, ScheduleConfig, TrainConfig
-from admrl_jax.sharding import make_cpu_devices
-from experiments.context import Context
+from admrl_jax.config import ScheduleConfig
+from admrl_jax.protocol.session import open_session
+from admrl_jax.protocol.train_stages import pretrain
+from admrl_jax.runs.devices import make_cpu_devices
+from admrl_jax.sampling import SamplingConfig
 from experiments.navigation_2d import QUICK
-from experiments.train_stages import TrainStages
-from tests.faults.toy_runs import write_result
+from faults.toy_runs import write_result
 
 SETTLED = 200
 """Steps after which nothing may grow."""
@@ -33,7 +34,7 @@ class Arguments:
 
     steps: int = 2000
     name: str = "long_run"
-    """Of the file under `tests/faults/results/`."""
+    """Of the file under `faults/results/`."""
 
 
 def resident_mib() -> float:
@@ -48,20 +49,21 @@ def main(arguments: Arguments) -> int:
     compiled: list[str] = []
     samples: dict[int, dict[str, float]] = {}
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+        lambda event, duration_secs, **_: compiled.append(event) if "backend_compile" in event else None
     )
     config = replace(
         QUICK,
         env=replace(QUICK.env, horizon=10),
-        train=TrainConfig(maml=MAMLConfig(num_tasks=2, num_trajectories=4)),
+        sampling=SamplingConfig(num_tasks=2, num_trajectories=4),
         schedule=ScheduleConfig(
             pretrain_steps=arguments.steps, checkpoint_every=25, snapshot_every=arguments.steps
         ),
     )
     began = time.time()
     with tempfile.TemporaryDirectory() as name:
-        context = Context(config, Path(name))
-        append = context.log.append
+        session = open_session(config, Path(name))
+        log = session.journal.log
+        append = log.append
 
         def sample(method: str, stage: str, first_step: int, seeds: Any, metrics: Any) -> None:
             append(method, stage, first_step, seeds, metrics)
@@ -74,9 +76,9 @@ def main(arguments: Arguments) -> int:
                     "compilations": len(compiled),
                 }
 
-        context.log.append = sample
-        state, _ = TrainStages(context).pretrain()
-        context.log.close()
+        log.append = sample
+        state = pretrain(session, "maml").state
+        log.close()
         rows = len((Path(name) / "metrics.csv").read_text().splitlines()) - 1
     first, last = samples[SETTLED], samples[arguments.steps]
     growth = last["resident MiB"] / first["resident MiB"] - 1
@@ -84,7 +86,7 @@ def main(arguments: Arguments) -> int:
         "devices": jax.device_count(),
         "steps": arguments.steps,
         "rows": rows,
-        "parameters are finite": all(np.isfinite(x).all() for x in jax.tree.leaves(state.policy_params)),
+        "parameters are finite": all(np.isfinite(x).all() for x in jax.tree.leaves(state.learner)),
         "samples": samples,
         f"growth of the resident set since step {SETTLED}": round(growth, 4),
         "files since then": last["files"] - first["files"],

@@ -1,4 +1,4 @@
-"""Damages every file of a toy run's newest checkpoint and goes on: `python -m tests.faults.damaged`.
+"""Damages every file of a toy run's newest checkpoint and goes on: `python -m faults.damaged`.
 
 Each file in turn is truncated, emptied, loses a bit or is removed. The run must say which checkpoint
 it was and end with the bits of an undisturbed run.
@@ -18,8 +18,8 @@ from pathlib import Path
 import jax
 import tyro
 
-from experiments.__main__ import run
-from tests.faults.toy_runs import TOY, differences, fingerprint, write_result
+from experiments.train import run
+from faults.toy_runs import TOY, differences, fingerprint, write_result
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Arguments:
     minutes: float = 60.0
     """No case is started after so many minutes."""
     name: str = "damaged"
-    """Of the file under `tests/faults/results/`."""
+    """Of the file under `faults/results/`."""
 
 
 def truncate(path: Path) -> None:
@@ -60,7 +60,7 @@ def toy(env: str, run_dir: Path) -> tuple[int, str]:
     said = io.StringIO()
     again = ["--resume"] if run_dir.exists() else []
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = run([env, *TOY, f"--run-dir={run_dir}", *again])
+        code = run([f"--env={env}", *TOY, f"--run-dir={run_dir}", *again])
     return code, said.getvalue()
 
 

@@ -2,47 +2,50 @@
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from orbax.checkpoint import v1 as ocp
 
-from admrl_jax.checkpoint import read_latest
-from admrl_jax.files import read_arrays, write_text
+from admrl_jax.runs.files import read_arrays, write_text
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
 TOY = (
     "--preset=quick",
     "--seeds=0",
     "--env.horizon=10",
-    "--train.maml.num-tasks=2",
-    "--train.maml.num-trajectories=4",
+    "--sampling.num-tasks=2",
+    "--sampling.num-trajectories=4",
+    "--defences.adgan.warmup-steps=2",
     "--schedule.pretrain-steps=6",
-    "--schedule.warmup-steps=2",
     "--schedule.finetune-steps=4",
     "--schedule.chunk-steps=1",
     "--schedule.checkpoint-every=2",
     "--schedule.snapshot-every=2",
     "--eval.num-tasks=2",
     "--eval.num-trajectories=2",
-    "--eval.adaptive-steps=2",
-    "--eval.adaptive-tasks=2",
-    "--eval.adaptive-trajectories=4",
+    "--eval.attacker.steps=2",
+    "--eval.attacker.num-tasks=2",
+    "--eval.attacker.num-trajectories=4",
 )
 
 
 def start(env: str, run_dir: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
     """Starts the toy run of an environment in `run_dir`, going on if there is one."""
-    command = [sys.executable, "-m", "experiments", env, *TOY, f"--run-dir={run_dir}", *more]
+    command = [sys.executable, "-m", f"experiments.{env}", *TOY, f"--run-dir={run_dir}", *more]
     if (run_dir / "config.json").exists():
         command.append("--resume")
     environment = os.environ | {
@@ -65,7 +68,7 @@ def finish(env: str, run_dir: Path, cache: Path, *more: str) -> str:
 
 
 def fingerprint(run_dir: Path) -> dict[str, str]:
-    """SHA-256 of results, metrics and all arrays: every stage's newest checkpoint, returns, trajectories."""
+    """SHA-256 of results, metrics and all arrays: newest checkpoints, policies, attackers, returns, paths."""
     prints = {
         name: hashlib.sha256((run_dir / name).read_bytes()).hexdigest()
         for name in ("results.json", "metrics.csv", "report.md")
@@ -73,18 +76,31 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
     for stage in sorted((run_dir / "checkpoints").iterdir()):
         if stage.name == "damaged":
             continue
-        leaves = jax.tree_util.tree_leaves_with_path(read_latest(stage))
+        leaves = jax.tree_util.tree_leaves_with_path(read_newest(stage))
         prints[stage.name] = digest_of((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
-    for path in (*run_dir.glob("returns/*.npz"), *run_dir.glob("trajectories*.npz")):
+    for path in (*run_dir.glob("*.npz"), *run_dir.glob("returns/*.npz")):
         prints[path.relative_to(run_dir).as_posix()] = digest_of(sorted(read_arrays(path).items()))
     return prints
+
+
+def read_newest(stage: Path) -> Any:
+    """The newest checkpoint of a stage, without knowing what it holds, on this process's first device."""
+    # Orbax says a page per thread.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    step = max(int(path.name) for path in stage.iterdir() if path.name.isdigit())
+    with ocp.training.Checkpointer(str(stage.absolute())) as checkpointer, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        saved = checkpointer.metadata(step).metadata
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
+        return checkpointer.load(step, like)
 
 
 def digest_of(arrays: Iterable[tuple[str, Any]]) -> str:
     """SHA-256 of names, types, shapes and bytes of arrays; keys of random numbers are among them."""
     digest = hashlib.sha256()
     for name, x in arrays:
-        is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
         array = np.asarray(jax.random.key_data(x) if is_key else x)
         digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Calls the MuJoCo engine from compiled programs under CPU load: `python -m tests.faults.hang`.
+"""Calls the MuJoCo engine from compiled programs under CPU load: `python -m faults.hang`.
 
 Every run is a process with two devices and an engine of two threads, beside processes that keep all
 cores busy. A watchdog shows the stacks of a run that hangs and ends it.
@@ -15,16 +15,19 @@ import time
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import tyro
 
-from admrl_jax import adgan as adgan_lib
-from admrl_jax import envs, training
-from admrl_jax.config import AdversaryConfig, MAMLConfig, TrainConfig
-from admrl_jax.env_config import HalfCheetahDirConfig
-from admrl_jax.networks import make_policy
-from admrl_jax.sharding import TASKS, replicate, spread_tasks, task_mesh
-from tests.faults.toy_runs import ROOT, write_result
+from admrl_jax import training
+from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.learned.adgan import AdGANConfig
+from admrl_jax.core.networks import PolicyConfig, make_policy
+from admrl_jax.defences.adgan import AdGANTrainingConfig, adgan_defence
+from admrl_jax.envs.half_cheetah import HalfCheetahDirConfig
+from admrl_jax.envs.registry import make_env
+from admrl_jax.learners.maml_trpo import make_maml_trpo
+from admrl_jax.runs.devices import SAME, Devices
+from admrl_jax.sampling import SamplingConfig
+from faults.toy_runs import ROOT, write_result
 
 
 @dataclass(frozen=True)
@@ -43,35 +46,26 @@ class Arguments:
     worker: bool = False
     """Be one of the runs."""
     name: str = "hang"
-    """Of the file under `tests/faults/results/`."""
+    """Of the file under `faults/results/`."""
 
 
 def work(steps: int) -> None:
     """Outer steps of a toy HalfCheetah, tasks spread over two devices."""
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_disable_most_optimizations", True)
-    config = TrainConfig(
-        maml=MAMLConfig(num_tasks=4, num_trajectories=4, task_block=1),
-        adversary=AdversaryConfig(hidden_sizes=(8,), num_minibatches=2),
+    env = make_env(HalfCheetahDirConfig(horizon=20), simulator="mujoco", num_threads=2)
+    policy = make_policy(env.obs_size, env.action_size, PolicyConfig(hidden_sizes=(8,)))
+    sampling = SamplingConfig(num_tasks=4, num_trajectories=4)
+    setup = training.Setup(env, policy, make_maml_trpo(policy), sampling)
+    adversary = AdGANConfig(hidden_sizes=(8,), num_minibatches=2)
+    defence = adgan_defence(
+        AdGANTrainingConfig(perturbation_bound=0.1, adversary=adversary),
+        Victim(policy, env.obs_size, env.action_size),
     )
-    env = envs.make(HalfCheetahDirConfig(horizon=20), simulator="mujoco", num_threads=2)
-    policy = make_policy(env.obs_size, env.action_size, hidden_sizes=(8,))
-    adgan = adgan_lib.make_adgan(env.obs_size, config.adversary)
-    state = training.init(jax.random.key(0), policy=policy, obs_size=env.obs_size)
-    adversary = adgan_lib.init_adversary(jax.random.key(1), adgan, config.adversary)
-    state = state.replace(adversary=adversary, budget=state.budget._replace(radius=jnp.float32(0.1)))
-    step = functools.partial(
-        training.outer_step,
-        env=env,
-        policy=policy,
-        attack=adgan.attack,
-        config=config,
-        adgan=adgan,
-        axis_name=TASKS,
-    )
-    mesh = task_mesh(2)
-    run = jax.jit(spread_tasks(step, mesh))
-    state = replicate(state, mesh)
+    devices = Devices(2, task_block=1)
+    step = functools.partial(training.outer_step, setup=setup, defence=defence, axis=devices.axis)
+    run = jax.jit(devices.spread(step, (SAME,), SAME))
+    state = devices.place(training.init_train_state(jax.random.key(0), setup, defence))
     for _ in range(steps):
         state, metrics = run(state)
         print(float(metrics["train/post_return"]))
@@ -94,7 +88,7 @@ def main(arguments: Arguments) -> int:
         burner.start()
     outputs, failures, began = [], [], time.time()
     with tempfile.TemporaryDirectory() as cache:
-        command = [sys.executable, "-m", "tests.faults.hang", "--worker"]
+        command = [sys.executable, "-m", "faults.hang", "--worker"]
         command += [f"--steps={arguments.steps}", f"--seconds={arguments.seconds}"]
         for _ in range(arguments.runs):
             if time.time() > began + 60 * arguments.minutes:

@@ -1,4 +1,4 @@
-"""What changes no bit of a run, and what changes it by how much: `python -m tests.faults.determinism`.
+"""What changes no bit of a run, and what changes it by how much: `python -m faults.determinism`.
 
 Each variant trains a toy run and is compared with the plain one: parameters after its outer steps. The
 plain one uses what a user gets by default: two devices of a CPU, an engine thread per core. Engines that
@@ -16,12 +16,13 @@ import jax
 import numpy as np
 import tyro
 
-from admrl_jax.config import Config, MAMLConfig, ScheduleConfig, TrainConfig
-from admrl_jax.sharding import make_cpu_devices
+from admrl_jax.config import Config, ScheduleConfig
+from admrl_jax.protocol.session import open_session
+from admrl_jax.protocol.train_stages import pretrain
+from admrl_jax.runs.devices import make_cpu_devices
+from admrl_jax.sampling import SamplingConfig
 from experiments import halfcheetah_dir, navigation_2d
-from experiments.context import Context
-from experiments.train_stages import TrainStages
-from tests.faults.toy_runs import write_result
+from faults.toy_runs import write_result
 
 QUICK = {
     "navigation_2d": navigation_2d.PRESETS["quick"],
@@ -41,7 +42,7 @@ class Arguments:
     simulator_steps: int = 2
     """Outer steps on them, of episodes of 6 steps."""
     name: str = "determinism"
-    """Of the file under `tests/faults/results/`."""
+    """Of the file under `faults/results/`."""
 
 
 def toy_config(env: str, steps: int, *, simulator: str = "auto", horizon: int = 10) -> Config:
@@ -53,7 +54,7 @@ def toy_config(env: str, steps: int, *, simulator: str = "auto", horizon: int = 
         env=replace(quick.env, horizon=horizon),
         seeds=(0,),
         simulator=simulator,
-        train=TrainConfig(maml=MAMLConfig(num_tasks=2, num_trajectories=4)),
+        sampling=SamplingConfig(num_tasks=2, num_trajectories=4),
         schedule=schedule,
     )
 
@@ -76,14 +77,14 @@ def variants(config: Config) -> dict[str, Config]:
 
 
 def train(config: Config, *, is_logged: bool = True) -> Any:
-    """Policy parameters of the first seed after pre-training."""
+    """Meta-parameters of the first seed after pre-training."""
     with tempfile.TemporaryDirectory() as folder:
-        context = Context(config, Path(folder))
+        session = open_session(config, Path(folder))
         if not is_logged:
-            context.log.append = lambda *_: None
-        state, _ = TrainStages(context).pretrain()
-        context.log.close()
-    return jax.tree.map(lambda x: np.asarray(x[0]), state.policy_params)
+            session.journal.log.append = lambda *_, **__: None
+        state = pretrain(session, "maml").state
+        session.journal.log.close()
+    return jax.tree.map(lambda x: np.asarray(x[0]), state.learner.meta_params)
 
 
 def distance(a: Any, b: Any) -> float:

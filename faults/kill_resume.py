@@ -1,4 +1,4 @@
-"""Kills toy runs with SIGKILL and goes on with them: `python -m tests.faults.kill_resume`.
+"""Kills toy runs with SIGKILL and goes on with them: `python -m faults.kill_resume`.
 
 Three kinds of kill in random order: half of them at any moment, a quarter in the middle of writing a
 checkpoint, a quarter in the middle of writing results and report. A run is killed and resumed until it
@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from tests.faults.toy_runs import differences, fingerprint, finish, start, write_result
+from faults.toy_runs import differences, fingerprint, finish, start, write_result
 
 KINDS = ("any moment", "checkpoint write", "any moment", "report write")
 """Of every four kills."""
@@ -37,7 +37,7 @@ class Arguments:
     minutes: float = 60.0
     """No kill is started after so many minutes per environment."""
     name: str = "kill_resume"
-    """Of the file under `tests/faults/results/`."""
+    """Of the file under `faults/results/`."""
 
 
 def draw_kinds(kills: int, rng: random.Random) -> list[str]:

@@ -1,0 +1,204 @@
+"""Training an attacker against a frozen policy: it hurts, it keeps its strongest, and its grid of starts."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_trees_close, assert_trees_equal, random_experience, random_like
+
+from admrl_jax.attacking import AttackerState, attack_update_step, init_attacker, train_attacker
+from admrl_jax.attacks.base import Attack, Victim
+from admrl_jax.attacks.generator import GeneratorParams
+from admrl_jax.attacks.learned.adgan import AdGANConfig
+from admrl_jax.attacks.learned.counter_action import CounterActionConfig
+from admrl_jax.attacks.learned.trainer import AttackTrainer
+from admrl_jax.attacks.registry import make_attack, make_attack_trainer
+from admrl_jax.attacks.threat import Budget, Units
+from admrl_jax.core.gaussian import Gaussian
+from admrl_jax.core.networks import Policy
+from admrl_jax.core.types import MetaBatch, TimeStep
+from admrl_jax.evaluation import evaluate
+from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo
+from admrl_jax.sampling import SamplingConfig, expose
+from admrl_jax.training import Setup
+
+
+class Home(NamedTuple):
+    """Stay at the origin: each step costs the squared distance to it. All tasks are the same."""
+
+    obs_size: int = 2
+    action_size: int = 2
+    horizon: int = 10
+
+    def sample_task(self, key: jax.Array) -> jax.Array:
+        """Nothing to draw."""
+        return jnp.zeros(1)
+
+    def reset(self, key: jax.Array, task: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Starts near the origin."""
+        place = 0.2 * jax.random.normal(key, (2,))
+        return place, place
+
+    def step(self, state: jax.Array, action: jax.Array, task: jax.Array) -> tuple[jax.Array, TimeStep]:
+        """Moves by the action."""
+        state = state + action
+        return state, TimeStep(state, -jnp.sum(jnp.square(state)), jnp.array(False))
+
+
+HOMING = Policy(
+    lambda key: {"gain": jnp.full(2, 0.5), "log_std": jnp.full(2, jnp.log(0.2))},
+    lambda params, obs: Gaussian(-params["gain"] * obs, params["log_std"]),
+)
+"""Goes half of the way to where it believes the origin is. Always moved by d, it settles at -d and pays |d|^2 a
+step more; moved by as much in random directions, a third of that."""
+VICTIM = Victim(HOMING, 2, 2)
+LEARNER = make_maml_trpo(HOMING, MAMLTRPOConfig(inner_lr=1e-6))
+SETUP = Setup(Home(), HOMING, LEARNER, SamplingConfig(num_tasks=6, num_trajectories=12))
+META_PARAMS = HOMING.init(jax.random.key(0))
+INPUTS = Units(jnp.zeros(2), jnp.full(2, 0.3))
+RADII = (0.2, 0.8)
+CONFIGS: dict[str, Any] = {
+    "adgan": AdGANConfig(
+        hidden_sizes=(8,), num_epochs=2, num_minibatches=4, generator_lr=0.02, gan_weight=0.0
+    ),
+    "counter_action": CounterActionConfig(hidden_sizes=(8,), learning_rate=0.03, num_steps=10),
+}
+
+
+@functools.cache
+def trainer(name: str) -> AttackTrainer:
+    return make_attack_trainer(name, VICTIM, CONFIGS[name])
+
+
+def train(name: str, **settings: Any):
+    """Attackers of the homing policy."""
+    defaults = {"setup": SETUP, "radii": RADII, "steps": 1, "restarts": 2, "inputs": INPUTS}
+    return train_attacker(trainer(name), META_PARAMS, jax.random.key(1), **(defaults | settings))
+
+
+def measured_return(attack: Attack, params: Any, radius: float) -> float:
+    """Mean return after adaptation on new tasks."""
+    exposure = expose(attack, params, Budget(radius), num_tasks=8)
+    setup = SETUP._replace(sampling=SamplingConfig(num_trajectories=40))
+    run = lambda key: evaluate(META_PARAMS, key, jnp.zeros((8, 1)), exposure, setup=setup)  # noqa: E731
+    result = jax.jit(run)(jax.random.key(9))
+    assert result.budget_excess == 0
+    return float(result.returns[:, -1].mean())
+
+
+@pytest.fixture(scope="module")
+def noise_return() -> float:
+    """What noise of the larger radius costs."""
+    return measured_return(make_attack("l2_noise", VICTIM), (), RADII[1])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_trained_attacker_hurts_more_than_noise_of_its_size(name: str, noise_return: float) -> None:
+    heard = []
+    params, history = train(name, steps=12, on_step=lambda step, metrics: heard.append((step, metrics)))
+    assert history.returns.shape == (2, 2, 12)
+    assert all(x.shape[:2] == (2, 2) for x in jax.tree.leaves(params))
+    # The host hears of every step of every attacker.
+    assert [step for step, _ in heard] == list(range(1, 13))
+    np.testing.assert_array_equal(
+        np.stack([metrics["train/post_return"] for _, metrics in heard], axis=-1), history.returns
+    )
+    assert set(history.metrics) == set(heard[0][1])
+    assert np.all(history.metrics["adversary/skipped"] == 0)
+    assert np.all(history.metrics["attack/budget_excess"] == 0)
+    # Each learns; what it costs grows with the radius. A quarter more than at first, at the larger radius.
+    assert np.all(history.returns[1, :, -3:].mean(-1) < 1.25 * history.returns[1, :, 0])
+    assert np.all(history.returns[1].min(-1) < history.returns[0].min(-1))
+    best = np.unravel_index(np.argmin(history.returns[1].min(-1)), (2,))
+    strongest = jax.tree.map(lambda x: x[1][best], params)
+    attacked = measured_return(trainer(name).attack, strongest, RADII[1])
+    assert attacked < 1.5 * noise_return
+    # A radius of 0 is no attack: here the way home and the actions' own noise are all that it costs.
+    assert noise_return < measured_return(trainer(name).attack, strongest, 0.0)
+
+
+def test_starts_and_what_they_have_in_common() -> None:
+    # One update: the strongest is what collected the first batch, the start itself.
+    fresh, history = train("counter_action")
+    again, _ = train("counter_action")
+    assert_trees_equal(fresh, again)
+    pick = lambda tree, radius, number: jax.tree.map(lambda x: x[radius, number], tree)  # noqa: E731
+    # Starts differ; those of different radii do not, as they write in shares of the radius.
+    assert_trees_equal(pick(fresh, 0, 0), pick(fresh, 1, 0))
+    assert_trees_equal(pick(fresh, 0, 1), pick(fresh, 1, 1))
+    kernel = fresh.network["params"]["Dense_0"]["kernel"]
+    assert np.all(np.any(kernel[:, 0] != kernel[:, 1], axis=(-1, -2)))
+    np.testing.assert_array_equal(fresh.inputs.scale, np.full((2, 2, 2), np.float32(0.3)))
+    # All meet the same tasks: attackers of one start have the same steps, only their radii differ.
+    assert len(np.unique(history.returns)) == 4
+    assert np.all(history.metrics["train/env_steps"] == history.metrics["train/env_steps"][0, 0])
+
+    given = GeneratorParams(
+        random_like(lambda key: trainer("counter_action").init(key, INPUTS).params.network, 5),
+        Units(jnp.ones(2), jnp.full(2, 2.0)),
+    )
+    mixed, _ = train("counter_action", start_from=given)
+    for radius in range(2):
+        assert_trees_equal(pick(mixed, radius, 0), given)
+        assert_trees_equal(pick(mixed, radius, 1), pick(fresh, radius, 1))
+
+
+def test_an_attacker_among_others_is_the_one_alone() -> None:
+    together, history = train("counter_action", steps=3)
+    alone, alone_history = train("counter_action", steps=3, radii=RADII[1:], restarts=1)
+    np.testing.assert_allclose(history.returns[1, 0], alone_history.returns[0, 0], rtol=1e-4)
+    pick = functools.partial(jax.tree.map, lambda x: x[0, 0])
+    mine = jax.tree.map(lambda x: x[1, 0], together)
+    assert_trees_close(mine, pick(alone), rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def update():
+    """One compiled update on a batch in which every step pays the same."""
+    step = jax.jit(functools.partial(attack_update_step, trainer=trainer("adgan")))
+    query = random_experience(5, (3, 2, 4))
+    support = random_experience(4, (3, 1, 2, 4))
+    victims = jax.tree.map(lambda x: jnp.broadcast_to(x, (3, *x.shape)), META_PARAMS)
+
+    def run(state: AttackerState, reward: float, diverged: float = 0.0) -> AttackerState:
+        taken = query.trajectory._replace(reward=jnp.full_like(query.trajectory.reward, reward))
+        taken = taken._replace(diverged=taken.diverged.at[1, 0, 2].set(diverged))
+        return step(state, MetaBatch(support, query._replace(trajectory=taken), victims))[0]
+
+    return run
+
+
+@pytest.fixture
+def fresh() -> AttackerState:
+    """An attacker at its start."""
+    made = trainer("adgan")
+    budget = Budget(jnp.float32(0.3), Units(jnp.zeros(2), jnp.ones(2)))
+    trainer_state = made.init(jax.random.key(0), INPUTS)
+    return init_attacker(jax.random.key(3), trainer_state, trainer=made, budget=budget)
+
+
+def test_the_strongest_attack_is_kept(update, fresh: AttackerState) -> None:
+    params = trainer("adgan").params
+    first = update(fresh, 1.0)
+    second = update(first, 3.0)
+    third = update(second, -1.0)
+    # A batch is collected by the attack as it was before the update that reads it. Four steps an episode.
+    for after, before, attacked_return in ((first, fresh, 4), (second, fresh, 4), (third, second, -4)):
+        assert_trees_equal(after.strongest, params(before.trainer))
+        assert after.strongest_return == attacked_return
+    assert third.step == 3
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params(third.trainer), params(fresh.trainer))
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_an_attack_is_not_judged_by_episodes_that_were_cut_short(update, fresh: AttackerState) -> None:
+    first = update(fresh, 1.0)
+    broken = update(first, -50.0, diverged=1.0)
+    assert broken.strongest_return == 4
+    assert_trees_equal(broken.strongest, first.strongest)
+    # It learns from the rest of the batch all the same.
+    assert broken.step == 2
+    assert np.any(broken.trainer.generator["params"]["Dense_0"]["kernel"] != first.trainer.generator["params"]["Dense_0"]["kernel"])
