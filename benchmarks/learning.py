@@ -36,7 +36,7 @@ class Arguments:
     window: int = 10
     """Outer steps at either end that are averaged."""
     write: bool = True
-    """Replace the table in docs/environments.md."""
+    """Replace the table in docs/environments.md and the figure beside the runs."""
 
 
 def read_curves(run: Path, steps: int) -> tuple[str, np.ndarray, np.ndarray]:
@@ -106,8 +106,8 @@ def main() -> None:
         raise SystemExit(f"error: no runs in {arguments.runs}")
     table = markdown_table(rows, ".1f")
     print(table)
-    draw(curves).savefig(arguments.runs / "learning.png", dpi=110)
     if arguments.write:
+        draw(curves).savefig(arguments.runs / "learning.png", dpi=110)
         replace_section(ROOT / "docs" / "environments.md", "learning", table)
 
 

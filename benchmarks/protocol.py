@@ -230,17 +230,16 @@ def seconds_of(take: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
+def measure(config: Config, repeats: int) -> list[dict[str, Any]]:
     """A row per stage and one for all of them."""
-    config = config_of(name, arguments)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(config, Path(folder))
         simulator = getattr(getattr(session.parts.env, "simulator", None), "name", "closed form")
-        what = {"env": name, "simulator": simulator, "seeds": arguments.seeds}
+        what = {"env": config.env.name, "simulator": simulator, "seeds": len(config.seeds)}
         for work in all_work(session):
             first = seconds_of(work.take)
-            step = median(seconds_of(work.take) for _ in range(arguments.repeats))
+            step = median(seconds_of(work.take) for _ in range(repeats))
             hours = work.runs * work.steps * step / 3600
             counts = {field: getattr(work, field) for field in Work._fields if field != "take"}
             rows.append({**what, **counts, "first_s": first, "step_s": step, "hours": hours})
@@ -253,7 +252,8 @@ def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.protocol", description=__doc__)
     make_cpu_devices()
-    rows = [row for name in arguments.env for row in measure(name, arguments)]
+    configs = [config_of(name, arguments) for name in arguments.env]
+    rows = [row for config in configs for row in measure(config, arguments.repeats)]
     report(
         "A whole run of the paper's protocol",
         rows,

@@ -85,10 +85,14 @@ def resident_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(point: Point, name: str, repeats: int) -> dict[str, Any]:
-    """One row, without the exponents; for a process of its own."""
+def measure_alone(point: Point, name: str, repeats: int) -> dict[str, Any]:
+    """`measure` for a process of its own."""
     make_cpu_devices(point.step.num_devices)
-    step = Step(config_of(name, point.step))
+    return measure(point, Step(config_of(name, point.step)), repeats)
+
+
+def measure(point: Point, step: Step, repeats: int) -> dict[str, Any]:
+    """One row, without the exponents."""
     state = step.init()
     # Compiles all programs, and runs each once.
     step.pieces(state)
@@ -133,7 +137,7 @@ def main() -> None:
     rows = []
     for point in points(arguments):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            rows.append(fresh.submit(measure, point, arguments.env, arguments.repeats).result())
+            rows.append(fresh.submit(measure_alone, point, arguments.env, arguments.repeats).result())
     report(
         f"Outer step of admrl on {arguments.env} against its sizes",
         with_exponents(rows),

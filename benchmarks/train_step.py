@@ -137,9 +137,8 @@ class Step:
         return jax.vmap(self.env.sample_task)(jax.random.split(key, self.config.sampling.num_tasks))
 
 
-def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
+def measure(step: Step, repeats: int) -> list[dict[str, Any]]:
     """A row for the whole, one for each piece, and two for the engine."""
-    step = Step(config_of(name, arguments))
     state = step.init()
     step.pieces(state)
     functions: dict[str, Callable[[], Any]] = {"pieces": lambda: step.pieces(state)}
@@ -160,17 +159,17 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
             jax.block_until_ready(step.whole(state))
         within.append(sum(calls))
 
-    timed = time_in_turn({"whole step": watched_step} | functions, arguments.repeats)
+    timed = time_in_turn({"whole step": watched_step} | functions, repeats)
     del timed["pieces"]
     whole = timed["whole step"]
     # Both were called once before they count.
-    timed |= {piece: seconds[-arguments.repeats :] for piece, seconds in step.clock.seconds.items()}
+    timed |= {piece: seconds[-repeats:] for piece, seconds in step.clock.seconds.items()}
     if any(within):
         timed["engine within the step"] = within[1:]
     simulator = getattr(step.env, "simulator", None)
     return [
         {
-            "env": name,
+            "env": step.config.env.name,
             "simulator": "closed form" if simulator is None else simulator.name,
             "tasks": step.config.sampling.num_tasks,
             "trajectories": step.config.sampling.num_trajectories,
@@ -189,7 +188,8 @@ def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.train_step", description=__doc__)
     make_cpu_devices(arguments.num_devices or CPU_DEVICES)
-    rows = [row for name in arguments.env for row in measure(name, arguments)]
+    steps = (Step(config_of(name, arguments)) for name in arguments.env)
+    rows = [row for step in steps for row in measure(step, arguments.repeats)]
     report(
         "One outer step of admrl and its parts",
         rows,

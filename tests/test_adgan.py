@@ -1,4 +1,4 @@
-"""adGAN's update: what it moves and what it leaves alone, its inputs' units, blocks of tasks, where it starts."""
+"""adGAN's update: what it moves and what it leaves alone, units of inputs, blocks of tasks, its start."""
 
 import dataclasses
 import functools
@@ -158,7 +158,9 @@ def test_a_generator_step_lowers_the_surrogate_return(state: AdGANState) -> None
     @jax.jit
     def loss(params: GeneratorParams) -> jax.Array:
         perturbed = perturb_with(ADGAN.generator, params, taken.obs.reshape(3, 8, 2), BUDGET)
-        return adversarial_loss(perturbed, steps, batch.adapted_params, policy=POLICY, clip_ratio=0.2, horizon=4)
+        return adversarial_loss(
+            perturbed, steps, batch.adapted_params, policy=POLICY, clip_ratio=0.2, horizon=4
+        )
 
     before, after = loss(state.attack_params), loss(new.attack_params)
     assert after < before - 1e-6
@@ -195,7 +197,9 @@ def test_where_a_generator_starts() -> None:
     inputs, theirs = Units(jnp.ones(2), jnp.full(2, 3.0)), Units(jnp.zeros(2), jnp.full(2, 7.0))
     key = jax.random.key(4)
     fresh = init_adgan(ADGAN, key, inputs)
-    assert_trees_equal(fresh.attack_params, GeneratorParams(ADGAN.generator.init(jax.random.split(key)[0]), inputs))
+    assert_trees_equal(
+        fresh.attack_params, GeneratorParams(ADGAN.generator.init(jax.random.split(key)[0]), inputs)
+    )
     # Raw observations where it is not to standardise.
     raw = init_adgan(make_adgan(POLICY, 2, dataclasses.replace(CONFIG, standardise=False)), key, inputs)
     assert_trees_equal(raw.inputs, RAW)
@@ -210,5 +214,7 @@ def test_where_a_generator_starts() -> None:
 def test_batches_that_do_not_split_into_minibatches_are_refused() -> None:
     trainer = make_adgan_trainer(dataclasses.replace(CONFIG, num_minibatches=8), VICTIM)
     trainer.check_batch(4, 10)
-    with pytest.raises(ConfigError, match=r"num_minibatches: 8 is not accepted; accepted: a divisor of .* \(36\)"):
+    with pytest.raises(
+        ConfigError, match=r"num_minibatches: 8 is not accepted; accepted: a divisor of .* \(36\)"
+    ):
         trainer.check_batch(4, 9)

@@ -25,6 +25,8 @@ from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo
 from admrl_jax.sampling import SamplingConfig, expose
 from admrl_jax.training import Setup
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 
 class Home(NamedTuple):
     """Stay at the origin: each step costs the squared distance to it. All tasks are the same."""
@@ -52,8 +54,8 @@ HOMING = Policy(
     lambda key: {"gain": jnp.full(2, 0.5), "log_std": jnp.full(2, jnp.log(0.2))},
     lambda params, obs: Gaussian(-params["gain"] * obs, params["log_std"]),
 )
-"""Goes half of the way to where it believes the origin is. Always moved by d, it settles at -d and pays |d|^2 a
-step more; moved by as much in random directions, a third of that."""
+"""Goes half of the way to where it believes the origin is. Always moved by d, it settles at -d and pays |d|^2
+a step more; moved by as much in random directions, a third of that."""
 VICTIM = Victim(HOMING, 2, 2)
 LEARNER = make_maml_trpo(HOMING, MAMLTRPOConfig(inner_lr=1e-6))
 SETUP = Setup(Home(), HOMING, LEARNER, SamplingConfig(num_tasks=6, num_trajectories=12))
@@ -112,10 +114,10 @@ def test_a_trained_attacker_hurts_more_than_noise_of_its_size(name: str, noise_r
     # Each learns; what it costs grows with the radius. A quarter more than at first, at the larger radius.
     assert np.all(history.returns[1, :, -3:].mean(-1) < 1.25 * history.returns[1, :, 0])
     assert np.all(history.returns[1].min(-1) < history.returns[0].min(-1))
-    best = np.unravel_index(np.argmin(history.returns[1].min(-1)), (2,))
-    strongest = jax.tree.map(lambda x: x[1][best], params)
+    best = int(np.argmin(history.returns[1].min(-1)))
+    strongest = jax.tree.map(lambda x: x[1, best], params)
     attacked = measured_return(trainer(name).attack, strongest, RADII[1])
-    assert attacked < 1.5 * noise_return
+    assert attacked < 1.8 * noise_return
     # A radius of 0 is no attack: here the way home and the actions' own noise are all that it costs.
     assert noise_return < measured_return(trainer(name).attack, strongest, 0.0)
 
@@ -201,4 +203,5 @@ def test_an_attack_is_not_judged_by_episodes_that_were_cut_short(update, fresh: 
     assert_trees_equal(broken.strongest, first.strongest)
     # It learns from the rest of the batch all the same.
     assert broken.step == 2
-    assert np.any(broken.trainer.generator["params"]["Dense_0"]["kernel"] != first.trainer.generator["params"]["Dense_0"]["kernel"])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), broken.trainer.generator, first.trainer.generator)
+    assert max(jax.tree.leaves(moved)) > 1e-3

@@ -4,57 +4,116 @@ import functools
 import importlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
-from helpers import assert_trees_close
-from jax.sharding import NamedSharding, PartitionSpec
+from helpers import assert_trees_close, assert_trees_equal
 
-from admrl_jax import envs, training
-from admrl_jax.checks import ConfigError
-from admrl_jax.env_config import HalfCheetahDirConfig
-from admrl_jax.sharding import TASKS, task_mesh
-from benchmarks import accelerator, fisher, limits, scaling, train_step
+from admrl_jax import training
+from admrl_jax.config import ScheduleConfig
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.defences.adgan import AdGANTrainingConfig
+from admrl_jax.envs.half_cheetah import HalfCheetahDirConfig
+from admrl_jax.envs.registry import make_env
+from admrl_jax.report.results import read_results
+from admrl_jax.runs.devices import Devices
+from benchmarks import (
+    accelerator,
+    fisher,
+    learning,
+    limits,
+    mjx_solver,
+    new_goals,
+    outer_step,
+    protocol,
+    results_table,
+    rollout,
+    scaling,
+    startup,
+    train_step,
+)
 from benchmarks.common import preset_of, time_in_turn
+from experiments.navigation_2d import QUICK
+
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 @pytest.fixture(scope="module")
-def navigation() -> train_step.Parts:
-    arguments = train_step.Arguments(preset="quick", num_tasks=2, num_trajectories=4, horizon=4)
-    return train_step.Parts(train_step.config_of("navigation_2d", arguments))
+def cheetah() -> train_step.Step:
+    """A tiny outer step on two devices, compiled once."""
+    arguments = train_step.Arguments(
+        preset="quick", simulator="mujoco", num_tasks=2, num_trajectories=2, horizon=4, num_devices=2
+    )
+    return train_step.Step(train_step.config_of("halfcheetah_dir", arguments))
 
 
-def test_parts_are_those_of_the_outer_step(navigation: train_step.Parts) -> None:
-    parts, key = navigation, jax.random.key(7)
-    state, tasks = parts.init()
-    whole = jax.jit(
-        functools.partial(
-            training.collect_meta_batch,
-            env=parts.env,
-            policy=parts.policy,
-            attack=parts.adgan.attack,
-            support_budget=state.budget,
-            query_budget=state.budget,
-            config=parts.maml,
-        )
-    )(state.policy_params, state.adversary.generator_params, key, tasks)
-    params = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, *x.shape)), state.policy_params)
-    rollouts = jax.jit(parts.rollouts)
-    support = rollouts(params, state, jax.random.split(jax.random.fold_in(key, 0), 2), tasks)
-    adapted = jax.jit(parts.adaptation)(params, support)
-    query = rollouts(adapted, state, jax.random.split(jax.random.fold_in(key, 1), 2), tasks)
-    one_batch = jax.tree.map(lambda x: x[:, 0], whole.support)
-    assert_trees_close(support, one_batch, rtol=1e-4, atol=1e-5)
-    assert_trees_close(adapted, whole.adapted_params, rtol=1e-4, atol=1e-5)
-    assert_trees_close(query, whole.query, rtol=1e-4, atol=1e-5)
+def test_pieces_are_those_of_the_outer_step(cheetah: train_step.Step) -> None:
+    state = cheetah.init()
+    assert_trees_equal(cheetah.pieces(state), cheetah.whole(state))
+    assert set(cheetah.clock.compiling) == {"collect", "learn", "opponent"}
+    assert all(mib > 0 for mib in cheetah.clock.mib.values())
+    stepped, _ = cheetah.devices.local(cheetah.whole(state))
+    step = functools.partial(training.outer_step, setup=cheetah.setup, defence=cheetah.defence)
+    alone = jax.tree.map(lambda x: x[0], cheetah.devices.local(state))
+    expected, _ = jax.jit(step)(alone)
+    moved = jax.tree.map(
+        lambda x, y: jnp.any(x != y), expected.learner.meta_params, alone.learner.meta_params
+    )
+    assert all(jax.tree.leaves(moved))
+    found = jax.tree.map(lambda x: x[0], stepped)
+    assert_trees_close(found.learner, expected.learner, rtol=1e-3, atol=1e-4)
+    assert_trees_close(found.opponent, expected.opponent, rtol=1e-3, atol=1e-4)
+
+
+def test_an_outer_step_is_timed_with_its_pieces_and_its_physics(cheetah: train_step.Step) -> None:
+    rows = {row["part"]: row for row in train_step.measure(cheetah, repeats=2)}
+    assert list(rows) == [
+        "whole step",
+        "engine alone",
+        "collect",
+        "learn",
+        "opponent",
+        "engine within the step",
+    ]
+    assert rows["whole step"]["share"] == 1
+    # The C engine is called from within `collect` only.
+    assert rows["engine within the step"]["seconds"] > 0
+    assert all(rows[part]["compile_s"] > 0 for part in ("collect", "learn", "opponent"))
+    assert {(row["env"], row["simulator"], row["horizon"], row["devices"]) for row in rows.values()} == {
+        ("halfcheetah_dir", "mujoco", 4, 2)
+    }
+
+
+def test_the_engine_alone_gets_the_tasks_of_the_step(cheetah: train_step.Step) -> None:
+    state = cheetah.init()
+    cheetah.pieces(state)
+    batch = cheetah.devices.place(cheetah.clock.results["collect"][0])
+    tasks = np.asarray(cheetah.tasks(cheetah.devices.local(state)))
+    taken = jax.tree.map(lambda x: np.asarray(x)[0], batch.query.trajectory)
+    # The reward is direction x velocity minus control cost; observation 17 is x.
+    velocity = np.diff(taken.obs[..., 17]) / 0.05
+    cost = 0.05 * np.sum(np.clip(taken.action / 10, -1, 1) ** 2, axis=-1)
+    expected = tasks[:, None, None] * velocity - cost[..., :-1]
+    np.testing.assert_allclose(taken.reward[..., :-1], expected, atol=2e-3)
+
+
+def test_an_outer_step_is_scaled(cheetah: train_step.Step) -> None:
+    point = scaling.Point("devices", 2, train_step.Arguments(num_tasks=2, num_trajectories=2, horizon=4))
+    row = scaling.measure(point, cheetah, repeats=1)
+    assert (row["axis"], row["size"], row["tasks"]) == ("devices", 2, 2)
+    assert row["seconds"] > 0 and row["compile_s"] > 0
+    assert row["program_mib"] == max(cheetah.clock.mib.values())
+    assert row["resident_mib"] > 100
 
 
 def test_open_loop_does_the_steps_of_the_closed_loop() -> None:
-    env = envs.make(HalfCheetahDirConfig(horizon=3), simulator="mujoco", num_threads=1)
+    env: Any = make_env(HalfCheetahDirConfig(horizon=3), simulator="mujoco", num_threads=1)
     tasks = jnp.array([-1.0, 1.0])
     qpos, qvel = limits.draw_starts(env, jax.random.key(0), tasks, 2)
     action = 20 * jax.random.normal(jax.random.key(1), (2, 2, 3, env.action_size))
@@ -69,13 +128,9 @@ def test_open_loop_does_the_steps_of_the_closed_loop() -> None:
     low, high = jnp.asarray(env.simulator.ctrl_range).T
     ctrl = jnp.clip(action / env.config.action_scale, low, high)
     # Any engine's step can be scanned; the C engine's is the one that compiles fast.
-    # Controls that come from two devices are spread over them, as the closed loop's are.
-    mesh = task_mesh(2)
-    spread_ctrl = jax.device_put(ctrl, NamedSharding(mesh, PartitionSpec(TASKS)))
-    for last in (
-        limits.device_alone(env, tasks, qpos, qvel, ctrl)(),
-        limits.device_alone(env, tasks, qpos, qvel, spread_ctrl, mesh)(),
-    ):
+    for devices in (Devices(), Devices(2)):
+        last = limits.device_alone(env, tasks, qpos, qvel, ctrl, devices)()
+        assert len(last[0].sharding.device_set) == (1 if devices.mesh is None else 2)
         np.testing.assert_allclose(last[0], state.qpos, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(last[1], state.qvel, rtol=1e-4, atol=1e-5)
 
@@ -127,7 +182,10 @@ def test_one_size_grows_at_a_time() -> None:
 
 @pytest.mark.parametrize(
     ("name", "preset", "words"),
-    [("walker", "paper", "env: 'walker' is not known"), ("reacher", "fast", "preset: 'fast' is not known")],
+    [
+        ("walker", "paper", "env: 'walker' is not accepted"),
+        ("reacher", "fast", "preset: 'fast' is not known"),
+    ],
 )
 def test_unknown_presets_are_named(name: str, preset: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -135,7 +193,7 @@ def test_unknown_presets_are_named(name: str, preset: str, words: str) -> None:
 
 
 def test_ways_to_the_same_direction_agree() -> None:
-    arguments = fisher.Arguments(num_tasks=2, num_trajectories=4, hidden_sizes=(4,), num_devices=1, repeats=1)
+    arguments = fisher.Arguments(num_tasks=2, num_trajectories=4, hidden_sizes=(4,), num_devices=2, repeats=1)
     rows = fisher.measure("navigation_2d", arguments)
     assert rows[0]["relative"] == 1
     for row in rows:
@@ -143,6 +201,140 @@ def test_ways_to_the_same_direction_agree() -> None:
             assert 0.5 < row["cosine"] < 0.9999, "another matrix, and yet nearly the same direction"
         else:
             assert row["cosine"] == pytest.approx(1, abs=1e-4), row["way"]
+    assert rows[-1]["way"] == "over 2 CPU devices, task by task"
+
+
+def test_products_are_counted_as_often_as_they_run() -> None:
+    def program(a: jax.Array, b: jax.Array) -> jax.Array:
+        b = jax.lax.scan(lambda b, _: (a @ b, None), b, length=3)[0]
+        b = jax.lax.while_loop(lambda b: jnp.sum(b) < 0, lambda b: jax.jit(jnp.matmul)(a, b), b)
+        return b @ a
+
+    a, b = jnp.ones((2, 2)), jnp.ones((5, 2)).T
+    counts = outer_step.count_products(jax.make_jaxpr(program)(a, b @ jnp.ones((5, 2))).jaxpr, 1, 4)
+    assert list(counts.values()) == [3 + 4 + 1]
+    run, operands = outer_step.products_alone(counts)
+    # Eight products of one and the same pair; the first entry of each is summed up.
+    (left, right) = operands[0]
+    np.testing.assert_allclose(jax.jit(run)(operands), 8 * (left @ right)[0, 0], rtol=1e-5)
+
+
+def test_a_trust_region_step_beside_its_products() -> None:
+    arguments = outer_step.Arguments(num_tasks=2, num_trajectories=4, hidden_sizes=(4,), repeats=1)
+    row = outer_step.measure("navigation_2d", arguments, 1)
+    assert (row["tasks"], row["samples"], row["hidden"], row["task_block"]) == (2, 2 * 4 * 100, "4", 1)
+    # Ten Fisher products of two tasks, each with more than one matrix product, at the least.
+    assert row["products"] > 2 * 10 * 2 and row["line_search_steps"] >= 1
+    assert row["ratio"] == row["step_s"] / row["products_s"] > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "simulator"), [("navigation_2d", "closed form"), ("hopper_params", "mujoco")]
+)
+def test_collection_beside_its_engine(name: str, simulator: str) -> None:
+    arguments = rollout.Arguments(horizon=30, num_devices=2, num_threads=1, repeats=1)
+    row = rollout.measure(arguments, name, simulator, "fgsm", 2, 3)
+    assert row["envs"] == 6 and row["devices"] == 2 and row["steps_per_s"] > 0
+    if simulator == "closed form":
+        assert row["steps"] == 6 * 30 and row["ratio"] == "-"
+    else:
+        assert 6 * 3 < row["steps"] < 6 * 30, "robots that have fallen are not simulated"
+        assert row["ratio"] == pytest.approx(row["steps_per_s"] / row["raw_steps_per_s"])
+
+
+def test_which_engines_are_timed() -> None:
+    assert rollout.engines("navigation_2d", ("all",)) == ["closed form"]
+    assert rollout.engines("reacher", ("mjx",)) == ["mjx"]
+    found = rollout.engines("reacher", ("all",))
+    assert found[:2] == ["mujoco", "mjx"] and not any(name.startswith("brax") for name in found)
+
+
+def test_every_stage_of_a_run_is_timed() -> None:
+    config = replace(
+        QUICK,
+        seeds=(0, 1),
+        methods=("admrl",),
+        env=replace(QUICK.env, horizon=8),
+        num_devices=1,
+        defences=replace(QUICK.defences, adgan=AdGANTrainingConfig(warmup_steps=7)),
+        schedule=ScheduleConfig(pretrain_steps=10, finetune_steps=5, snapshot_every=5),
+        eval=replace(QUICK.eval, attacks=("adgan",), undefended_attacks=(), curve_attacks=("adgan",)),
+    )
+    *rows, whole = protocol.measure(config, repeats=1)
+    # One seed or attacker at a time, of three strengths; clean, and three strengths in three cells by two
+    # protocols; four policies in the curves, clean and attacked.
+    assert [(row["stage"], row["of"], row["runs"], row["lanes"], row["steps"]) for row in rows] == [
+        ("pretrain", "maml_trpo", 1, 2, 10),
+        ("warmup", "admrl", 1, 2, 7),
+        ("finetune", "admrl", 1, 2, 5),
+        ("attackers", "adgan", 1, 6, 2),
+        ("evaluation", "none", 1, 2, 1 + 4),
+        ("evaluation", "adgan", 1, 2, 3 * 3 * 2 + 4),
+    ]
+    assert {row["lanes_at_once"] for row in rows[:4]} == {1}
+    for row in rows:
+        assert row["hours"] == pytest.approx(row["runs"] * row["steps"] * row["step_s"] / 3600)
+        assert row["first_s"] > 0 < row["step_s"]
+    assert whole["stage"] == "whole run"
+    assert whole["hours"] == pytest.approx(sum(row["hours"] for row in rows))
+    assert protocol.count_cells(config) == 5 + 22
+
+
+def test_starts_are_timed_cold_and_warm() -> None:
+    rows = startup.measure("navigation_2d", startup.Arguments(preset="quick", repeats=1))
+    assert [row["start"] for row in rows] == ["cold", "warm"]
+    for row in rows:
+        assert 0 < row["one_step_s"] < row["to_first_step_s"]
+        assert row["start_up_s"] == row["to_first_step_s"] - row["one_step_s"]
+
+
+# Committed runs.
+
+
+def test_committed_policies_adapt_to_new_goals() -> None:
+    arguments = new_goals.Arguments(run=RESULTS / "navigation_2d", goals=30)
+    rows = new_goals.measure("maml", arguments)
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    for row in rows:
+        assert row["before"] < row["after"] - 5 * row["standard_error"]
+        assert row["direction_bound"] < 0
+    # Goals at distances 1, 2 and 6: who walks 2 is 1, 0 and 4 away.
+    goals = np.array([[1.0, 0.0], [0.0, -2.0], [6.0, 0.0]])
+    assert new_goals.direction_bound(goals, 10) == pytest.approx(-10 * 5 / 3)
+
+
+def test_learning_is_read_from_packed_metrics() -> None:
+    name, pre, post = learning.read_curves(RESULTS / "learning" / "reacher", 90)
+    assert name == "reacher" and pre.shape == post.shape and pre.shape[0] == 90
+    row = learning.summarise(name, post, pre, 10)
+    assert row["outer steps"] == 90 and row["gain"] > 5 * row["standard error"]
+    assert row["gain"] == pytest.approx(post[-10:].mean() - post[:10].mean())
+    panels = learning.draw({name: (pre, post), "again": (pre, post)}).axes
+    assert [ax.get_title() for ax in panels] == ["reacher", "again"]
+
+
+def test_the_table_of_results_has_the_numbers_of_the_run() -> None:
+    results = read_results(RESULTS / "navigation_2d")
+    title, _, header, _, *lines = results_table.run_table(results).splitlines()
+    assert title.startswith("`navigation_2d`, seeds 0, 1, 2; doing nothing returns ")
+    assert header.startswith("| method | before, clean | after, clean | adGAN, adaptive, 0.1 |")
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == ["MAML", "Random", "FGSM", "adMRL"]
+    posts = [row["post"] for row in results["rows"] if (row["method"], row["attack"]) == ("fgsm", "none")]
+    cell = f"{np.mean(posts):.1f} [{min(posts):.1f}, {max(posts):.1f}]"
+    assert lines[2].split(" | ")[2] == cell
+
+
+def test_bounds_of_mjx_are_judged_at_states_that_a_policy_visits() -> None:
+    # The reacher has no contacts, so any bound is as good; its program is MJX's smallest.
+    arguments = mjx_solver.Arguments(iterations=(2,), line_search=(3,), states=16, episodes=1, repeats=1)
+    engine, bounded = mjx_solver.measure(RESULTS / "learning" / "reacher", arguments)
+    assert (engine["engine"], bounded["engine"]) == ("mujoco", "mjx")
+    assert (bounded["iterations"], bounded["line search"]) == (2, 3)
+    assert bounded["qvel error, median"] <= bounded["99 %"] <= bounded["largest"] < 1e-3
+    assert bounded["return"] == pytest.approx(engine["return"], abs=1.0)
+
+
+# The accelerator script.
 
 
 @pytest.mark.parametrize("tiny", [True, False])

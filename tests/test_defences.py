@@ -74,7 +74,9 @@ def test_devices_together_hold_the_radii_of_one() -> None:
     def radii(step: jax.Array, axis: TaskAxis) -> jax.Array:
         return defence.expose((), step, UNITS, 8, axis).query.radius
 
-    spread = devices.spread(functools.partial(radii, axis=devices.axis), PartitionSpec(), PartitionSpec(TASKS))
+    spread = devices.spread(
+        functools.partial(radii, axis=devices.axis), PartitionSpec(), PartitionSpec(TASKS)
+    )
     np.testing.assert_array_equal(jax.jit(spread)(jnp.int32(1)), radii(jnp.int32(1), TaskAxis()))
 
 

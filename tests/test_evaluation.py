@@ -72,7 +72,10 @@ def test_do_nothing_returns_golden() -> None:
 
 def test_observation_units_are_those_of_valid_steps() -> None:
     # True observations, not the perturbed ones; what hardly varies has scale 0, which keeps attacks off it.
-    support, query = random_experience(0, (3, 1, 2, 5), obs_size=3), random_experience(1, (3, 2, 5), obs_size=3)
+    support, query = (
+        random_experience(0, (3, 1, 2, 5), obs_size=3),
+        random_experience(1, (3, 2, 5), obs_size=3),
+    )
     support, query = (
         x._replace(trajectory=x.trajectory._replace(obs=x.trajectory.obs.at[..., 2].set(7.0)))
         for x in (support, query)

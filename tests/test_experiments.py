@@ -1,6 +1,7 @@
 """Entrypoints at toy size: a whole run, kill and resume to the same bits, clear refusals."""
 
 import csv
+import dataclasses
 import importlib
 import json
 import math
@@ -11,35 +12,44 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import pytest
+from conftest import TOY_STRENGTHS
 
 from admrl_jax import simulators
+from admrl_jax.attacks.registry import ATTACKS
 from admrl_jax.config import (
-    METHODS,
+    MACHINE_SETTINGS,
+    AttackerConfig,
     Config,
+    DefenceConfigs,
     EvalConfig,
-    MAMLConfig,
     ScheduleConfig,
-    TrainConfig,
     flatten,
     from_dict,
 )
-from admrl_jax.env_config import ENV_CONFIGS
-from admrl_jax.envs import Navigation2D
-from admrl_jax.run_log import Progress
+from admrl_jax.defences.adgan import AdGANTrainingConfig
+from admrl_jax.defences.registry import DEFENCES
+from admrl_jax.envs.navigation import Navigation2D
+from admrl_jax.envs.registry import ENVS
+from admrl_jax.methods import METHODS, PAPER_METHODS
+from admrl_jax.protocol.command_line import label_of, main
+from admrl_jax.protocol.eval_stages import MetaTest
+from admrl_jax.protocol.eval_stages import Test as OneAttack
+from admrl_jax.protocol.session import open_session
+from admrl_jax.runs.directory import open_run
+from admrl_jax.runs.progress import Progress
+from admrl_jax.runs.signals import Interrupted
+from admrl_jax.sampling import SamplingConfig
 from benchmarks.protocol import count_cells
 from experiments import halfcheetah_dir, navigation_2d
-from experiments.__main__ import run as run_by_name
-from experiments.command_line import main
-from experiments.context import Context, Interrupted
-from experiments.eval_stages import EvalStages
-from tests.faults.damaged import truncate
-from tests.faults.toy_runs import TOY, fingerprint
+from experiments.train import run as run_by_name
+from faults.damaged import truncate
+from faults.toy_runs import TOY, fingerprint
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 ROOT = Path(__file__).parent.parent
@@ -51,15 +61,7 @@ def run(argv: list[str], module=navigation_2d) -> int:
 
 
 def toy(run_dir: Path) -> list[str]:
-    return [*TOY, "--eval.strengths", "0.1", "0.2", f"--run-dir={run_dir}"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, compilation_cache: None) -> Path:
-    """An uninterrupted toy run of 2D navigation."""
-    directory = tmp_path_factory.mktemp("runs") / "whole"
-    assert run(toy(directory)) == 0
-    return directory
+    return [*TOY, *TOY_STRENGTHS, f"--run-dir={run_dir}"]
 
 
 def test_run_leaves_every_result(finished: Path) -> None:
@@ -68,7 +70,8 @@ def test_run_leaves_every_result(finished: Path) -> None:
     # clean + (gaussian, l2_noise, fgsm, adgan x 2 protocols) x 2 strengths x 3 cells; maml also without GAN.
     per_method = 1 + 5 * 2 * 3
     assert len(rows) == 4 * per_method + 2 * 3
-    assert {row["method"] for row in rows} == set(METHODS)
+    assert {row["method"] for row in rows} == set(results["methods"]) == set(PAPER_METHODS)
+    assert {row["attack"] for row in rows} == set(results["attacks"])
     floor = results["floor"]
     assert -8 < floor < 0
     cells = {(r["method"], r["attack"], r["strength"], r["protocol"], r["support"], r["query"]) for r in rows}
@@ -80,13 +83,16 @@ def test_run_leaves_every_result(finished: Path) -> None:
         "the benchmark counts them all"
     )
     lines = (finished / "metrics.csv").read_text().splitlines()
-    # pretrain 6, warmup 2, four arms of 4, five attackers of 2 updates at 2 strengths.
+    # pretrain 6, warmup 2, four methods of 4, five attackers of 2 updates at 2 strengths.
     assert len(lines) == 1 + 6 + 2 + 4 * 4 + 5 * 2 * 2
-    for name in ("report.md", "config.json", "trajectories.npz", "figures/strength.png"):
+    stages = {row["stage"] for row in csv.DictReader(lines)}
+    attackers = {f"attack-{name}-{s}" for name in ("adgan", "adgan_no_gan") for s in (0.1, 0.2)}
+    assert stages == {"pretrain", "warmup", "finetune"} | attackers
+    for name in ("report.md", "config.json", "trajectories.npz", "policies.npz", "figures/strength.png"):
         assert (finished / name).stat().st_size > 0
 
 
-def test_pretraining_is_shared_and_arms_differ(finished: Path) -> None:
+def test_pretraining_is_shared_and_methods_differ(finished: Path) -> None:
     rows = json.loads((finished / "results.json").read_text())["rows"]
     clean = {r["method"]: r["post"] for r in rows if r["attack"] == "none"}
     assert len(set(clean.values())) == 4
@@ -120,12 +126,12 @@ def test_killed_and_interrupted_run_gives_the_same_bits(finished: Path, tmp_path
     process.communicate()
     assert not (directory / "results.json").exists()
 
-    # SIGTERM, as from a job manager, and SIGINT in the middle of an arm: saved, exit code 143 or 130, the
+    # SIGTERM, as from a job manager, and SIGINT in the middle of a method: saved, exit code 143 or 130, the
     # command that goes on.
     arguments = [*argv, "--resume"]
-    for number, arm, code in ((signal.SIGTERM, "maml", 143), (signal.SIGINT, "random", 130)):
+    for number, method, code in ((signal.SIGTERM, "maml", 143), (signal.SIGINT, "random", 130)):
         process = subprocess_run(arguments)
-        wait_for((directory / "checkpoints" / f"finetune-{arm}").exists, process)
+        wait_for((directory / "checkpoints" / f"finetune-{method}").exists, process)
         process.send_signal(number)
         errors = process.communicate(timeout=300)[1]
         assert process.returncode == code, errors
@@ -134,8 +140,9 @@ def test_killed_and_interrupted_run_gives_the_same_bits(finished: Path, tmp_path
         arguments = shlex.split(command)[3:]
 
     assert run(arguments) == 0
-    for name in ("results.json", "metrics.csv", "config.json", "report.md", "trajectories.npz"):
+    for name in ("results.json", "metrics.csv", "config.json", "report.md"):
         assert (directory / name).read_bytes() == (finished / name).read_bytes(), name
+    assert fingerprint(directory) == fingerprint(finished)
 
 
 def test_finished_run_is_not_run_again(finished: Path, capsys: pytest.CaptureFixture) -> None:
@@ -160,9 +167,9 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture, *words: str) -> None
         ("--simulator=pybullet", ("simulator", "pybullet", "mujoco")),
         ("--preset=fast", ("preset", "fast", "quick")),
         ("--schedule.finetune-steps=-1", ("schedule.finetune_steps", "-1", "from 1 to 1000000")),
-        ("--train.maml.num-tasks=0", ("train.maml.num_tasks", "0", "from 1 to 10000")),
+        ("--sampling.num-tasks=0", ("sampling.num_tasks", "0", "from 1 to 10000")),
         ("--units=metres", ("units", "metres", "normalised")),
-        ("--train.adversary.gan-loss=wgan", ("gan_loss", "wgan", "lsgan")),
+        ("--attacks.adgan.gan-loss=wgan", ("gan_loss", "wgan", "lsgan")),
         ("--schedule.checkpoint-every=7", ("schedule.checkpoint_every", "7", "multiple")),
     ],
 )
@@ -178,10 +185,17 @@ def test_bad_strength_is_named(tmp_path: Path, capsys) -> None:
 
 
 def test_unknown_environment_is_named(capsys) -> None:
-    assert run_by_name(["walker"]) == 2
-    assert "'walker'" in capsys.readouterr().err
-    assert run_by_name([]) == 2
-    assert "navigation_2d" in capsys.readouterr().err
+    for argv, words in (
+        (["--env=walker"], "env: 'walker' is not accepted; accepted: navigation_2d, "),
+        (["--env"], "env: '' is not accepted; accepted: navigation_2d, "),
+        ([], "env: '' is not accepted; accepted: navigation_2d, "),
+        (["--preset=quick"], "env: '' is not accepted; accepted: navigation_2d, "),
+        (["--env=custom"], "env: 'custom' is not accepted; accepted: navigation_2d, "),
+    ):
+        assert run_by_name(argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {words}") and error.count("\n") == 1, error
+        assert "module:function" in error
 
 
 def test_missing_simulator_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
@@ -197,8 +211,8 @@ def test_missing_simulator_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_run_directory_is_never_overwritten(finished: Path, tmp_path: Path, capsys) -> None:
     saved = (finished / "results.json").read_bytes()
     refused(toy(finished), capsys, "holds this run already", "--resume")
-    other = [*toy(finished), "--resume", "--train.maml.inner-lr=0.2"]
-    refused(other, capsys, "another config", "train.maml.inner_lr: 0.1 -> 0.2")
+    other = [*toy(finished), "--resume", "--learners.maml-trpo.inner-lr=0.2"]
+    refused(other, capsys, "another config", "learners.maml_trpo.inner_lr: 0.1 -> 0.2")
     assert (finished / "results.json").read_bytes() == saved
     (tmp_path / "notes.txt").write_text("mine")
     refused(["--preset=quick", f"--run-dir={tmp_path}"], capsys, "not empty")
@@ -207,8 +221,6 @@ def test_run_directory_is_never_overwritten(finished: Path, tmp_path: Path, caps
 
 
 def test_second_run_in_one_directory_is_refused(finished: Path, capsys) -> None:
-    from admrl_jax.run_log import open_run
-
     config = from_dict(json.loads((finished / "config.json").read_text()))
     lock = open_run(finished, config, resume=True)
     refused([*toy(finished), "--resume"], capsys, "in use")
@@ -252,16 +264,17 @@ def test_an_interrupted_evaluation_lets_go_of_the_terminal(
 ) -> None:
     closed = []
     monkeypatch.setattr(Progress, "close", lambda progress: closed.append(progress))
-    stages = EvalStages(Context(navigation_2d.PRESETS["quick"], tmp_path))
+    test = MetaTest(open_session(navigation_2d.PRESETS["quick"], tmp_path))
 
     def interrupted(*_) -> None:
         raise Interrupted(signal.SIGINT)
 
-    monkeypatch.setattr(stages, "evaluate", interrupted)
-    victim = SimpleNamespace(policy_params=())
+    monkeypatch.setattr(test._evaluator, "evaluate", interrupted)
+    state = SimpleNamespace(learner=SimpleNamespace(meta_params=()), units=())
+    policies: dict = {"arms": {"maml": SimpleNamespace(state=state, snapshots=())}}
     for stage in (
-        lambda: stages._test("maml", victim, "none", "", [()]),
-        lambda: stages._curve("maml", victim, (), [1], "none", ()),
+        lambda: test.run("maml", policies["arms"]["maml"], [OneAttack("none", "", [()])]),
+        lambda: test.curves("maml", SimpleNamespace(state=state), policies["arms"]),
     ):
         closed.clear()
         with pytest.raises(Interrupted):
@@ -359,7 +372,7 @@ def test_a_run_moves_from_one_device_to_two(finished: Path, tmp_path: Path) -> N
         assert math.isclose(first, same, rel_tol=tolerance), name
     assert run([*toy(directory), "--resume", "--until=finetune"]) == 0
     rows = list(csv.DictReader((directory / "metrics.csv").read_text().splitlines()))
-    assert {row["method"] for row in rows} == {"pretrain", *METHODS}
+    assert {row["method"] for row in rows} == {"pretrain", *PAPER_METHODS}
 
 
 def rows_by_key(directory: Path) -> dict[tuple[str, ...], dict[str, str]]:
@@ -367,81 +380,113 @@ def rows_by_key(directory: Path) -> dict[tuple[str, ...], dict[str, str]]:
     return {(row["seed"], row["method"], row["stage"], row["step"]): row for row in rows}
 
 
-def test_arms_train_side_by_side_in_one_program(finished: Path, tmp_path: Path, capsys) -> None:
+@pytest.fixture(scope="module")
+def seeds_apart(tmp_path_factory: pytest.TempPathFactory, compilation_cache: None) -> Path:
+    """A fine-tuned toy run of two seeds, one after the other."""
+    directory = tmp_path_factory.mktemp("runs") / "apart"
+    assert run([*toy(directory), *TWO_SEEDS, "--lanes=1"]) == 0
+    return directory
+
+
+TWO_SEEDS = ("--seeds", "0", "1", "--methods", "maml", "admrl", "--until=finetune")
+
+
+def test_lanes_are_computed_side_by_side_or_one_by_one(seeds_apart: Path, tmp_path: Path) -> None:
     directory = tmp_path / "together"
-    argv = [*toy(directory), "--lanes=4"]
-    shutil.copytree(
-        finished / "checkpoints" / "pretrain-pretrain", directory / "checkpoints/pretrain-pretrain"
-    )
-    shutil.copytree(finished / "checkpoints" / "warmup-admrl", directory / "checkpoints/warmup-admrl")
-    shutil.copy(finished / "config.json", directory)
-    assert run([*argv, "--resume"]) == 0
-    shown = capsys.readouterr().err
-    assert "4 arms: finetune" in shown, "one seed of four methods is four lanes"
-    assert "2 arms: adaptive" in shown, "one seed at two strengths is two lanes"
-    rows, alone = rows_by_key(directory), rows_by_key(finished)
-    assert rows.keys() == {key for key in alone if key[2] not in ("pretrain", "warmup")}
+    assert run([*toy(directory), *TWO_SEEDS, "--lanes=2"]) == 0
+    rows, alone = rows_by_key(directory), rows_by_key(seeds_apart)
+    assert list(rows) == list(alone)
+    assert {key[0] for key in rows} == {"0", "1"}
     for key, row in rows.items():
-        # Each has what it trains, and no more.
-        assert {name for name in row if row[name]} == {name for name in row if alone[key][name]}, key
-        if key[2:] == ("finetune", "7"):
-            # Each is under its own attack: in the first step only roundings differ.
+        assert {name for name in row if row[name]} == {name for name in alone[key] if alone[key][name]}, key
+        if key[2:] == ("pretrain", "1"):
+            # In the first step only roundings differ; later ones amplify them.
             for name in ("train/pre_return", "train/post_return", "train/env_steps", "attack/size"):
                 found, expected = float(row[name]), float(alone[key][name])
                 assert math.isclose(found, expected, rel_tol=1e-3, abs_tol=1e-6), (key, name)
-    # Killed between the checkpoints of two arms: all go on from the last step that they share.
-    prints = fingerprint(directory)
-    broken = tmp_path / "broken"
-    shutil.copytree(directory, broken)
-    shutil.rmtree(broken / "checkpoints" / "finetune-admrl" / "4")
-    assert run([*argv[:-2], f"--run-dir={broken}", "--lanes=4", "--resume", "--until=finetune"]) == 0
-    assert fingerprint(broken) == prints
+    # One seed after the other, each has the bits that it would have alone.
+    lonely = tmp_path / "lonely"
+    argv = [*toy(lonely), *TWO_SEEDS, "--seeds=1"]
+    assert run(argv) == 0
+    assert rows_by_key(lonely) == {key: row for key, row in alone.items() if key[0] == "1"}
 
 
-def test_arms_that_come_from_different_places_train_one_by_one(
-    finished: Path, tmp_path: Path, capsys
+def test_a_run_goes_on_with_other_lanes(seeds_apart: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "changed"
+    shutil.copytree(seeds_apart, directory)
+    shutil.rmtree(directory / "checkpoints" / "finetune-admrl" / "4")
+    argv = [*toy(directory), *TWO_SEEDS, "--lanes=2", "--task-block=2", "--resume"]
+    assert run(argv) == 0
+    assert (directory / "checkpoints" / "finetune-admrl" / "4").is_dir()
+    # What was there was not computed again.
+    rows, before = rows_by_key(directory), rows_by_key(seeds_apart)
+    assert list(rows) == list(before)
+    changed = {key[1:] for key in rows if rows[key] != before[key]}
+    assert changed <= {("admrl", "finetune", step) for step in ("9", "10")}, changed
+
+
+def test_seeds_that_were_interrupted_together_go_on_to_the_same_bits(
+    seeds_apart: Path, tmp_path: Path
 ) -> None:
-    directory = tmp_path / "uneven"
+    directory = tmp_path / "broken"
+    shutil.copytree(seeds_apart, directory)
+    shutil.rmtree(directory / "checkpoints" / "finetune-admrl")
+    shutil.rmtree(directory / "checkpoints" / "finetune-maml" / "4")
+    assert run([*toy(directory), *TWO_SEEDS, "--lanes=1", "--resume"]) == 0
+    assert (directory / "metrics.csv").read_bytes() == (seeds_apart / "metrics.csv").read_bytes()
+    assert (directory / "policies.npz").read_bytes() == (seeds_apart / "policies.npz").read_bytes()
+
+
+def test_machine_settings_make_no_other_protocol(finished: Path, tmp_path: Path) -> None:
+    presets = navigation_2d.PRESETS
+    values = {"simulator": "mjx", "num_threads": 3, "num_devices": 2, "lanes": 2, "task_block": 2}
+    assert set(values) == set(MACHINE_SETTINGS)
+    for name, preset in presets.items():
+        assert label_of(preset, name, presets) == name
+        assert label_of(replace(preset, seeds=(7,), **values), name, presets) == name
+        for change in ({"units": "normalised"}, {"methods": ("maml",)}):
+            assert label_of(replace(preset, **change), name, presets) == "custom"
+        schedule = replace(preset.schedule, finetune_steps=3)
+        assert label_of(replace(preset, schedule=schedule), name, presets) == "custom"
+    # And with none of them, but for the engine, is a run another one.
+    directory = tmp_path / "elsewhere"
     shutil.copytree(finished, directory)
-    for name in ("random", "admrl"):
-        shutil.rmtree(directory / "checkpoints" / f"finetune-{name}")
-    assert run([*toy(directory), "--lanes=4", "--resume", "--until=finetune"]) == 0
-    assert "4 arms" not in capsys.readouterr().err
-    assert fingerprint(directory) == fingerprint(finished)
+    saved = fingerprint(finished)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if name != "simulator"]
+    assert run([*toy(directory), *flags, "--resume", "--until=finetune"]) == 0
+    assert fingerprint(directory) == saved
+
+
+def test_another_engine_is_another_run(finished: Path, capsys) -> None:
+    refused([*toy(finished), "--simulator=mjx", "--resume"], capsys, "another config: simulator: auto -> mjx")
 
 
 def test_devices_must_divide_the_tasks(tmp_path: Path, capsys) -> None:
     argv = [*toy(tmp_path / "never"), "--num-devices=3"]
-    refused(argv, capsys, "num_devices: 3 is not accepted", "a divisor of train.maml.num_tasks (2)")
+    refused(argv, capsys, "num_devices: 3 is not accepted", "a divisor of sampling.num_tasks (2)")
 
 
-def tiny(preset: Config) -> Config:
+def tiny(preset: Config, **changes) -> Config:
     """Every stage once, on as little as possible."""
-    return replace(
-        preset,
-        env=replace(preset.env, horizon=4),
-        train=TrainConfig(maml=MAMLConfig(num_tasks=2, num_trajectories=2)),
-        schedule=ScheduleConfig(
-            pretrain_steps=1,
-            warmup_steps=1,
-            finetune_steps=1,
-            chunk_steps=1,
-            checkpoint_every=1,
-            snapshot_every=1,
+    settings = {
+        "env": replace(preset.env, horizon=4),
+        "sampling": SamplingConfig(num_tasks=2, num_trajectories=2),
+        "defences": DefenceConfigs(adgan=AdGANTrainingConfig(warmup_steps=1)),
+        "schedule": ScheduleConfig(
+            pretrain_steps=1, finetune_steps=1, chunk_steps=1, checkpoint_every=1, snapshot_every=1
         ),
-        eval=EvalConfig(
+        "eval": EvalConfig(
             num_tasks=2,
             num_trajectories=2,
             strengths=(0.2,),
-            adaptive_steps=1,
-            adaptive_tasks=2,
-            adaptive_trajectories=2,
+            attacker=AttackerConfig(steps=1, num_tasks=2, num_trajectories=2),
         ),
-        units="normalised",
-    )
+        "units": "normalised",
+    }
+    return replace(preset, **settings | changes)
 
 
-@pytest.mark.parametrize("name", sorted(ENV_CONFIGS.keys() - {"navigation_2d", "halfcheetah_dir"}))
+@pytest.mark.parametrize("name", sorted(ENVS.keys() - {"navigation_2d", "halfcheetah_dir", "custom"}))
 def test_every_experiment_trains_under_attack(name: str, tmp_path: Path) -> None:
     module = importlib.import_module(f"experiments.{name}")
     assert set(module.PRESETS) == {"paper", "quick"}
@@ -449,18 +494,52 @@ def test_every_experiment_trains_under_attack(name: str, tmp_path: Path) -> None
     argv = [f"--run-dir={tmp_path / name}", "--preset=quick", "--until=finetune"]
     assert main(f"experiments.{name}", "", {"quick": tiny(module.PRESETS["quick"])}, argv) == 0
     rows = list(csv.DictReader((tmp_path / name / "metrics.csv").read_text().splitlines()))
-    assert {row["method"] for row in rows if row["stage"] == "finetune"} == set(METHODS)
+    assert {row["method"] for row in rows if row["stage"] == "finetune"} == set(PAPER_METHODS)
     assert all(math.isfinite(float(row["train/post_return"])) for row in rows)
     assert not (tmp_path / name / "report.md").exists()
 
 
+def test_parts_beyond_the_papers_go_through_every_stage(tmp_path: Path) -> None:
+    """Every other learner, defence and attack; no method has an opponent that learns."""
+    usual = EvalConfig()
+    others = [name for name in ATTACKS if name != "none" and name not in usual.all_attacks]
+    methods = [name for name in METHODS if name not in PAPER_METHODS]
+    assert {METHODS[name].learner for name in methods} >= {"promp"}
+    assert {METHODS[name].defence for name in (*methods, *PAPER_METHODS)} == set(DEFENCES)
+    directory = tmp_path / "others"
+    argv = ["--preset=quick", f"--run-dir={directory}", "--methods", *methods, "--eval.attacks", *others]
+    argv += ["--eval.undefended-attacks", "--eval.curve-attacks", "adgan", "pgd"]
+    assert main("experiments.any", "", {"quick": tiny(navigation_2d.PRESETS["quick"])}, argv) == 0
+    results = json.loads((directory / "results.json").read_text())
+    rows = results["rows"]
+    assert {(row["method"], row["attack"]) for row in rows} == {
+        (method, attack) for method in methods for attack in ("none", *others)
+    }
+    protocols = {row["protocol"] for row in rows if ATTACKS[row["attack"]].make_trainer is not None}
+    assert protocols == {"adaptive"}, "no attacker was trained along"
+    # A curve under an attack that learns needs a method that was trained against it.
+    assert {row["attack"] for row in results["curves"]} == {"none", "pgd"}
+    stages = {(row["method"], row["stage"]) for row in csv.DictReader((directory / "metrics.csv").open())}
+    learners = {name for name, stage in stages if stage == "pretrain"}
+    assert len(learners) == len({METHODS[name].learner for name in methods}), "one pre-training per learner"
+    report = (directory / "report.md").read_text()
+    for name in methods:
+        assert METHODS[name].label in report
+    for name in others:
+        assert ATTACKS[name].threat.label in report
+
+
 def test_a_run_at_the_ends_of_schedule_and_meta_test(tmp_path: Path) -> None:
-    counts = [f"schedule.{f.name}" for f in fields(ScheduleConfig)] + [
-        f"eval.{f.name}" for f in fields(EvalConfig) if f.name not in ("strengths", "curve_strength", "seed")
+    config = navigation_2d.PRESETS["quick"]
+    counts = [f"schedule.{f.name}" for f in dataclasses.fields(ScheduleConfig)]
+    counts += [
+        name
+        for name, value in flatten(config).items()
+        if name.startswith("eval.") and isinstance(value, int) and name != "eval.seed"
     ]
-    counts += [f"train.maml.{name}" for name in ("num_tasks", "num_trajectories")]
-    counts += ["train.adversary.num_minibatches", "env.horizon"]
-    settings = dict.fromkeys(counts, 1) | {"schedule.warmup_steps": 0, "eval.curve_strength": 1e6}
+    counts += ["sampling.num_tasks", "sampling.num_trajectories", "env.horizon"]
+    counts += [name for name in flatten(config) if name.endswith("num_minibatches")]
+    settings = dict.fromkeys(counts, 1) | {"defences.adgan.warmup_steps": 0, "eval.curve_strength": 1e6}
     settings |= {"seeds": 2**31 - 1, "eval.seed": 2**31 - 1}
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     argv += ["--preset=quick", "--eval.strengths", "1e-6", "1e6", f"--run-dir={tmp_path / 'ends'}"]
@@ -475,7 +554,7 @@ def test_until_refuses_unknown_stages(tmp_path: Path, capsys) -> None:
     refused(
         ["--preset=quick", "--until=lunch", f"--run-dir={tmp_path / 'never'}"],
         capsys,
-        "until: 'lunch' is not known; accepted: pretrain, finetune, report",
+        "until: 'lunch' is not accepted; accepted: one of pretrain, finetune, report",
     )
     assert not (tmp_path / "never").exists()
 

@@ -38,9 +38,7 @@ def test_conjugate_gradient_stops_when_asked_and_reports_its_residual() -> None:
 def test_solve_gives_dependent_columns_no_weight() -> None:
     # The third column is the sum of the first two but for rounding, which made its pivot negative.
     base = np.array([[1, 0.25, 1.25], [0.25, 1, 1.25], [1.25, 1.25, 2.5 - 1e-6]])
-    ours = solve_positive_definite(
-        jnp.asarray(base, jnp.float32), jnp.asarray([1.0, -1.0, 0.0], jnp.float32)
-    )
+    ours = solve_positive_definite(jnp.asarray(base, jnp.float32), jnp.asarray([1.0, -1.0, 0.0], jnp.float32))
     np.testing.assert_allclose(ours, [4 / 3, -4 / 3, 0], rtol=1e-5)
 
 

@@ -138,9 +138,7 @@ def test_a_larger_kl_weight_keeps_the_policy_nearer(run) -> None:
 
     def moved(weight: float) -> float:
         new, _ = update(state, batch, weight)
-        divergence = gaussian.kl(
-            POLICY.apply(state.meta_params, obs), POLICY.apply(new.meta_params, obs)
-        )
+        divergence = gaussian.kl(POLICY.apply(state.meta_params, obs), POLICY.apply(new.meta_params, obs))
         return float(divergence.mean())
 
     assert moved(100.0) < 0.7 * moved(0.0)

@@ -69,9 +69,7 @@ STILL = Policy(lambda key: (), lambda params, obs: Gaussian(jnp.zeros(1), jnp.ze
 @functools.cache
 def counter_rollout():
     """One compiled episode of the counter."""
-    run = functools.partial(
-        rollout, env=Counter(), policy=STILL, attack=no_attack(), budget=Budget(0.0)
-    )
+    run = functools.partial(rollout, env=Counter(), policy=STILL, attack=no_attack(), budget=Budget(0.0))
     return jax.jit(lambda task: run((), (), jax.random.key(0), task))
 
 

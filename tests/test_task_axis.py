@@ -1,4 +1,4 @@
-"""The axis over tasks: blocks of any size give the same sums, and devices hold their share of the same keys."""
+"""The axis over tasks: blocks of any size give the same, and devices hold their share of the same keys."""
 
 import functools
 
@@ -50,7 +50,9 @@ def test_blocks_of_trees_equal_all_at_once(block: int) -> None:
         return jnp.sum(jnp.square(jnp.tanh(task["x"] @ weights) - task["y"]))
 
     one = functools.partial(jax.value_and_grad(loss), weights)
-    some = jax.value_and_grad(lambda weights, block: jnp.sum(jax.vmap(functools.partial(loss, weights))(block)))
+    some = jax.value_and_grad(
+        lambda weights, block: jnp.sum(jax.vmap(functools.partial(loss, weights))(block))
+    )
     each, expected = jax.vmap(one)(data), jax.tree.map(lambda x: jnp.sum(x, 0), jax.vmap(one)(data))
     axis = TaskAxis(block)
     for ours, theirs in (

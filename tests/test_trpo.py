@@ -101,9 +101,7 @@ def test_update_golden() -> None:
     # whose KL is max_kl / (1 + damping), within the bound at the first candidate.
     gradient = jnp.array([3.0, 4.0])
     old = jnp.array([1.0, -1.0])
-    new, info = update_shift(
-        old, lambda new, old: jnp.sum(new.mean * gradient), max_kl=0.02, cg_damping=1e-3
-    )
+    new, info = update_shift(old, lambda new, old: jnp.sum(new.mean * gradient), max_kl=0.02, cg_damping=1e-3)
     size = (2 * 0.02 / 1.001) ** 0.5
     np.testing.assert_allclose(new, old - size * gradient / 5, rtol=1e-5)
     np.testing.assert_allclose(info.kl, 0.02 / 1.001, rtol=1e-4)
@@ -118,9 +116,7 @@ def test_update_backtracks_until_the_loss_falls() -> None:
     # Loss |mean|^2 from 0.01 with a full step of sqrt(0.02) = 0.1414 > 2 * 0.01: only candidates shorter
     # than 0.02 lower it. 0.1414 * 0.5^k < 0.02 first at k = 3, the fourth candidate.
     old = jnp.array([0.01, 0.0])
-    new, info = update_shift(
-        old, lambda new, old: jnp.sum(new.mean**2), max_kl=0.01, backtrack_ratio=0.5
-    )
+    new, info = update_shift(old, lambda new, old: jnp.sum(new.mean**2), max_kl=0.01, backtrack_ratio=0.5)
     assert info.accepted == 1 and info.line_search_steps == 4
     np.testing.assert_allclose(new, [0.01 - 0.02**0.5 / 8, 0], rtol=1e-3, atol=1e-7)
     np.testing.assert_allclose(info.loss_after, jnp.sum(new**2), rtol=1e-6)

@@ -38,8 +38,9 @@ class ProMPConfig:
 def likelihood_ratio_loss(params: Params, experience: Experience, *, policy: Policy) -> jax.Array:
     """Inner loss `[]` of one task: minus the mean of probability ratio x advantage.
 
-    The ratio is to the policy that collected the data. Its value is the inner loss of MAML, and its second
-    derivative, unlike MAML's, is that of the expected return (the DiCE estimator of ProMP, Eq. 10).
+    The ratio is to the policy that collected the data. There its gradient is that of MAML's inner loss; its
+    second derivative, unlike MAML's, has the terms by which adaptation changes what is sampled (ProMP's
+    low-variance curvature estimator).
 
     Args:
         params: policy parameters.

@@ -63,7 +63,7 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
     if label != "paper" and session.journal.writes:
         print(f"{label} settings: the numbers of this run are not the paper's", file=sys.stderr)
     again = [argument for argument in argv if argument != "--resume"]
-    command = shlex.join(["python", "-m", module, *again, "--resume"])
+    command = shlex.join(["python", "-m", *module.split(), *again, "--resume"])
     try:
         return _run(session, label, arguments.until, command)
     finally:
