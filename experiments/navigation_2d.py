@@ -22,7 +22,7 @@ from admrl_jax.sampling import SamplingConfig
 PAPER = Config(
     env=NavigationConfig(),
     seeds=(0, 1, 2),
-    # Exploration that stays wide: docs/environments.md, "2D navigation".
+    # Exploration that stays wide: docs/appendix_tuning.md.
     policy=PolicyConfig(min_std=0.5),
     sampling=SamplingConfig(num_tasks=20),
     # Short, damped steps, which do not wander off once nothing is left to learn: same place.

@@ -212,7 +212,7 @@ def test_more_gradient_steps_change_the_action_more() -> None:
     noise = mean_action_change(perturbed(make_attack("l2_noise", VICTIM)), obs, params)
     one, three = (mean_action_change(moved[steps], obs, params) for steps in (1, 3))
     # One step along the gradient finds most of what noise of the same size misses.
-    assert three >= one > 1.3 * noise
+    assert three > 1.1 * one > 1.4 * noise
     assert three > 1.5 * noise
     for x in moved.values():
         measured = L2_NOISE.measure(obs, x, budget)

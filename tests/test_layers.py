@@ -50,7 +50,9 @@ def room_of(module: str) -> str:
     return room
 
 
-PURE = [name for name in MODULES if name and room_of(name) != ENGINES and LEVEL_OF[room_of(name)] < HOST_LEVEL]
+PURE = [
+    name for name in MODULES if name and room_of(name) != ENGINES and LEVEL_OF[room_of(name)] < HOST_LEVEL
+]
 
 
 def imports(module: str) -> set[str]:

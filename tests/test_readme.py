@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from admrl_jax.config import Config, flatten
-from admrl_jax.env_config import ENV_CONFIGS
-from experiments.arguments import parse
+from admrl_jax.envs.base import BuiltInConfig
+from admrl_jax.envs.registry import ENVS
+from admrl_jax.protocol.arguments import parse
 
 ROOT = Path(__file__).parent.parent
+BUILT_IN = {name for name, spec in ENVS.items() if issubclass(spec.config, BuiltInConfig)}
 
 
 def definitions() -> list[tuple[str, str]]:
@@ -27,7 +29,7 @@ def definitions() -> list[tuple[str, str]]:
         patterns = re.findall(r"`([^`]+)`", environments)
         assert patterns and environments == ", ".join(f"`{pattern}`" for pattern in patterns), line
         for pattern in patterns:
-            names = [name for name in ENV_CONFIGS if fnmatch(name, pattern)]
+            names = [name for name in sorted(BUILT_IN) if fnmatch(name, pattern)]
             assert names, f"{pattern} names no environment"
             pairs += [(name, "" if flags == "none" else flags.strip("`")) for name in names]
     return pairs
@@ -46,15 +48,18 @@ def run_examples(document: Path, count: int) -> dict:
     return namespace
 
 
-def test_examples_of_the_readme() -> None:
-    namespace = run_examples(ROOT / "README.md", 3)
-    post = namespace["metrics"]["train/post_return"]
-    assert post[-1] > post[0], "ten steps of MAML should improve the return after adaptation"
-    attacked = namespace["result"].returns
-    assert attacked.shape == (8, 2, 8)
+def test_examples_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(ROOT)
+    namespace = run_examples(ROOT / "README.md", 2)
+    printed = re.findall(r"-\d+\.\d+", capsys.readouterr().out)
+    training, (_, clean, _, attacked) = printed[:10], map(float, printed[10:])
+    assert float(training[-1]) > float(training[1]) + 10, "five steps improve the return after adaptation"
+    metrics = namespace["metrics"]
+    assert 0 < metrics["attack/size"] <= 0.2 + 1e-6 and metrics["attack/budget_excess"] == 0
+    assert namespace["history"].returns.shape == (1, 1, 5)
+    assert clean > -25, "the committed policy adapts"
+    assert attacked < clean - 3, "the attacker takes some of that away"
     assert namespace["result"].budget_excess == 0
-    moved = namespace["episode"].perturbed_obs - namespace["episode"].obs
-    assert abs(moved - 0.3).max() < 1e-6
 
 
 def test_examples_of_the_adapters() -> None:
@@ -68,7 +73,7 @@ def test_examples_of_the_adapters() -> None:
 def test_flags_of_the_definitions_are_accepted(environment: str, flags: str) -> None:
     presets: dict[str, Config] = importlib.import_module(f"experiments.{environment}").PRESETS
     default, config = presets["paper"], parse("", "", presets, flags.split()).config
-    assert type(config.env) is ENV_CONFIGS[environment]
+    assert type(config.env) is ENVS[environment].config
     before, after = flatten(default), flatten(config)
     changed = {name for name in after if after[name] != before[name]}
     named = re.findall(r"--(?:env\.no-|env\.)([a-z-]+)", flags)
@@ -78,4 +83,27 @@ def test_flags_of_the_definitions_are_accepted(environment: str, flags: str) -> 
 
 def test_no_definition_stands_twice() -> None:
     assert len(set(DEFINITIONS)) == len(DEFINITIONS)
-    assert {environment for environment, _ in DEFINITIONS} == set(ENV_CONFIGS)
+    assert {environment for environment, _ in DEFINITIONS} == BUILT_IN
+
+
+def test_readme_names_every_environment_and_extra() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in text or f"experiments.{name}" in text for name in BUILT_IN)
+    section = (
+        (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
+    )
+    extras = re.findall(r"^(\w+) = \[", section, re.M)
+    assert len(extras) == 7
+    for page in (text, (ROOT / "docs" / "index.md").read_text()):
+        assert all(f"`{extra}`" in page for extra in extras)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+)
+def test_lines_of_prose_fit_a_screen(page: str) -> None:
+    code = False
+    for number, line in enumerate((ROOT / page).read_text().splitlines(), 1):
+        code ^= line.startswith("```")
+        free = line.startswith("|") or "](" in line
+        assert len(line) <= 120 or free, f"{page}:{number} has {len(line)} columns"

@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from admrl_jax.config import METHODS
-from admrl_jax.figures import frame
-from admrl_jax.report import number, report_text, spread, table, write_report
-from admrl_jax.results import PANELS, cell_values
-from admrl_jax.statistics import bootstrap_interval, interquartile_mean
+from admrl_jax.methods import PAPER_METHODS
+from admrl_jax.protocol.run import describe_attack, describe_method
+from admrl_jax.report.figures import frame
+from admrl_jax.report.results import cell_values
+from admrl_jax.report.tables import mean_and_range, rounded, table
+from admrl_jax.report.write import report_text, write_report
 
+PANELS = (
+    ("gaussian", ""),
+    ("l2_noise", ""),
+    ("fgsm", ""),
+    ("adgan", "paper"),
+    ("adgan", "adaptive"),
+    ("adgan_no_gan", "adaptive"),
+)
 FLOOR = -38.3
 STRENGTHS = (0.2, 0.5, 0.8)
 RESISTANCE = {"maml": 1.0, "random": 0.6, "fgsm": 0.9, "admrl": 0.5}
@@ -22,7 +31,7 @@ ATTACKED_CELLS = (("clean", "attacked"), ("attacked", "clean"), ("attacked", "at
 
 def make_rows(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     rows = []
-    for method in METHODS:
+    for method in PAPER_METHODS:
         for seed in seeds:
             base = {"method": method, "seed": seed, "strength": 0.0, "protocol": "", "attack_size": 0.0}
             clean = {
@@ -34,7 +43,7 @@ def make_rows(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
             }
             rows.append(base | clean)
             for attack, protocol in PANELS:
-                if protocol == "adaptive_no_gan" and method != "maml":
+                if attack == "adgan_no_gan" and method != "maml":
                     continue
                 for s in STRENGTHS:
                     for support, query in ATTACKED_CELLS:
@@ -61,7 +70,7 @@ def make_results(env: str = "navigation_2d", preset: str = "quick", seeds: tuple
             - seed
             - (attack != "none") * 8 * RESISTANCE.get(method, 1),
         }
-        for method in ("pretrain", *METHODS)
+        for method in ("pretrain", *PAPER_METHODS)
         for seed in seeds
         for attack in ("none", "gaussian", "fgsm", "adgan")
         for step in ((0, 10, 20, 30) if method == "pretrain" else (40, 50))
@@ -70,27 +79,28 @@ def make_results(env: str = "navigation_2d", preset: str = "quick", seeds: tuple
         "env": {"horizon": 100, "action_scale": 10.0},
         "seeds": list(seeds),
         "units": "paper",
-        "schedule": {"pretrain_steps": 30, "warmup_steps": 5, "finetune_steps": 20},
+        "schedule": {"pretrain_steps": 30, "finetune_steps": 20},
         "eval": {
             "strengths": list(STRENGTHS),
             "curve_strength": 0.2,
             "num_tasks": 40,
             "num_trajectories": 20,
-            "adaptive_steps": 15,
-            "adaptive_tasks": 20,
-            "adaptive_trajectories": 11,
-            "adaptive_epochs": 4,
+            "attacker": {"steps": 15, "num_tasks": 20, "num_trajectories": 11},
         },
-        "train": {
-            "noise_std": 1.0,
-            "fgsm_radius": 0.2,
-            "adversary": {"perturbation_bound": 0.2, "gan_weight": 0.8},
+        "defences": {
+            "none": {},
+            "noise": {"radius": 1.0},
+            "fgsm": {"radius": 0.2},
+            "adgan": {"perturbation_bound": 0.2, "warmup_steps": 5, "adversary": {}},
         },
     }
     return {
         "env": env,
         "preset": preset,
         "config": config,
+        "methods": {method: describe_method(method) for method in PAPER_METHODS},
+        "attacks": {name: describe_attack(name) for name in ("none", *dict(PANELS))},
+        "units": "raw observation units",
         "versions": {"jax": "0.10.2"},
         "device": "cpu",
         "simulator": "none",
@@ -103,20 +113,22 @@ def make_results(env: str = "navigation_2d", preset: str = "quick", seeds: tuple
 def write_metrics(path: Path, seeds: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     stages = [("pretrain", "pretrain", 0, 30), ("admrl", "warmup", 30, 5)]
-    stages += [(m, "finetune", 30, 20) for m in METHODS] + [(m, "adaptive-0.8", 0, 15) for m in METHODS]
+    stages += [(m, "finetune", 30, 20) for m in PAPER_METHODS] + [
+        (m, "attack-adgan-0.8", 0, 15) for m in PAPER_METHODS
+    ]
     rows = []
     for seed in seeds:
         for method, stage, start, length in stages:
             for step in range(start + 1, start + length + 1):
                 row: dict[str, Any] = {"seed": seed, "method": method, "stage": stage, "step": step}
-                row["train/post_return"] = -45 + min(step, 30) * (stage != "adaptive-0.8") + rng.normal()
+                row["train/post_return"] = -45 + min(step, 30) * (stage != "attack-adgan-0.8") + rng.normal()
                 row["attack/size"] = 0.0 if stage == "pretrain" else 0.2
                 if stage in ("pretrain", "finetune"):
                     row |= {
                         "train/kl": 0.008 + 0.001 * rng.normal(),
                         "train/accepted": int(rng.random() < 0.9),
                     }
-                if method == "admrl" or stage.startswith("adaptive"):
+                if method == "admrl" or stage.startswith("attack"):
                     names = (
                         "adversarial_loss",
                         "gan_loss",
@@ -141,7 +153,7 @@ def write_run(run_dir: Path, results: dict[str, Any], trajectories: bool = True)
         rng = np.random.default_rng(1)
         goals = np.array([[0.4, 0.3], [-0.45, 0.2], [-0.2, -0.4], [0.3, -0.35]])
         arrays: dict[str, Any] = {"goals": goals}
-        for method in METHODS:
+        for method in PAPER_METHODS:
             for cell in ("clean", "attacked"):
                 for phase in ("pre", "post"):
                     drift = goals[:, None, None] / 30 * (phase == "post") * (1.0 if cell == "clean" else 0.4)
@@ -186,19 +198,24 @@ def test_numbers_in_the_tables(report: Path):
         "| adGAN, adaptive | 0.8 | attacked | attacked | 24.00 | 24.00, 24.00, 24.00 | [24.00, 24.00] |"
         in text
     )
-    assert "above MAML in every seed in 45 of 46 cells" in text
+    assert "adMRL is above MAML in every seed in 45 of 46 cells" in text
     # adGAN 0.5 is as large as Gaussian 0.4; MAML loses 60 per unit of strength: -13 - 30 against -13 - 24
     assert "| adGAN, adaptive | 0.5 | MAML | 0.500 | -43.00 ↓ | -37.00 | -6.00 | -43.00 ↓ | 0.00 |" in text
     # an attack that met one method only
     assert (
-        "| adGAN, adaptive, no GAN loss | 0.2 | attacked | attacked | -40.20 → -25.00 | - | - | - |" in text
+        "| adGAN without GAN loss, adaptive | 0.2 | attacked | attacked | -40.20 → -25.00 | - | - | - |"
+        in text
     )
 
 
 def test_settings(report: Path):
-    line = line_with(report.read_text(), "| adaptive attacker |")
-    for part in ("15 adGAN updates", "20 tasks", "11 episodes", "4 passes"):
+    text = report.read_text()
+    line = line_with(text, "| attackers |")
+    for part in ("15 updates", "20 tasks", "11 episodes"):
         assert part in line
+    line = line_with(text, "| methods |")
+    assert "Random: maml_trpo + noise (radius 1.0)" in line
+    assert "adMRL: maml_trpo + adgan (perturbation_bound 0.2, warmup_steps 5)" in line
 
 
 def test_warnings(report: Path):
@@ -207,7 +224,23 @@ def test_warnings(report: Path):
     assert "**This run used `quick` settings" in text and "not the paper's" in text
     assert "This run used" not in report_text(make_results(preset="paper"), {})
     assert "One seed" in report_text(make_results(seeds=(3,)), {})
-    assert "bootstrap" not in report_text(make_results(seeds=(0, 1)), {})
+
+
+def test_few_seeds_give_no_interval_and_no_wins(report: Path):
+    two, three = (report_text(make_results(seeds=tuple(range(n))), {}) for n in (2, 3))
+    eight = report_text(make_results(seeds=tuple(range(8))), {})
+    assert "in every seed in" not in two and "interval" not in two and "bootstrap" not in two
+    assert "in every seed in" in three and "95 % t interval" in three and "bootstrap" not in three
+    assert "95 % t interval" in eight and "95 % bootstrap" in eight
+
+
+def test_opponents_are_left_out_where_none_learns(tmp_path: Path):
+    results = make_results(seeds=(0,))
+    results["methods"] = {"maml": describe_method("maml")}
+    results["rows"] = [row for row in results["rows"] if row["method"] == "maml"]
+    results["curves"] = [row for row in results["curves"] if row["method"] in ("pretrain", "maml")]
+    write_report(write_run(tmp_path, results, trajectories=False))
+    assert (tmp_path / "figures" / "training.png").exists()
 
 
 def test_same_files_same_report(report: Path, tmp_path: Path):
@@ -248,27 +281,7 @@ def test_frame_leaves_out_runaways_only():
 
 def test_helpers():
     assert table(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
-    assert number(float("nan")) == "-" and number(-5.0, -4.0) == "-5.00 ↓"
-    assert spread({0: 1.0, 1: 3.0}) == "2.00 [1.00, 3.00]" and spread({0: 1.0}) == "1.00"
+    assert rounded(float("nan")) == "-" and rounded(-5.0, -4.0) == "-5.00 ↓"
+    assert mean_and_range({0: 1.0, 1: 3.0}) == "2.00 [1.00, 3.00]" and mean_and_range({0: 1.0}) == "1.00"
     rows = make_rows((1, 0))
     assert list(cell_values(rows, ("fgsm", ""), 0.2, ("attacked", "attacked"), "maml")) == [0, 1]
-
-
-def test_interquartile_mean():
-    assert interquartile_mean([1, 2, 3, 100]) == 2.5  # a quarter of the weight is one value at each end
-    assert interquartile_mean([[7.0]]) == 7.0
-    assert interquartile_mean(range(5)) == pytest.approx(2.0)
-    # six values: the cut falls half way into the second and the fifth
-    assert interquartile_mean([-50, 2, 3, 4, 6, 99]) == pytest.approx((2 / 2 + 3 + 4 + 6 / 2) / 3)
-
-
-def test_bootstrap_interval():
-    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
-    x = np.random.default_rng(0).normal(size=400)
-    low, high = bootstrap_interval(x)
-    # the normal interval has half width 1.96 / sqrt(400) = 0.098
-    assert (high - low) / 2 == pytest.approx(0.098 * x.std(), rel=0.1) and low < x.mean() < high
-    assert bootstrap_interval(x) == (low, high)
-    # stratified: each column keeps its own values, so constant columns leave nothing to vary
-    assert bootstrap_interval([[0.0, 10.0]] * 3) == (5.0, 5.0)
-    assert bootstrap_interval([1.0, 2.0, 90.0], lambda s: float(np.median(s))) == (1.0, 90.0)

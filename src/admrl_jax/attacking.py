@@ -24,8 +24,7 @@ class AttackerState(struct.PyTreeNode):
         key: base key; never replaced.
         trainer: the trainer's state.
         budget: its radius `[]`.
-        strongest: of all attack parameters so far, those whose query batch returned least. Training wanders
-            off and back.
+        strongest: the attack parameters so far whose query batch returned least; later ones may be weaker.
         strongest_return: `[]` mean return of that batch.
     """
 
@@ -90,7 +89,7 @@ def attack_update_step(
     """Notes the attack that collected a batch if none before was stronger, then trains it further."""
     taken = batch.query.trajectory
     attacked_return = axis.mean(jnp.mean(episode_returns(taken)))
-    # An episode that a broken number cut short has no return to judge an attack by.
+    # Episodes cut short by a number that is not finite say nothing about an attack.
     cut_short = axis.total(jnp.sum(taken.diverged)) > 0
     attacked_return = jnp.where(cut_short, jnp.inf, attacked_return)
     is_stronger = attacked_return < state.strongest_return
@@ -196,6 +195,6 @@ def _grid(value: jax.Array, radii: int, restarts: int) -> np.ndarray:
 
 
 def _but_key(axis: int) -> Any:
-    """Axes of an `AttackerState` of which only the key and the number of the update are shared."""
+    """`vmap` axes of an `AttackerState`: all attackers share the key and the step."""
     axes: dict[str, Any] = dict.fromkeys(("trainer", "budget", "strongest", "strongest_return"), axis)
     return AttackerState(step=None, key=None, **axes)  # pyright: ignore[reportArgumentType]

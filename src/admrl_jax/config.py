@@ -1,7 +1,7 @@
 """Every number of a run, as frozen dataclasses: no presets, no parsing of command lines, no files.
 
-The settings of parts stand beside the parts; here they are gathered by the names in the registries, so a new
-part's settings appear by themselves.
+The settings of a part are defined beside the part. Here they are gathered by the names in the registries, so
+those of a new part appear by themselves.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ MACHINE_SETTINGS = ("simulator", "num_threads", "num_devices", "lanes", "task_bl
 """Settings that say where and how a run is computed, and not what."""
 
 MAY_CHANGE = (*MACHINE_SETTINGS[1:], "schedule.max_bad_steps")
-"""Settings with which a run may go on differently: they say not what is computed; roundings may differ."""
+"""Settings that may differ when a run is resumed: they do not affect results beyond rounding."""
 
 UNITS = {"paper": "raw observation units", "normalised": "standard deviations of clean observations"}
 """Units of attacks, in words."""
@@ -56,7 +56,7 @@ def _gather(name: str, doc: str, configs: Mapping[str, type]) -> type:
     """A frozen dataclass with a field for every part of a registry."""
     fields = [(part, config, field(default_factory=config)) for part, config in configs.items()]
     gathered = dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
-    # For pickles, which look a class up where it says it is from.
+    # Pickles look a class up in the module that it names.
     gathered.__module__, gathered.__doc__ = __name__, doc
     return gathered
 
@@ -101,13 +101,13 @@ class ScheduleConfig:
     finetune_steps: Annotated[int, STEPS] = 200
     """Steps of each method after pre-training."""
     chunk_steps: Annotated[int, STEPS] = 5
-    """Steps between two looks of the host: metrics, progress, requests to stop."""
+    """Steps after which metrics and progress are written and requests to stop are honoured."""
     checkpoint_every: Annotated[int, STEPS] = 25
     """A multiple of chunk_steps."""
     snapshot_every: Annotated[int, STEPS] = 50
     """Policies kept for the convergence curves; a multiple of chunk_steps."""
     max_bad_steps: Annotated[int, STEPS] = 10
-    """The run stops after so many outer steps in a row in which numbers were not finite."""
+    """The run stops after this many outer steps in a row with numbers that are not finite."""
 
     def check(self, prefix: str) -> None:
         """Checkpoints and snapshots fall between chunks."""
@@ -150,7 +150,7 @@ class EvalConfig:
     )
     """Attacks on every method. One that learns is trained afresh against each frozen policy."""
     undefended_attacks: Annotated[tuple[str, ...], ATTACK_NAMES_OR_NONE] = ("adgan_no_gan",)
-    """Attacks on methods without a defence alone: what they show of an attack needs one victim only."""
+    """Further attacks, on methods without a defence only, to show what one term of an attack is worth."""
     strengths: Annotated[tuple[float, ...], STRENGTHS] = (0.2, 0.5, 0.8)
     """Radii of every attack."""
     curve_attacks: Annotated[tuple[str, ...], ATTACK_NAMES_OR_NONE] = ("gaussian", "fgsm", "adgan")
@@ -243,7 +243,7 @@ def from_dict(tree: dict[str, Any]) -> Config:
 def config_difference(saved: Config, wanted: Config) -> str:
     """`name: saved -> wanted` for every setting that differs; empty if none does.
 
-    Where a run is computed may change from one session to the next, all but the engine.
+    Where a run is computed may change from one session to the next, except for the engine.
     """
     if type(saved.env) is not type(wanted.env):
         return f"env: {saved.env.name} -> {wanted.env.name}"

@@ -11,7 +11,7 @@ class Method(NamedTuple):
         learner: registered name of its learner.
         defence: registered name of its defence.
         colour: in figures.
-        paper_row: its row in the paper's Table I; empty where the paper has none.
+        paper_row: its row in the paper's Table I; empty where there is none.
         paper_clean: its clean return in the paper, by environment.
         paper_attacked: its return under adGAN in the paper, by environment.
     """

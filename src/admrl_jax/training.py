@@ -33,7 +33,7 @@ class TrainState(struct.PyTreeNode):
 
     Attributes:
         step: `[]` outer steps done.
-        start: `[]` step at which the defence began; its schedule counts from there.
+        start: `[]` step at which the defence began; its schedule counts from this step.
         key: base key of the run; never replaced.
         learner: meta-parameters and their optimiser.
         opponent: the defence's state.
@@ -49,7 +49,7 @@ class TrainState(struct.PyTreeNode):
 
 
 class Setup(NamedTuple):
-    """What training is of: fixed values that go with every step.
+    """What is trained, and on what: fixed values that every step takes.
 
     Attributes:
         env: task family.
@@ -90,7 +90,7 @@ def init_train_state(
 
 
 def opponent_key(key: jax.Array, number: int | jax.Array = 0) -> jax.Array:
-    """Keys of fresh opponents, beside those of the training steps, which fold in step numbers from 0 up.
+    """Keys of fresh opponents, apart from those of the training steps, which fold in numbers from 0 up.
 
     Args:
         key: base key of a run.

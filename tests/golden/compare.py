@@ -44,9 +44,7 @@ def as_then(config: Config, num_epochs: int) -> Config:
             adgan_no_gan=replace(attacks.adgan_no_gan, standardise=False, num_epochs=num_epochs),
         ),
         defences=DefenceConfigs(
-            adgan=replace(
-                defences.adgan, adversary=replace(defences.adgan.adversary, standardise=False)
-            )
+            adgan=replace(defences.adgan, adversary=replace(defences.adgan.adversary, standardise=False))
         ),
     )
 

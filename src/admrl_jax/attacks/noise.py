@@ -1,4 +1,4 @@
-"""Attacks that know nothing of the policy: none at all, Gaussian noise (paper, Eq. 13), L2 noise."""
+"""Policy-independent baselines: no attack, Gaussian noise (paper, Eq. 13), L2 noise."""
 
 import jax
 import jax.numpy as jnp

@@ -19,9 +19,9 @@ class StuckSensorConfig:
     """How often the sensor freezes, and for how long."""
 
     probability: Annotated[float, UNIT] = 0.1
-    """That it freezes at a step at which it works."""
+    """Chance of freezing in a step in which it works."""
     duration: Annotated[int, REPEATS] = 5
-    """Steps for which it then repeats what it last showed."""
+    """Steps for which it then repeats its last reading."""
 
 
 def stuck_sensor(obs_size: int, config: StuckSensorConfig | None = None) -> Attack:

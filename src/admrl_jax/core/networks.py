@@ -98,7 +98,7 @@ class PolicyConfig:
     common MAML code; below it nothing can raise the deviation again."""
 
     def check(self, prefix: str) -> None:
-        """A smooth floor is only ever approached."""
+        """A smooth floor is never reached, so the deviation must start above it."""
         if self.std_floor == "smooth":
             check_order(self, prefix, "min_std", "init_std")
 

@@ -19,7 +19,7 @@ RIDGE = 1e-5
 """Ridge of the baseline, per sample, on features of unit root mean square."""
 
 SUM_BLOCK = 64
-"""Samples whose products are summed before the sums of the blocks are."""
+"""Samples per block: products are summed within blocks first, then over blocks."""
 
 
 def discounted_returns(reward: jax.Array, mask: jax.Array, discount: float) -> jax.Array:
@@ -68,7 +68,7 @@ def linear_baseline(features: jax.Array, target: jax.Array, mask: jax.Array) -> 
 
     Columns are brought to unit root mean square first, so that a small ridge keeps the normal
     equations positive definite in float32 although columns of observations are duplicated, constant or
-    dependent (HalfCheetah's torso height stands there twice; squares of a cosine and a sine sum to 1).
+    dependent (HalfCheetah's torso height occurs twice; squares of a cosine and a sine sum to 1).
 
     Args:
         features: `[..., F]`; all leading axes are pooled.

@@ -21,7 +21,7 @@ class Accepts(NamedTuple):
 
     Attributes:
         test: predicate.
-        words: the same for people.
+        words: the same, in words.
     """
 
     test: Callable[[Any], bool]
@@ -63,7 +63,7 @@ def distinct(each: Accepts, words: str, *, may_be_empty: bool = False) -> Accept
     return Accepts(test, f"{'different' if may_be_empty else 'one or more different'} {words}")
 
 
-# Generous, but finite: far outside them numbers of 32 bits are zero or infinite, and programs endless.
+# Generous, but finite: far outside them 32-bit numbers are zero or infinite, and programs never end.
 POSITIVE = number_from(1e-6, 1_000_000)
 NOT_NEGATIVE = number_from(0, 1_000_000)
 NUMBER = number_from(-1_000_000, 1_000_000)
@@ -122,7 +122,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
         ConfigError: at the first setting that is not accepted.
     """
     for name, value, accepts in fields_of(config, prefix):
-        # What is not known yet, because a program is traced over it, passes.
+        # Values that a program is traced over are not known yet, and pass.
         if accepts is not None and not isinstance(value, Tracer) and not accepts.test(value):
             raise refusal(name, value, accepts.words)
     _check_rules(config, prefix)

@@ -49,7 +49,7 @@ class TaskAxis(NamedTuple):
         if block == count:
             return function(data)
         whole = count // block * block
-        # `jit` keeps what was traced for its shapes.
+        # `jit` caches what was traced for these shapes.
         function = jax.jit(function)
         blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, block, *x.shape[1:]), data)
         summed = _sum_in_turn(function, blocks)

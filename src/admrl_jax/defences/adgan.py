@@ -1,4 +1,4 @@
-"""Training against adGAN, which is trained along (paper, Algorithm 1)."""
+"""Training against adGAN, which is trained along with the policy (paper, Algorithm 1)."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -24,7 +24,7 @@ class AdGANTrainingConfig:
     perturbation_bound: Annotated[float, POSITIVE] = 0.2
     """c in Eq. 11: L2 bound of a perturbation."""
     warmup_steps: Annotated[int, STEPS_OR_ZERO] = 50
-    """Updates of adGAN on the frozen policy before it meets it."""
+    """Updates of adGAN on the frozen policy, before the policy trains against it."""
     ramp_steps: Annotated[int, STEPS_OR_ZERO] = 0
     """Steps over which the bound grows; 0 starts with all of it."""
     task_share: Annotated[float, SHARE] = 1.0
@@ -48,7 +48,7 @@ def train_against(
         trainer: of the attack.
         radius: of its budget.
         attack_name: under which the attack is registered; empty if it is not.
-        warmup_steps: updates on the frozen policy before it meets it.
+        warmup_steps: updates of the attack on the frozen policy, before the policy trains against it.
         ramp_steps: steps over which the radius grows; 0 starts with all of it.
         task_share: share of the tasks that are attacked.
     """
@@ -64,7 +64,8 @@ def train_against(
     def update(
         state: State, key: jax.Array, batch: MetaBatch, units: Units, axis: TaskAxis = TaskAxis()
     ) -> tuple[State, Metrics]:
-        # A ramp bounds what acts, not what is learned: the generator writes in shares of the radius.
+        # The ramp bounds the perturbations that act. The generator's output is relative to the radius, so it
+        # learns at the full one.
         return trainer.update(state, key, batch, Budget(radius, units), axis)
 
     return Defence(

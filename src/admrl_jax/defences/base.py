@@ -53,14 +53,14 @@ class Defence(NamedTuple):
     """How a policy is hardened in training.
 
     Attributes:
-        name: stands for it among compiled programs, with its settings.
+        name: identifies it among compiled programs, settings included.
         init: `(key, inputs) -> State`; `inputs` are the units of clean observations.
         expose: see `ExposeFn`.
         update: see `UpdateFn`; None where opponents learn nothing.
-        warmup_steps: updates of the opponents on the frozen policy before it meets them.
+        warmup_steps: updates of the opponents on the frozen policy, before it trains against them.
         loss_term: added to the learner's loss, or None.
-        attack_params: `(state) -> Params` of the opponent that was trained along, for attacks by transfer;
-            None where there is none.
+        attack_params: `(state) -> Params` of the opponent that was trained along with the policy, for
+            transfer attacks; None where there is none.
         trained_attack: registered name of that opponent's attack; empty where there is none.
         check_batch: `(num_trajectories, horizon)` raises `ConfigError` where opponents cannot learn from
             such batches.

@@ -27,7 +27,7 @@ class NoiseConfig:
     radius: Annotated[float, NOT_NEGATIVE] = 1.0
     """Standard deviation per dimension (Eq. 13)."""
     ramp_steps: Annotated[int, STEPS_OR_ZERO] = 0
-    """Steps over which it grows to that; 0 starts with it."""
+    """Steps over which the radius grows to its full size; 0 starts with all of it."""
     task_share: Annotated[float, SHARE] = 1.0
     """Share of a meta-batch's tasks that are attacked."""
 
@@ -39,7 +39,7 @@ class FGSMTrainingConfig:
     radius: Annotated[float, NOT_NEGATIVE] = 0.2
     """Step size (Eq. 14); not given in the paper."""
     ramp_steps: Annotated[int, STEPS_OR_ZERO] = 0
-    """Steps over which it grows to that; 0 starts with it."""
+    """Steps over which the radius grows to its full size; 0 starts with all of it."""
     task_share: Annotated[float, SHARE] = 1.0
     """Share of a meta-batch's tasks that are attacked."""
 

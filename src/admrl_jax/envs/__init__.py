@@ -1,1 +1,1 @@
-"""Task families: by name in `registry`, of other makers in `adapters`."""
+"""Task families: built-in ones by name in `registry`, those of other libraries through `adapters`."""

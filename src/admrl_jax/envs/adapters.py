@@ -1,4 +1,4 @@
-"""Turns environments of other makers into task families: functions, Brax, MuJoCo model files."""
+"""Turns other environments into task families: functions, Brax, MuJoCo model files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def from_brax(
     """Makes any environment of `brax.envs` a task family; its own reward is not used.
 
     Args:
-        env: without wrappers: episodes end and restart outside.
+        env: without wrappers, which would end or restart episodes.
         sample_task: `(key) -> task`.
         reward: `(state, control, new_state, task) -> []` on Brax's `State`s.
         horizon: steps per episode.
@@ -82,7 +82,7 @@ class ModelFileEnv(PhysicsEnv):
 
     @property
     def obs_size(self) -> int:
-        """As long as what `observe` gives."""
+        """Length of what `observe` returns."""
         state, task = jax.eval_shape(
             lambda key: (self.simulator.init(*self.start(key, None)), self.sample(key)), jax.random.key(0)
         )

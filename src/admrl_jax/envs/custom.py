@@ -1,4 +1,4 @@
-"""Environments of the user's own, named on the command line: `my_module:make_env`."""
+"""User-defined environments, named on the command line: `my_module:make_env`."""
 
 import importlib
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ FACTORY = Accepts(
 
 @dataclass(frozen=True, kw_only=True)
 class CustomConfig(EnvConfig):
-    """An environment that a function of the user's makes; its numbers are that function's."""
+    """A user-defined environment, with whatever settings its factory gives it."""
 
     name: ClassVar[str] = "custom"
 
@@ -30,7 +30,7 @@ class CustomConfig(EnvConfig):
     """module:function, a function without arguments that returns an object with the members of `Env`."""
 
     def check(self, prefix: str) -> None:
-        """A factory is named."""
+        """The factory must be given as `module:function`."""
         if not FACTORY.test(self.factory):
             raise refusal(prefix + "factory", self.factory, FACTORY.words)
 

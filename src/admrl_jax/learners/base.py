@@ -24,13 +24,13 @@ class LearnerState(struct.PyTreeNode):
 
 
 class LossTerm(NamedTuple):
-    """Something added to the outer loss, written for one task; the mean over tasks is added.
+    """A term of the outer loss, written for one task; its mean over tasks is added.
 
     What `prepare` returns is a constant; gradients flow through the two sets of policy parameters that
     `predict` reads, the adapted ones included.
 
     Attributes:
-        name: stands for it among compiled programs: equal names, equal terms.
+        name: identifies it among compiled programs: two terms of one name must be the same.
         prepare: `(key, initial_params, adapted_params, support, query) -> data`, with support fields
             `[S, K, H, ...]` and query fields `[K, H, ...]`.
         predict: `(initial_params, adapted_params, data) -> predictions`, any pytree.
@@ -63,10 +63,10 @@ class UpdateFn(Protocol):
 
 
 class Learner(NamedTuple):
-    """A meta-learner; a value that is as good as its functions.
+    """A meta-learner, as a few pure functions.
 
     Attributes:
-        name: stands for it among compiled programs, with its settings.
+        name: identifies it among compiled programs, settings included.
         init: `(key) -> LearnerState`.
         policy_params: `(meta_params) -> Params`, the policy before it adapts.
         adapt_step: `(meta_params, policy_params, experience) -> policy_params`, one step of adaptation to

@@ -61,7 +61,7 @@ def clipped_loss(new: Gaussian, query: Experience, weights: jax.Array, clip_rati
         new: predictions on query data, mean `[N, K H, A]`.
         query: fields `[N, K, H, ...]`.
         weights: `[N, K H]`.
-        clip_ratio: largest relative change of a probability that still earns.
+        clip_ratio: relative change of a probability beyond which nothing more is gained.
     """
     action = query.trajectory.action
     action = action.reshape(action.shape[0], -1, action.shape[-1])

@@ -1,9 +1,9 @@
 """Trust region policy optimisation on any map from parameters to predictions.
 
-The data come in groups (one per task, say), and `predict_fn` maps parameters and one group to a pytree of
-predictions; it may hide an inner gradient step. It is linearised once; the loss's gradient and every Fisher
-product push and pull through that same linear map, group by group. At the old parameters the Hessian of the
-KL divergence is exactly this Gauss-Newton product, so no third derivatives and no finite differences
+The data come in groups (one per task, say), and `predict` maps parameters and one group to a pytree of
+predictions; it may contain an inner gradient step. It is linearised once; the loss's gradient and every
+Fisher product push and pull through that same linear map, group by group. At the old parameters the Hessian
+of the KL divergence is exactly this Gauss-Newton product, so no third derivatives and no finite differences
 are needed.
 """
 
@@ -26,7 +26,7 @@ Predictions = Any
 
 @dataclass(frozen=True, kw_only=True)
 class TRPOConfig:
-    """Numbers of the trust-region step."""
+    """Settings of the trust-region step."""
 
     max_kl: Annotated[float, STEP_SIZE] = 0.01
     """Bound on KL(old, new)."""
@@ -107,7 +107,7 @@ def linearise(params: Params, data: Any, objective: Objective, tasks: TaskAxis =
     # takes less time than fetching them from memory, and less than half of the memory.
     lean = jax.checkpoint(objective.predict, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
 
-    # `jit` keeps what was traced: blocks of every size then hold the same function.
+    # `jit` caches what was traced, so that blocks of every size hold the same function.
     @jax.jit
     def linearise_one(group: Any) -> tuple[Predictions, Callable[[Params], Predictions]]:
         return jax.linearize(lambda params: lean(params, group), params)
@@ -191,7 +191,7 @@ def _search_line(
     measure: Callable[[Params], tuple[jax.Array, jax.Array]],
     config: TRPOConfig,
 ) -> _Found:
-    """The longest of ever shorter steps that lowers the loss within the KL bound, or none."""
+    """Tries shorter and shorter steps until one lowers the loss within the KL bound; none if none does."""
     flat, unravel = ravel_pytree(params)
     is_sound = jnp.isfinite(loss_before) & jnp.all(jnp.isfinite(step))
 

@@ -97,7 +97,7 @@ def _read(module: str, summary: str, argv: Sequence[str], default: Arguments) ->
 
 
 def _why_refused(argv: Sequence[str], default: Arguments) -> ConfigError | None:
-    """What is wrong with the first flag that is unknown or whose words are not of its type."""
+    """What is wrong with the first flag that is unknown or whose value is not of its type."""
     fields = {name.removeprefix("config."): field for name, *field in fields_of(default)}
     flags = {_flag(name): name for name in fields}
     flags |= {_flag(name, "no-"): name for name, (value, _) in fields.items() if isinstance(value, bool)}
@@ -120,7 +120,7 @@ def _why_refused(argv: Sequence[str], default: Arguments) -> ConfigError | None:
 
 
 def _by_flag(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Flags with the words that belong to each; a word before all flags passes for one."""
+    """Flags with the words that belong to each; a word before the first flag counts as a flag."""
     groups: list[tuple[str, list[str]]] = []
     for word in argv:
         if groups and (not word.startswith("-") or _is_read(float, word)):

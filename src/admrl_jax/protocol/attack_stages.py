@@ -18,14 +18,14 @@ from admrl_jax.protocol.train_stages import Arm
 from admrl_jax.training import Setup, opponent_key
 
 RUN_KEY = 2**31 - 2
-"""Folded into a run's key for an attacker's tasks and episodes, on which no victim was trained."""
+"""Folded into a run's key for an attacker's tasks and episodes; no victim was trained on them."""
 
 Attackers = dict[str, list[Params]]
 """By attack: strongest parameters `[S, ...]` for every strength."""
 
 
 def learned_attacks(session: Session, method: str) -> list[str]:
-    """Attacks that learn and that the meta-test turns on a method."""
+    """The attacks of a method's meta-test that learn."""
     test = session.config.eval
     is_undefended = METHODS[method].defence == "none"
     names = test.all_attacks if is_undefended else test.attacks

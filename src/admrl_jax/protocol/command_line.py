@@ -32,7 +32,7 @@ DISK_ERRORS = (
     errno.EPERM,
     errno.ENOENT,
 )
-"""What a disk says that is full, cannot be written or is gone; libraries may give no number."""
+"""Errors of a disk that is full, cannot be written or is gone; libraries may give no number."""
 
 
 def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def label_of(config: Config, preset: str, presets: dict[str, Config]) -> str:
 
 
 def _run(session: Session, label: str, until: str, command: str) -> int:
-    """The protocol, and what every end of it says; `command` goes on with the run."""
+    """Runs the protocol and prints how it ended; `command` resumes the run."""
     directory, writes = session.directory, session.journal.writes
     try:
         result = run_protocol(session, label, until)
@@ -105,7 +105,7 @@ def _run(session: Session, label: str, until: str, command: str) -> int:
 
 def _prepare_jax(arguments: Arguments) -> None:
     """Settings of JAX that a run needs, before JAX looks for devices."""
-    # A quick run compiles for longer than it computes.
+    # A quick run spends more time on compiling than on computing.
     jax.config.update("jax_disable_most_optimizations", arguments.preset == "quick")
     _keep_compiled_programs(arguments.compilation_cache)
     is_one_process = not arguments.coordinator and arguments.distributed == "off"

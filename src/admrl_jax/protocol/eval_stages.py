@@ -28,8 +28,8 @@ class Test(NamedTuple):
 
     Attributes:
         attack: its name.
-        protocol: how its parameters came to be: `paper` (trained along with a method, turned on all of
-            them), `adaptive` (trained against this policy), or empty where it learns nothing.
+        protocol: where its parameters come from: `paper` (trained along with one method, used against all),
+            `adaptive` (trained against this policy), or empty where it learns nothing.
         params: for each strength, leading axis the seeds; `()` where it has none.
     """
 
@@ -39,7 +39,7 @@ class Test(NamedTuple):
 
 
 def tests_of(method: str, session: Session, arms: dict[str, Arm], attackers: Attackers) -> list[Test]:
-    """What the meta-test turns on a method."""
+    """The attacks of a method's meta-test."""
     count = len(session.config.eval.strengths)
     tests = [Test(CLEAN, "", [()])]
     test = session.config.eval

@@ -1,4 +1,4 @@
-"""Lanes: the runs of one kind that a stage computes, one per seed or attacker, some of them at a time."""
+"""Lanes: a stage computes one run per seed or attacker, a few of them at a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,7 +55,7 @@ class LanePrograms:
         }
 
     def fits(self, needed: int) -> bool:
-        """Whether programs that need so many bytes fit the memory."""
+        """Whether programs that need this many bytes fit into memory."""
         return needed <= available_bytes()
 
 

@@ -50,7 +50,7 @@ class Parts(NamedTuple):
         return make_attack(name, self.victim, getattr(self.config.attacks, name))
 
     def identity(self, name: str) -> str:
-        """Stands for an attack among compiled programs: attacks that differ in weights only are one."""
+        """Identifies an attack among compiled programs; other loss weights make no other program."""
         if ATTACKS[name].make_trainer is not None:
             return self.attack_trainer(name).name
         return f"{name} {getattr(self.config.attacks, name)}"
@@ -60,12 +60,12 @@ class Parts(NamedTuple):
         return make_attack_trainer(name, self.victim, getattr(self.config.attacks, name))
 
     def setup(self, method: str, sampling: SamplingConfig | None = None) -> Setup:
-        """What a method trains on, or is attacked or tested on where another `sampling` is given."""
+        """A method's setup in training, or with another `sampling`, as in attacks and tests."""
         return Setup(self.env, self.policy, self.learner(method), sampling or self.config.sampling)
 
     @property
     def attack_sampling(self) -> SamplingConfig:
-        """What an attacker's update is learned from."""
+        """Size of the meta-batch of an attacker's update."""
         effort = self.config.eval.attacker
         return replace(
             self.config.sampling, num_tasks=effort.num_tasks, num_trajectories=effort.num_trajectories
@@ -73,7 +73,7 @@ class Parts(NamedTuple):
 
     @property
     def test_sampling(self) -> SamplingConfig:
-        """The meta-test's."""
+        """Size of the meta-test."""
         test = self.config.eval
         return replace(
             self.config.sampling,
@@ -84,7 +84,7 @@ class Parts(NamedTuple):
 
 
 def build_parts(config: Config) -> Parts:
-    """Builds environment and policy, and checks that batches suit whoever learns from them.
+    """Builds environment and policy, and checks that attacks and defences can learn from the batches.
 
     Raises:
         ConfigError: a setting does not suit the environment.

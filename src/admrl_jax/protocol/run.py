@@ -33,7 +33,7 @@ from admrl_jax.runs.files import write_text
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "mujoco", "mujoco-mjx", "numpy", "gymnasium")
 
 UNTIL = ("pretrain", "finetune", "report")
-"""Where a run may be told to stop; a later one goes on from there."""
+"""Stages after which a run can be told to stop; a later one goes on from there."""
 
 
 def run_protocol(session: Session, preset: str, until: str = "report") -> Path:
@@ -151,7 +151,7 @@ def save_results(
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide the numbers, of those that are installed."""
+    """Versions of the installed packages that can change results."""
     found = {}
     for package in PACKAGES:
         try:

@@ -92,7 +92,7 @@ class Session(NamedTuple):
         return self.journal.directory
 
     def stop_signal(self) -> int:
-        """The signal that asks for an end, whichever process it reached; 0 if none did.
+        """The signal that asked the run to stop, whichever process received it; 0 if none did.
 
         Every process must ask at the same points, so that all of them stop at the same one.
         """

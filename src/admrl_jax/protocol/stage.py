@@ -19,7 +19,7 @@ from admrl_jax.runs.signals import Interrupted
 from admrl_jax.training import bad_steps
 
 SHOWN = {"pre": "train/pre_return", "post": "train/post_return", "kl": "train/kl"}
-"""What the progress line says of a chunk."""
+"""Metrics in the progress line."""
 
 Step = Callable[[LanePrograms, Any, Any], tuple[Any, Metrics]]
 """`(programs, state, fixed) -> (state, metrics)` of one block of lanes, by one or more programs."""
@@ -40,7 +40,7 @@ class Stage(NamedTuple):
         state: what the steps carry, leading axis the lanes.
         fixed: what they only read, leading axis the lanes, or `()`.
         step: see `Step`.
-        lane_rows: for each name in `metrics.csv`, the lanes that it stands for, in the order of seeds.
+        lane_rows: for each stage name in `metrics.csv`, its lanes in the order of seeds.
         snapshot: `(state) -> Params` of what is kept every `snapshot_every` steps; None keeps nothing.
     """
 
@@ -56,7 +56,7 @@ class Stage(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For progress and messages: the stage once, and whose it is."""
+        """Name of the stage and its method, for progress and messages."""
         return self.name if self.method == self.name else f"{self.method}: {self.name}"
 
     @property

@@ -84,13 +84,13 @@ def _pretrain_name(session: Session, method: str) -> str:
 
 
 def train_step(setup: Setup, defence: Defence, axis: TaskAxis, *, freeze_policy: bool = False) -> Step:
-    """An outer step in pieces, so that methods share the programs of what they have in common.
+    """An outer step as several programs, so that methods can share those that are the same.
 
     Args:
         setup: environment, policy, learner and size of a meta-batch.
         defence: what training faces.
         axis: how tasks are computed.
-        freeze_policy: let the opponents learn alone.
+        freeze_policy: only the opponents learn.
     """
 
     def collect(state: TrainState) -> tuple[MetaBatch, Metrics, jax.Array]:

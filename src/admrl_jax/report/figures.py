@@ -51,7 +51,7 @@ TRACES = (("#444444", "-"), ("#B8602E", "-"), ("#56B4E9", "--"))
 def draw(
     results: Row, metrics: Sequence[Row], trajectories: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[Figure, str]]:
-    """Every figure that there is data for.
+    """Draws every figure for which there is data.
 
     Args:
         results: of `read_results`.
@@ -107,7 +107,7 @@ def draw(
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a file: the same figure, the same bytes."""
+    """The figure as PNG; the same figure always gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()
@@ -345,7 +345,7 @@ def _draw_effort(ax: Axes, results: Row, metrics: Sequence[Row]) -> None:
 def frame(paths: Sequence[np.ndarray], goals: np.ndarray) -> tuple[float, float]:
     """Half the side of a square around the start, and the share of positions that it leaves out.
 
-    The square holds the goals and every path, but for runaways far beyond the 99th percentile.
+    The square holds the goals and all paths except those far beyond the 99th percentile.
     """
     usual = max(float(np.nanpercentile(np.abs(path), 99)) for path in paths)
     reach = np.concatenate([np.abs(path).max(axis=-1).ravel() for path in paths])

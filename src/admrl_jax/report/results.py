@@ -105,9 +105,9 @@ def learned_panels(results: Row) -> list[Panel]:
 
 
 def headline_panel(results: Row) -> Panel:
-    """The first attack that was trained against each policy, else the last attack that was measured."""
+    """The first attack that was trained against each policy, else the last that was measured, if any."""
     adaptive = [panel for panel in learned_panels(results) if panel[1] == "adaptive"]
-    return adaptive[0] if adaptive else list(panels_of(results))[-1]
+    return adaptive[0] if adaptive else [CLEAN_PANEL, *panels_of(results)][-1]
 
 
 def methods_of(results: Row, rows: Iterable[Row]) -> list[str]:

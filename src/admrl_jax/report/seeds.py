@@ -16,7 +16,7 @@ from admrl_jax.report.tables import each, grid, grid_labels, rounded, table
 from admrl_jax.stats.intervals import BOOTSTRAP_SEEDS, bootstrap_interval, t_interval
 
 WORDED_SEEDS = 3
-"""Below so many seeds no comparison is worded, and no interval given."""
+"""With fewer seeds no comparison is worded and no interval given."""
 
 
 def seeds_section(results: Row) -> str:

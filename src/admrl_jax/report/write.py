@@ -26,7 +26,7 @@ from admrl_jax.runs.metrics import read_metrics
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes `report.md` and `figures/*.png` from the files of a run; the same files, the same report.
+    """Writes `report.md` and `figures/*.png` from the files of a run; the same files give the same report.
 
     Args:
         run_dir: holds `results.json`, `metrics.csv` and, for 2D navigation, `trajectories.npz`.
@@ -35,7 +35,7 @@ def write_report(run_dir: Path) -> Path:
         Path of `report.md`.
     """
     results = read_results(run_dir)
-    # Half a second that the start of a run need not wait.
+    # Imported here because it takes half a second, which the start of a run need not wait for.
     from admrl_jax.report.figures import draw, png
 
     figures = draw(results, read_metrics(run_dir), read_trajectories(run_dir))

@@ -194,7 +194,7 @@ def load_attacker(
     victim: str = "maml",
     seed: int | None = None,
 ) -> Params:
-    """Parameters of an attack that a run has trained, for `trained.policy` or any other of its size.
+    """Parameters of an attack that a run has trained, to use against `trained.policy` or one of its size.
 
     Args:
         path: run directory that holds `attackers.npz`.

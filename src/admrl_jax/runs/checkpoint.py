@@ -75,7 +75,7 @@ class StageCheckpoints:
 
     @property
     def starts(self) -> set[int]:
-        """Steps from which the stage can go on: those of its checkpoints, and 0 while none is gone."""
+        """Steps from which the stage can go on: those of its checkpoints, and 0 while none was deleted."""
         steps = {int(checkpoint.step) for checkpoint in self._checkpointer.checkpoints}
         return steps | ({0} if len(steps) < KEEP else set())
 
@@ -90,7 +90,7 @@ class StageCheckpoints:
         try:
             self._checkpointer.save(step, state)
         except ValueError as error:
-            # The array library's errors know the cause only in words.
+            # The array library's errors give the cause only as text.
             code = re.search(r"os_error_code='(\d+)'", str(error))
             if code is None:
                 raise
@@ -111,7 +111,7 @@ class StageCheckpoints:
 
 
 def _silence_orbax() -> None:
-    """What goes wrong comes as an exception, besides a page per thread."""
+    """Turns Orbax's log off: errors also come as exceptions."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 

@@ -18,8 +18,8 @@ TASKS = "tasks"
 
 
 CPU_DEVICES = 2
-"""Made of a CPU's cores where nothing else is asked for: each does what cores cannot share, and one device
-computes while the other waits for physics. A constant, because sums of more parts round differently."""
+"""Devices made of a CPU's cores by default: one computes while the other waits for physics. A constant,
+because sums over another number of parts round differently."""
 
 
 FOR_EVER = 2**31 - 1
@@ -27,10 +27,10 @@ FOR_EVER = 2**31 - 1
 
 
 def make_cpu_devices(count: int = CPU_DEVICES) -> None:
-    """Divides the CPU into so many devices, unless `JAX_NUM_CPU_DEVICES` does; before JAX looks for devices.
+    """Divides the CPU into `count` devices, unless `JAX_NUM_CPU_DEVICES` does, before JAX looks for any.
 
-    XLA aborts a process in which one of them waits a minute for another, be it that a run is paused or a
-    laptop sleeps; here they wait for ever.
+    XLA aborts a process in which one device waits a minute for another, for instance because a run was paused
+    or a laptop slept. Here they wait for ever.
     """
     if count == 1:
         return
@@ -39,13 +39,13 @@ def make_cpu_devices(count: int = CPU_DEVICES) -> None:
         if flag not in os.environ.get("XLA_FLAGS", ""):
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={FOR_EVER}".strip()
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        # Too late where JAX has looked for devices already; then those there are must do.
+        # Fails where JAX has looked for devices already; then the existing ones are used.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
 
 
 def choose_num_devices(task_counts: Sequence[int]) -> int:
-    """How many devices tasks are spread over where the user does not say.
+    """How many devices tasks are spread over by default.
 
     All devices of all hosts; on one host the most that divide every number of tasks, and of CPU devices
     `CPU_DEVICES` at most.
@@ -82,7 +82,7 @@ def task_mesh(num_devices: int = 0) -> Mesh:
 
 
 class Devices:
-    """The devices of a run, and how programs and arrays come to them."""
+    """The devices of a run, and how programs and arrays are placed on them."""
 
     def __init__(self, num_devices: int = 1, task_block: int = 0):
         """Takes the devices.
@@ -105,7 +105,8 @@ class Devices:
 
         Args:
             function: takes and returns the same state on every device.
-            in_specs: how each argument lies: `SAME`, or `tasks_at(axis)` where devices hold different tasks.
+            in_specs: how each argument is laid out: `SAME`, or `tasks_at(axis)` where devices hold different
+                tasks.
             out_specs: the same for results.
         """
         if self.mesh is None:
@@ -118,7 +119,7 @@ class Devices:
     def place(self, tree: Any) -> Any:
         """Puts the same arrays on every device; every process must hold the same numbers.
 
-        What is there already is left there.
+        Arrays that are there already stay there.
         """
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)

@@ -1,4 +1,4 @@
-"""A run's directory: who may write into it, and whose run it holds."""
+"""A run's directory: its lock, and the config of the run that it holds."""
 
 import fcntl
 import json

@@ -22,7 +22,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        # Half a file is no use, and a full disk needs the room.
+        # Half a file is useless, and a full disk needs the space.
         temporary.unlink(missing_ok=True)
         raise
     os.replace(temporary, path)
@@ -56,7 +56,7 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(content)) as saved:
             arrays = dict(saved)
     except Exception as error:
-        # Seven types of error came of flipping bits, OSError among them, though nothing is read here.
+        # Flipped bits raised seven types of error, OSError among them, although no disk is read here.
         raise DamagedFileError(f"{path} is damaged") from error
     if not arrays.keys() >= set(names):
         raise DamagedFileError(f"{path} is damaged")

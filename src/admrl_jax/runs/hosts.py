@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from admrl_jax.core.settings import ConfigError
 
 CLUSTERS = ("auto", "slurm")
-"""Where JAX can find out by itself who takes part; `auto` tries all that it knows."""
+"""Job managers from which JAX can read who takes part; `auto` tries all that it knows."""
 
 
 def join(*, coordinator: str, num_processes: int, process_id: int) -> None:

@@ -38,7 +38,7 @@ class MetricsLog:
                 self._columns = next(csv.reader(file), list(KEY_COLUMNS))
 
     def rewind(self, method: str, stage: str, step: int) -> None:
-        """Notes rows of a stage beyond `step`, which will come again, and drops torn lines."""
+        """Marks rows of a stage beyond `step`, which will be written again, and drops incomplete lines."""
         if not self._writes:
             return
         rows = self._read()
@@ -61,7 +61,7 @@ class MetricsLog:
 
         Args:
             method: training method, or the name of a shared stage.
-            stage: pretrain, warmup, finetune or adaptive.
+            stage: pretrain, warmup, finetune or attack-<attack>-<strength>.
             first_step: step number of the first entry.
             seeds: of the leading axis.
             metrics: arrays `[S, T]`.

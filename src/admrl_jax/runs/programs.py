@@ -11,7 +11,7 @@ from admrl_jax.runs import hosts
 from admrl_jax.runs.devices import SAME, Devices
 
 MACHINE_SHARE = 0.5
-"""Part of a machine's memory that one program may take, where a device tells of no memory of its own."""
+"""Part of the machine's memory that one program may take, where a device reports no memory of its own."""
 DEVICE_SHARE = 0.9
 """Part of what JAX may take of an accelerator's memory."""
 
@@ -55,7 +55,7 @@ class Programs:
         Args:
             name: equal names, equal functions.
             function: of the arguments; it sees this device's tasks.
-            arguments: arrays that lie as `in_specs` says, on devices or on this process's first one.
+            arguments: arrays laid out as `in_specs` says, on all devices or on this process's first one.
             in_specs: see `Devices.spread`.
             out_specs: see `Devices.spread`.
         """
@@ -88,13 +88,13 @@ class Programs:
 def choose_at_once(lanes: int, fits: Callable[[int], bool], chosen: int = 0) -> int:
     """How many lanes to compute at once, a divisor of all; on a CPU one after the other.
 
-    One lane fills a CPU, which takes almost twice as long over products of batches of small matrices as over
-    the same products one by one; and each gets the bits that it would get alone.
+    One lane fills a CPU, where products of batches of small matrices take almost twice as long as the same
+    products one by one. One by one, each lane also gets the bits that it would get alone.
 
     Args:
         lanes: how many there are.
-        fits: whether the programs for so many lanes fit the memory; asked from all lanes down.
-        chosen: at most so many, fit or not; 0 leaves it to the device.
+        fits: whether the programs for this many lanes fit into memory; asked from all lanes down.
+        chosen: at most this many, whether they fit or not; 0 leaves it to the device.
     """
     if not chosen and jax.default_backend() == "cpu":
         chosen = 1
@@ -106,7 +106,7 @@ def choose_at_once(lanes: int, fits: Callable[[int], bool], chosen: int = 0) -> 
 
 
 def return_unused() -> None:
-    """Gives memory that was freed back to the system, where the C library can (glibc).
+    """Returns freed memory to the system, where the C library can (glibc).
 
     The compiler leaves several times the memory that a small run needs, and the C library may keep it for
     hours.

@@ -48,6 +48,6 @@ class Progress:
             self._console.print(line, soft_wrap=True)
 
     def close(self) -> None:
-        """Leaves the last line standing."""
+        """Stops the display; the last line stays."""
         if self._is_live:
             self._live.stop()

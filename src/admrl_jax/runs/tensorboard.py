@@ -44,11 +44,11 @@ class EventFile:
         self._write(step=step, summary=Summary(value=scalars))
 
     def flush(self) -> None:
-        """Hands everything to the operating system."""
+        """Flushes to the operating system."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes the file; what did not go to the disk when it was written does not go now either."""
+        """Closes the file; what could not be written before is not written now either."""
         with contextlib.suppress(OSError):
             self._writer.close()
 

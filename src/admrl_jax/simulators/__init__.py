@@ -18,7 +18,7 @@ __all__ = [
     "resolve",
 ]
 
-# What each engine imports, and the wheel that brings it.
+# What each engine imports, and the package that provides it.
 _PACKAGES = {
     "mujoco": (("mujoco", "mujoco"),),
     "mjx": (("mujoco", "mujoco"), ("mujoco.mjx", "mujoco-mjx")),

@@ -64,7 +64,7 @@ class StepFn(Protocol):
     ) -> SimState:
         """Advances `state` under `ctrl` `[nu]`, with the file's own body where `model_params` is None.
 
-        Where `ended` is true nobody will look at the result, and an engine that can saves the work.
+        Where `ended` is true the result is not used, and an engine may skip the work.
         """
         ...
 
@@ -88,7 +88,7 @@ class Simulator(NamedTuple):
         name: `mujoco`, `mjx`, ...
         init: `(qpos, qvel) -> SimState`.
         step: `(SimState, ctrl [nu], ModelParams | None) -> SimState`.
-        default_params: `() -> ModelParams` of the model file; `None` where the engine has no such thing.
+        default_params: `() -> ModelParams` of the model file; `None` where the engine cannot change bodies.
         qpos0: default generalised positions, a tuple of length `nq`.
         nv: number of generalised velocities.
         nu: number of controls.

@@ -235,7 +235,7 @@ def host_call(
 
     Args:
         function: see `HostFunction`; it must not call JAX.
-        name: stands for the function in compiled programs, also those of other processes: two
+        name: identifies the function in compiled programs, also those of other processes: two
             functions of one name must do the same.
         shapes: shapes and dtypes of the results, without batch axes.
         inputs: bool, float32 or float64 arrays.

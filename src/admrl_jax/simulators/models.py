@@ -41,7 +41,7 @@ def quiet_loading() -> Iterator[None]:
     """Keeps MuJoCo from warning while a model file is read, by one thread at a time.
 
     Gymnasium's and Brax's files use an attribute that MuJoCo calls deprecated; the warning, which
-    would also leave a log file in the current folder, is not for our users. Who is warned is one
+    would also leave a log file in the current folder, is not for our users. The handler of warnings is one
     setting for the whole process: two threads that load and change it at once abort it.
     """
     with _loading:

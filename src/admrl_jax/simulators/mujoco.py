@@ -34,12 +34,12 @@ def available_cores() -> int:
 
 
 CHUNKS_PER_THREAD = 6
-"""With few, the slowest thread is waited for; each more costs a hop between threads. In trials on two
-cores a rollout took 1 to 3 % longer with 16."""
+"""With few chunks all wait for the slowest thread; each further one costs a hop between threads. In trials on
+two cores a rollout took 1 to 3 % longer with 16."""
 
 
 BATCHES_KEPT = 8
-"""Batches whose differing bodies are kept as models: those of several devices come in turn."""
+"""Batches of differing bodies for which models are kept; those of several devices alternate."""
 
 
 class HostEngine:
@@ -70,7 +70,7 @@ class HostEngine:
 
     @property
     def name(self) -> str:
-        """Stands for this engine in compiled programs: equal engines, equal names."""
+        """Identifies this engine in compiled programs: equal engines, equal names."""
         model = np.empty(mujoco.mj_sizeModel(self.model), np.uint8)
         mujoco.mj_saveModel(self.model, None, model)
         return f"mujoco-{hashlib.sha256(model.tobytes()).hexdigest()}-{self.frame_skip}-{self.num_threads}"

@@ -8,7 +8,7 @@ LEVEL = 0.95
 """Nominal coverage of every interval."""
 
 BOOTSTRAP_SEEDS = 8
-"""Below so many runs a bootstrap interval is little more than the smallest and largest of them."""
+"""With fewer runs a bootstrap interval is little more than their range."""
 
 
 def interquartile_mean(x: ArrayLike) -> float:

@@ -30,7 +30,7 @@ class CounterActionConfig:
     num_steps: Annotated[int, REPEATS] = 25
     """Adam steps per meta-batch."""
     action_limit: Annotated[float, POSITIVE] = 10.0
-    """Raw action at which motors saturate: the environments' `action_scale`."""
+    """Raw action at which motors saturate: `action_scale` times the largest control."""
 
 
 class CounterActionState(NamedTuple):

@@ -1,4 +1,4 @@
-"""The interface of attacks that learn: adGAN, offline fits, and what else is trained against a policy."""
+"""The interface of attacks that are trained against a policy, such as adGAN and offline fits."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +18,7 @@ class InitFn(Protocol):
         """A fresh state.
 
         Args:
-            key: of what is random in it.
+            key: randomness of the start.
             inputs: units of clean observations, in which networks read them.
             start_from: parameters of the attack to go on from, instead of fresh ones.
         """
@@ -37,7 +37,7 @@ class UpdateFn(Protocol):
 
         Args:
             state: the trainer's.
-            key: of what is random in the update.
+            key: randomness of the update.
             batch: support and query data under attack, and the policies that collected the query data.
             budget: under which it was collected, its radius `[]`.
             axis: how tasks are computed.
@@ -53,7 +53,7 @@ class AttackTrainer(NamedTuple):
     """Trains an attack's parameters against a policy.
 
     Attributes:
-        name: stands for it among compiled programs, with its settings.
+        name: identifies it among compiled programs, settings included.
         attack: what is trained.
         init: see `InitFn`.
         params: `(state) -> Params`, those that attack now.

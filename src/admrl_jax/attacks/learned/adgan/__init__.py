@@ -21,7 +21,7 @@ THREAT_NO_GAN = THREAT._replace(label="adGAN without GAN loss")
 
 @dataclass(frozen=True, kw_only=True)
 class NoGANConfig(AdGANConfig):
-    """adGAN without its GAN loss: what looking natural costs the attacker."""
+    """adGAN without its GAN loss, which shows what that loss costs the attacker."""
 
     gan_weight: Annotated[float, NOT_NEGATIVE] = 0.0
 
@@ -43,7 +43,7 @@ def make_adgan_trainer(config: AdGANConfig, victim: Victim) -> AttackTrainer:
                 f"num_trajectories x horizon ({samples})"
             )
 
-    # The loss weights are arrays in the state: other weights, the same program.
+    # The loss weights are arrays in the state, so trainers with other weights share the program.
     shape = replace(config, gan_weight=0.0, hinge_weight=0.0)
     return AttackTrainer(
         name="adgan " + ", ".join(f"{name}={value}" for name, value in sorted(vars(shape).items())),

@@ -1,4 +1,4 @@
-"""Numbers of adGAN."""
+"""Settings of adGAN."""
 
 from dataclasses import dataclass
 from typing import Annotated

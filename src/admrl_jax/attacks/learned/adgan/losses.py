@@ -23,7 +23,7 @@ class AttackedSteps(NamedTuple):
         action: `[N, M, A]` actions taken under the perturbed observations.
         log_prob: `[N, M]` their log density when they were taken.
         advantage: `[N, M]`.
-        weight: `[N, M]`, zero on masked steps; what is summed over them is a mean if they sum to one.
+        weight: `[N, M]`, zero on masked steps; weighted sums are means where the weights sum to one.
     """
 
     action: jax.Array
@@ -44,15 +44,15 @@ def adversarial_loss(
     """Surrogate return of the victim's episodes `[]`, which the generator minimises (Eq. 10).
 
     With the generator that collected the data the ratio is 1 and the gradient is that of
-    `sum(log_prob * advantage)` over an episode's steps, the score function. The clipped ratio keeps
-    further steps on the same data honest (as in PPO, with the sign turned).
+    `sum(log_prob * advantage)` over an episode's steps, the score function. The clipped ratio limits
+    further steps on the same data (as in PPO, with the sign turned).
 
     Args:
         perturbed: `[N, M, O]` observations as the attack makes them, its projection included; differentiated.
         steps: query samples, fields `[N, M, ...]`.
         adapted_params: the victims, leading axis `N`; constants here.
         policy: victim's policy.
-        clip_ratio: largest relative change of a probability that still earns.
+        clip_ratio: relative change of a probability beyond which nothing more is gained.
         horizon: steps of an episode: the return is a sum over them, not a mean.
     """
     dist = jax.vmap(policy.apply)(jax.lax.stop_gradient(adapted_params), perturbed)
@@ -68,7 +68,7 @@ def hinge_loss(size: jax.Array, weight: jax.Array, budget: Budget) -> jax.Array:
 
     Args:
         size: `[...]` lengths of the raw perturbations.
-        weight: `[...]`, in all one.
+        weight: `[...]`, summing to one.
         budget: `c` is its radius.
     """
     return jnp.sum(jnp.maximum(size - budget.radius, 0.0) * weight)
@@ -79,7 +79,7 @@ def generator_gan_loss(score_perturbed: jax.Array, weight: jax.Array, kind: str)
 
     Args:
         score_perturbed: `[...]` discriminator scores of perturbed observations.
-        weight: `[...]`, in all one.
+        weight: `[...]`, summing to one.
         kind: `lsgan`, `bce` (non-saturating) or `bce_paper` (the saturating form as printed).
     """
     losses = {

@@ -47,7 +47,7 @@ class Minibatch(NamedTuple):
         steps: query samples.
         victims: the tasks' adapted policies.
         clean: `[N, M + M', O]` true observations: those of `steps`, then those of support samples.
-        weight: `[N, M + M']`, over all tasks one.
+        weight: `[N, M + M']`, summing to one over all tasks.
     """
 
     steps: AttackedSteps
@@ -118,12 +118,12 @@ def flatten_samples(experience: Experience) -> Samples:
 
 
 def per_task_mean(mask: jax.Array) -> jax.Array:
-    """Weights `[N, M]` with which each task's valid steps have the sum one."""
+    """Weights `[N, M]` that sum to one over each task's valid steps."""
     return mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0)
 
 
 def split_randomly(key: jax.Array, samples: Samples, count: int) -> Samples:
-    """Shuffles the samples of each task alike and splits them: leaves `[count, N, M / count, ...]`."""
+    """Shuffles samples in one order for all tasks and splits them: leaves `[count, N, M / count, ...]`."""
     order = jax.random.permutation(key, samples.mask.shape[1]).reshape(count, -1)
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, order], 1, 0), samples)
 
