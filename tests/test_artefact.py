@@ -52,7 +52,7 @@ def test_a_trained_attack_is_loaded():
     budget = admrl.Budget(0.2)
     seen, _ = attack.perturb(params, (), jax.random.key(0), np.ones(2, np.float32), None, budget)
     assert 0 < np.linalg.norm(seen - 1) <= 0.2 + 1e-6
-    with pytest.raises(admrl.ArtefactError, match="accepted: admrl/adgan/0.1"):
+    with pytest.raises(admrl.ArtefactError, match=r"accepted: admrl/adgan/0\.1"):
         load_attacker(NAVIGATION, trained, "adgan", "0.3")
     with pytest.raises(admrl.ArtefactError, match="there is no"):
         load_attacker(NAVIGATION / "figures", trained, "adgan", "0.2")
@@ -71,7 +71,7 @@ def test_damage_is_noticed(tmp_path: Path):
     content = bytearray((NAVIGATION / POLICIES).read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / POLICIES).write_bytes(content)
-    with pytest.raises(admrl.ArtefactError, match="damaged|not as it was written"):
+    with pytest.raises(admrl.ArtefactError, match=r"damaged|not as it was written"):
         read_policies(tmp_path)
     shutil.copy(NAVIGATION / POLICIES, tmp_path / POLICIES)
     arrays = dict(np.load(tmp_path / POLICIES))

@@ -16,7 +16,7 @@ import tyro
 from helpers import assert_trees_close, assert_trees_equal
 
 from admrl_jax import training
-from admrl_jax.config import ScheduleConfig
+from admrl_jax.config import DefenceConfigs, ScheduleConfig
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.defences.adgan import AdGANTrainingConfig
 from admrl_jax.envs.half_cheetah import HalfCheetahDirConfig
@@ -255,7 +255,7 @@ def test_every_stage_of_a_run_is_timed() -> None:
         methods=("admrl",),
         env=replace(QUICK.env, horizon=8),
         num_devices=1,
-        defences=replace(QUICK.defences, adgan=AdGANTrainingConfig(warmup_steps=7)),
+        defences=DefenceConfigs(adgan=AdGANTrainingConfig(warmup_steps=7)),
         schedule=ScheduleConfig(pretrain_steps=10, finetune_steps=5, snapshot_every=5),
         eval=replace(QUICK.eval, attacks=("adgan",), undefended_attacks=(), curve_attacks=("adgan",)),
     )

@@ -294,7 +294,10 @@ def test_minibatches_divide_the_batch(name: str) -> None:
 
     # 20 episodes of 100 steps.
     group = name.rpartition(".")[0].removesuffix(".adversary")
-    message = f"{group}: num_minibatches: 3 is not accepted; accepted: a divisor of num_trajectories x horizon (2000)"
+    message = (
+        f"{group}: num_minibatches: 3 is not accepted; accepted: a divisor of num_trajectories x horizon "
+        "(2000)"
+    )
     with pytest.raises(ConfigError) as error:
         build_parts(with_setting(NAVIGATION, name, 3))
     assert str(error.value) == message

@@ -7,18 +7,48 @@ import pytest
 
 from experiments import train
 
-TINY = (
-    "--preset quick --seeds 0 --policy.hidden-sizes 4 --num-devices 1 "
-    "--sampling.num-tasks 2 --sampling.num-trajectories 2 --schedule.pretrain-steps 1 "
-    "--schedule.finetune-steps 1 --schedule.snapshot-every 1 --defences.adgan.warmup-steps 1 "
-    "--eval.undefended-attacks --eval.curve-attacks --eval.strengths 0.2 "
-    "--eval.num-tasks 2 --eval.num-trajectories 2 --eval.attacker.steps 1 --eval.attacker.num-tasks 2 "
-    "--eval.attacker.num-trajectories 4 --compilation-cache off"
-).split()
+TINY = [
+    "--preset",
+    "quick",
+    "--seeds",
+    "0",
+    "--policy.hidden-sizes",
+    "4",
+    "--num-devices",
+    "1",
+    "--sampling.num-tasks",
+    "2",
+    "--sampling.num-trajectories",
+    "2",
+    "--schedule.pretrain-steps",
+    "1",
+    "--schedule.finetune-steps",
+    "1",
+    "--schedule.snapshot-every",
+    "1",
+    "--defences.adgan.warmup-steps",
+    "1",
+    "--eval.undefended-attacks",
+    "--eval.curve-attacks",
+    "--eval.strengths",
+    "0.2",
+    "--eval.num-tasks",
+    "2",
+    "--eval.num-trajectories",
+    "2",
+    "--eval.attacker.steps",
+    "1",
+    "--eval.attacker.num-tasks",
+    "2",
+    "--eval.attacker.num-trajectories",
+    "4",
+    "--compilation-cache",
+    "off",
+]
 
 
-CLEAN = "--methods maml --eval.attacks l2_noise".split()
-WHOLE = "--methods maml admrl --eval.attacks adgan".split()
+CLEAN = ["--methods", "maml", "--eval.attacks", "l2_noise"]
+WHOLE = ["--methods", "maml", "admrl", "--eval.attacks", "adgan"]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
     JAX_ENABLE_X64=1 python -m tests.golden.compare
 
-The stored numbers (`*.json.gz`) are from commit 25cd49a, with its three casts to float32 taken out, which kept
-it from running in double precision. Where the method has changed since, the settings of then are chosen: the
-hard floor of the standard deviation, raw inputs of adGAN's networks.
+The stored numbers (`*.json.gz`) are from commit 25cd49a, with its casts to float32 taken out, which kept
+it from running in double precision. Where the method has changed since, the settings of then are chosen:
+the hard floor of the standard deviation, raw inputs of adGAN's networks.
 """
 
 import gzip

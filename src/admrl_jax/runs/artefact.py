@@ -233,7 +233,7 @@ def _shapes(init: Callable[[jax.Array], Params], obs_size: int) -> Params:
     shapes = jax.eval_shape(init, jax.random.key(0))
     empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
     return jax.tree.map(
-        lambda x: Units(*(np.empty(obs_size),) * 2) if isinstance(x, Units) else x,
+        lambda x: Units._make((np.empty(obs_size),) * 2) if isinstance(x, Units) else x,
         empty,
         is_leaf=lambda x: isinstance(x, Units),
     )
