@@ -101,7 +101,7 @@ def evaluations(parts: Parts) -> Counter[tuple[str, str]]:
     for method in config.methods:
         learner = METHODS[method].learner
         found[learner, CLEAN] += 1
-        for attack in test.all_attacks if METHODS[method].defence == "none" else test.attacks:
+        for attack in test.attacks_on(method):
             is_learned = ATTACKS[attack].make_trainer is not None
             protocols = 1 + (is_learned and attack in trained_along)
             found[learner, attack] += protocols * len(test.strengths) * len(CELLS)

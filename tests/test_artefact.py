@@ -1,5 +1,7 @@
 """The artefact of a run: written, read by NumPy alone, loaded, and refused where it is damaged."""
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 import admrl_jax as admrl
+from admrl_jax.config import to_dict
 from admrl_jax.runs.artefact import POLICIES, load_attacker, load_policy, read_policies, save_policies
 from tests.helpers import assert_trees_equal
 
@@ -56,6 +59,39 @@ def test_a_trained_attack_is_loaded():
         load_attacker(NAVIGATION, trained, "adgan", "0.3")
     with pytest.raises(admrl.ArtefactError, match="there is no"):
         load_attacker(NAVIGATION / "figures", trained, "adgan", "0.2")
+
+
+def test_the_artefact_of_a_toy_run_is_its_config_and_policies(finished: Path):
+    config = json.loads((finished / "config.json").read_text())
+    params = {}
+    for method in ("pretrain", *config["methods"]):
+        trained = load_policy(finished, method)
+        assert to_dict(trained.config) == config
+        params[method] = trained.params["log_std"].tobytes()
+    assert len(set(params.values())) == len(params), "every method went its own way"
+    trained = load_policy(finished, "maml", seed=0)
+    own, strong = (
+        load_attacker(finished, trained, "adgan", label, victim="admrl", seed=0)
+        for label in ("trained", "0.2")
+    )
+    assert jax.tree.structure(own) == jax.tree.structure(strong)
+    with pytest.raises(admrl.ArtefactError, match="^attacker: maml/adgan/trained is not in "):
+        load_attacker(finished, trained, "adgan", "trained")
+
+
+def test_a_policy_of_another_size_is_refused(tmp_path: Path):
+    trained = load_policy(NAVIGATION, "maml")
+    smaller = dataclasses.replace(
+        trained.config, policy=dataclasses.replace(trained.config.policy, hidden_sizes=(8,))
+    )
+    save_policies(
+        tmp_path / POLICIES, smaller, {"maml": trained.params}, trained.inputs, trained.config.seeds
+    )
+    with pytest.raises(admrl.ArtefactError) as error:
+        load_policy(tmp_path, "maml")
+    message = str(error.value)
+    assert message.startswith("policy/maml/mean/params/Dense_0/") and "\n" not in message
+    assert "(2, 8)" in message or "(8,)" in message
 
 
 def test_refusals_name_what_is_there(tmp_path: Path):

@@ -371,18 +371,10 @@ def rows_by_key(directory: Path) -> dict[tuple[str, ...], dict[str, str]]:
     return {(row["seed"], row["method"], row["stage"], row["step"]): row for row in rows}
 
 
-TWO_SEEDS = [
-    "--seeds",
-    "0",
-    "1",
-    "--methods",
-    "admrl",
-    "--eval.attacks",
-    "gaussian",
-    "adgan",
-    "--eval.undefended-attacks",
-    "--eval.curve-attacks",
-]
+TWO_SEEDS = (
+    *("--seeds", "0", "1", "--methods", "admrl", "--eval.attacks", "gaussian", "adgan"),
+    *("--eval.undefended-attacks", "--eval.curve-attacks"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -536,9 +528,9 @@ def test_parts_beyond_the_papers_go_through_every_stage(tmp_path: Path) -> None:
     assert {METHODS[name].learner for name in methods} >= {"promp"}
     assert {METHODS[name].defence for name in (*methods, *PAPER_METHODS)} == set(DEFENCES)
     directory = tmp_path / "others"
-    argv = ["--preset=quick", f"--run-dir={directory}", "--methods", *methods, "--eval.attacks", *others]
+    argv = [*toy(directory), "--methods", *methods, "--eval.attacks", *others]
     argv += ["--eval.undefended-attacks", "--eval.curve-attacks", "adgan", "pgd"]
-    assert main("experiments.any", "", {"quick": tiny(navigation_2d.PRESETS["quick"])}, argv) == 0
+    assert run(argv) == 0
     results = json.loads((directory / "results.json").read_text())
     rows = results["rows"]
     assert {(row["method"], row["attack"]) for row in rows} == {

@@ -10,10 +10,11 @@ import pytest
 
 from admrl_jax.methods import PAPER_METHODS
 from admrl_jax.protocol.run import describe_attack, describe_method
-from admrl_jax.report.figures import frame
+from admrl_jax.report.figures import draw, frame
 from admrl_jax.report.results import cell_values
 from admrl_jax.report.tables import mean_and_range, rounded, table
 from admrl_jax.report.write import report_text, write_report
+from admrl_jax.runs.metrics import read_metrics
 
 PANELS = (
     ("gaussian", ""),
@@ -239,8 +240,17 @@ def test_opponents_are_left_out_where_none_learns(tmp_path: Path):
     results["methods"] = {"maml": describe_method("maml")}
     results["rows"] = [row for row in results["rows"] if row["method"] == "maml"]
     results["curves"] = [row for row in results["curves"] if row["method"] in ("pretrain", "maml")]
-    write_report(write_run(tmp_path, results, trajectories=False))
-    assert (tmp_path / "figures" / "training.png").exists()
+    write_run(tmp_path, results, trajectories=False)
+    metrics = [row for row in read_metrics(tmp_path) if row["method"] in ("pretrain", "maml")]
+    shown = {}
+    for name, rows in {"alone": metrics, "beside adMRL": read_metrics(tmp_path)}.items():
+        everything = results if name == "alone" else make_results(seeds=(0,))
+        axes = draw(everything, rows, {})["training"][0].axes
+        shown[name] = [ax.axison for ax in axes]
+        # No panel is empty: each has a curve beside its reference lines.
+        assert all(len(ax.lines) > 1 or not ax.axison for ax in axes), name
+    assert shown["beside adMRL"] == [True] * 8
+    assert shown["alone"] == [True] * 4 + [False] * 3 + [True]
 
 
 def test_same_files_same_report(report: Path, tmp_path: Path):

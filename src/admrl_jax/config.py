@@ -28,7 +28,7 @@ from admrl_jax.core.settings import (
     to_plain,
     whole_from,
 )
-from admrl_jax.defences.registry import DEFENCES
+from admrl_jax.defences.registry import DEFENCES, UNDEFENDED
 from admrl_jax.envs.base import EnvConfig
 from admrl_jax.envs.registry import env_spec
 from admrl_jax.learners.registry import LEARNERS
@@ -166,6 +166,10 @@ class EvalConfig:
     def all_attacks(self) -> tuple[str, ...]:
         """Every attack of the meta-test, once."""
         return tuple(dict.fromkeys((*self.attacks, *self.undefended_attacks)))
+
+    def attacks_on(self, method: str) -> tuple[str, ...]:
+        """The attacks of a method's meta-test."""
+        return self.all_attacks if METHODS[method].defence == UNDEFENDED else self.attacks
 
 
 @dataclass(frozen=True, kw_only=True)

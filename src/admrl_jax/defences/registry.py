@@ -6,3 +6,6 @@ from admrl_jax.defences.base import DefenceSpec
 DEFENCES: dict[str, DefenceSpec] = {
     spec.name: spec for spec in (fixed.NONE_SPEC, fixed.NOISE_SPEC, fixed.FGSM_SPEC, adgan.SPEC, smooth.SPEC)
 }
+
+UNDEFENDED = fixed.NONE_SPEC.name
+"""The defence that leaves training as it is."""

@@ -10,7 +10,6 @@ from admrl_jax.attacks.registry import ATTACKS
 from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params
-from admrl_jax.methods import METHODS
 from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms
 from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.stage import Stage, Step, run_stage
@@ -26,9 +25,7 @@ Attackers = dict[str, list[Params]]
 
 def learned_attacks(session: Session, method: str) -> list[str]:
     """The attacks of a method's meta-test that learn."""
-    test = session.config.eval
-    is_undefended = METHODS[method].defence == "none"
-    names = test.all_attacks if is_undefended else test.attacks
+    names = session.config.eval.attacks_on(method)
     return [name for name in names if ATTACKS[name].make_trainer is not None]
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from admrl_jax.attacks.registry import ATTACKS, CLEAN
 from admrl_jax.core.types import Params
 from admrl_jax.evaluation import EvalResult
-from admrl_jax.methods import METHODS
 from admrl_jax.protocol.attack_stages import Attackers
 from admrl_jax.protocol.evaluator import Evaluator
 from admrl_jax.protocol.session import Session
@@ -42,9 +41,7 @@ def tests_of(method: str, session: Session, arms: dict[str, Arm], attackers: Att
     """The attacks of a method's meta-test."""
     count = len(session.config.eval.strengths)
     tests = [Test(CLEAN, "", [()])]
-    test = session.config.eval
-    names = test.all_attacks if METHODS[method].defence == "none" else test.attacks
-    for name in names:
+    for name in session.config.eval.attacks_on(method):
         if ATTACKS[name].make_trainer is None:
             tests.append(Test(name, "", [()] * count))
             continue

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from admrl_jax.attacks.registry import CLEAN
 from admrl_jax.runs.files import read_arrays
 
 Row = Mapping[str, Any]
@@ -15,7 +16,7 @@ Panel = tuple[str, str]
 Cell = tuple[str, str]
 """Support and query, each clean or attacked."""
 
-CLEAN_PANEL: Panel = ("none", "")
+CLEAN_PANEL: Panel = (CLEAN, "")
 PROTOCOLS = {"": "", "paper": ", paper protocol", "adaptive": ", adaptive"}
 CELLS: tuple[Cell, ...] = (
     ("clean", "clean"),

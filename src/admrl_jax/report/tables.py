@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from admrl_jax.attacks.registry import CLEAN
 from admrl_jax.report.results import (
     CELLS,
     CLEAN_PANEL,
@@ -103,7 +104,7 @@ def clean_table(results: Row) -> str:
     """Returns without an attack."""
     rows, body = results["rows"], []
     for method in methods_of(results, rows):
-        pre, post = (seed_values(rows, field, method=method, attack="none") for field in ("pre", "post"))
+        pre, post = (seed_values(rows, field, method=method, attack=CLEAN) for field in ("pre", "post"))
         gain = {seed: post[seed] - pre[seed] for seed in post}
         floor = results["floor"]
         printed = rounded(results["methods"][method]["paper_clean"].get(results["env"], np.nan))
