@@ -75,7 +75,7 @@ def test_the_artefact_of_a_toy_run_is_its_config_and_policies(finished: Path):
         for label in ("trained", "0.2")
     )
     assert jax.tree.structure(own) == jax.tree.structure(strong)
-    with pytest.raises(admrl.ArtefactError, match="^attacker: maml/adgan/trained is not in "):
+    with pytest.raises(admrl.ArtefactError, match=r"^attacker: maml/adgan/trained is not in "):
         load_attacker(finished, trained, "adgan", "trained")
 
 
