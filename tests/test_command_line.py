@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import io
 import re
+import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 from admrl_jax.config import Config, flatten
 from admrl_jax.core.settings import fields_of
 from admrl_jax.envs.half_cheetah import HalfCheetahDirConfig
+from admrl_jax.protocol import command_line
 from admrl_jax.protocol.arguments import Arguments, parse
 from admrl_jax.protocol.command_line import main
+from admrl_jax.runs.signals import Interrupted
 from experiments import navigation_2d
 
 PRESETS = {"paper": Config(env=HalfCheetahDirConfig())}
@@ -122,3 +126,28 @@ def test_any_word_on_the_command_line_is_read_or_refused_in_one_line(name: str, 
     with contextlib.redirect_stderr(error):
         assert main("experiments.any", "", PRESETS, argv) == 2
     assert re.match(r"error: [a-z_.]+: .*accepted: .*\n\Z", error.getvalue()), error.getvalue()
+
+
+@pytest.mark.parametrize("module", ["experiments.navigation_2d", "experiments.train --env navigation_2d"])
+def test_a_stopped_run_says_how_to_go_on(
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(command_line, "run_protocol", stopped)
+    argv = [
+        "--preset=quick",
+        "--seeds",
+        "0",
+        "1",
+        "--compilation-cache=off",
+        f"--run-dir={tmp_path / 'a run'}",
+    ]
+    assert main(module, "", navigation_2d.PRESETS, argv) == 130
+    *said, command = capsys.readouterr().err.strip().splitlines()
+    assert said[-1] == f"saved in {tmp_path / 'a run'}; go on with"
+    assert shlex.split(command) == ["python", "-m", *module.split(), *argv, "--resume"]
+    # Once more, it is the same command.
+    assert main(module, "", navigation_2d.PRESETS, shlex.split(command)[len(module.split()) + 2 :]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == command

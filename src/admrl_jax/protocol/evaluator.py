@@ -34,6 +34,7 @@ class Evaluator:
 
     def __init__(self, session: Session):
         self._session = session
+        self._at_once: dict[tuple[str, str], int] = {}
 
     def evaluate(
         self,
@@ -70,7 +71,11 @@ class Evaluator:
             pieces.run(trial, split(lanes, at_once)[0], support_radius, query_radius)
             return trial.fits(trial.largest)
 
-        at_once = choose_at_once(seeds, fits, session.config.lanes)
+        # Asked once: to find out, the evaluation is run.
+        key = (method, attack)
+        if key not in self._at_once:
+            self._at_once[key] = choose_at_once(seeds, fits, session.config.lanes)
+        at_once = self._at_once[key]
         programs = LanePrograms(session.programs, at_once)
         blocks = [
             pieces.run(programs, block, support_radius, query_radius) for block in split(lanes, at_once)
