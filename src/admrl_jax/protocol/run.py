@@ -131,7 +131,10 @@ def save_results(
         "preset": preset,
         "config": to_dict(config),
         "methods": {method: describe_method(method) for method in config.methods},
-        "attacks": {name: describe_attack(name) for name in (CLEAN, *config.eval.all_attacks)},
+        "attacks": {
+            name: describe_attack(name)
+            for name in (CLEAN, *config.eval.all_attacks, *config.eval.curve_attacks)
+        },
         "units": UNITS[config.units],
         "versions": {"python": platform.python_version()} | versions(),
         "device": jax.devices()[0].device_kind,
