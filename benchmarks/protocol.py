@@ -29,7 +29,7 @@ from admrl_jax.methods import METHODS
 from admrl_jax.protocol.attack_stages import attack_step, first_attackers, learned_attacks
 from admrl_jax.protocol.eval_stages import CELLS
 from admrl_jax.protocol.evaluator import Evaluator
-from admrl_jax.protocol.lanes import LanePrograms, Trial, split
+from admrl_jax.protocol.lanes import LanePrograms, choose_lanes, split
 from admrl_jax.protocol.parts import Parts, build_parts
 from admrl_jax.protocol.session import Session, open_session
 from admrl_jax.protocol.stage import Step
@@ -41,7 +41,6 @@ from admrl_jax.protocol.train_stages import (
     untrained,
 )
 from admrl_jax.runs.devices import make_cpu_devices
-from admrl_jax.runs.programs import choose_at_once
 from admrl_jax.training import TrainState, opponent_key
 from benchmarks.common import preset_of, report
 
@@ -141,14 +140,8 @@ def stage_work(session: Session, stage: str, of: str, runs: int, steps: int, ste
         blocks = zip(*(split(x, programs.at_once) for x in lanes), strict=True)
         return [step(programs, state, fixed[0] if fixed else ()) for state, *fixed in blocks]
 
-    def fits(at_once: int) -> bool:
-        trial = Trial(session.programs, at_once)
-        take(trial)
-        return trial.fits(trial.largest)
-
-    at_once = choose_at_once(count, fits, session.config.lanes)
-    programs = LanePrograms(session.programs, at_once)
-    return Work(stage, of, runs, steps, count, at_once, lambda: take(programs))
+    programs = choose_lanes(session.programs, count, take, session.config.lanes)
+    return Work(stage, of, runs, steps, count, programs.at_once, lambda: take(programs))
 
 
 def training_work(session: Session, method: str, bases: dict[str, Pretrained]) -> Iterator[Work]:

@@ -8,7 +8,7 @@ the same turn.
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,7 @@ from admrl_jax.config import Config
 from admrl_jax.core.types import Task
 from admrl_jax.envs.base import BuiltInConfig
 from admrl_jax.envs.physics import PhysicsEnv
-from admrl_jax.protocol.lanes import LanePrograms
+from admrl_jax.protocol.lanes import LanePrograms, Piece
 from admrl_jax.protocol.parts import build_parts
 from admrl_jax.protocol.train_stages import train_step
 from admrl_jax.runs.devices import CPU_DEVICES, Devices, choose_num_devices, make_cpu_devices
@@ -90,19 +90,17 @@ class Clock(LanePrograms):
         self.results: dict[str, Any] = {}
         """Of the latest call."""
 
-    def call(
-        self, name: str, function: Callable[..., Any], takes: Sequence[str], gives: Any, *arguments: Any
-    ) -> Any:
+    def call(self, piece: Piece, *arguments: Any) -> Any:
         """Also notes; waits for the result."""
-        piece, program = name.split()[0], (name, function, takes, gives, *arguments)
-        if piece not in self.compiling:
+        name = piece.name.split()[0]
+        if name not in self.compiling:
             start = time.perf_counter()
-            self.mib[piece] = self.needed_bytes(*program) / 2**20
-            self.compiling[piece] = time.perf_counter() - start
+            self.mib[name] = self.needed_bytes(piece, *arguments) / 2**20
+            self.compiling[name] = time.perf_counter() - start
         start = time.perf_counter()
-        result = jax.block_until_ready(super().call(*program))
-        self.seconds.setdefault(piece, []).append(time.perf_counter() - start)
-        self.results[piece] = result
+        result = jax.block_until_ready(super().call(piece, *arguments))
+        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+        self.results[name] = result
         return result
 
 

@@ -61,7 +61,7 @@ def test_every_task_has_its_radius(name: str) -> None:
             assert budget.units is UNITS
 
 
-@pytest.mark.parametrize(("share", "attacked"), [(1.0, 8), (0.3, 2), (0.2, 2)])
+@pytest.mark.parametrize(("share", "attacked"), [(1.0, 8), (0.3, 2), (0.2, 2), (0.01, 1)])
 def test_shares_are_rounded_to_whole_tasks(share: float, attacked: int) -> None:
     defence = DEFENCES["noise"].make(NoiseConfig(radius=0.4, task_share=share), VICTIM)
     radius = defence.expose((), jnp.int32(0), UNITS, 8).query.radius

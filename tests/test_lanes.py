@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 from helpers import assert_trees_close, assert_trees_equal
 
-from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, Trial, merge, merge_arrays, split
+from admrl_jax.protocol.lanes import (
+    BATCH,
+    STATE,
+    LanePrograms,
+    Piece,
+    Trial,
+    choose_lanes,
+    merge,
+    merge_arrays,
+    split,
+)
 from admrl_jax.runs.devices import Devices
-from admrl_jax.runs.programs import Programs
+from admrl_jax.runs.programs import Program, Programs
 
 LANES, TASKS = 6, 4
 
@@ -46,8 +56,8 @@ def step_of(devices: Devices):
         return {**state, "weights": state["weights"] - 0.1 * mean}, jnp.linalg.norm(mean)
 
     def step(programs: LanePrograms, state: dict[str, jax.Array]):
-        batch, _ = programs.call("collect", collect, (STATE,), (BATCH, STATE), state)
-        return programs.call("learn", learn, (STATE, BATCH), (STATE, STATE), state, batch)
+        batch, _ = programs.call(Piece("collect", collect, (STATE,), (BATCH, STATE)), state)
+        return programs.call(Piece("learn", learn, (STATE, BATCH), (STATE, STATE)), state, batch)
 
     return step
 
@@ -77,15 +87,29 @@ def test_a_trial_knows_the_largest_program_and_compiles_nothing_twice() -> None:
     block = split(lanes(), 2)[0]
     tried = step(trial, block)
     sizes = [
-        programs.needed_bytes(name, function, arguments)
-        for name, function, arguments in (
-            ("collect", None, [block]),
-            ("learn", None, [block, tried_batch(block)]),
-        )
+        programs.needed_bytes(Program(name, unused), *arguments)
+        for name, arguments in (("collect", [block]), ("learn", [block, tried_batch(block)]))
     ]
     assert trial.largest == max(sizes) > 0
-    assert trial.fits(trial.largest) and not trial.fits(2**60)
     assert_trees_equal(jax.tree.map(jax.random.key_data, tried[0]["key"]), jax.random.key_data(block["key"]))
+
+
+def unused(*arguments: jax.Array) -> None:
+    """Not called: the program of that name and shape is there."""
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(2**60, 6), (1, 1)])
+def test_lanes_are_chosen_by_the_memory_of_their_programs(
+    memory: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = Devices()
+    step, state = step_of(devices), lanes()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr("admrl_jax.protocol.lanes.available_bytes", lambda: memory)
+    programs = Programs(devices)
+    chosen = choose_lanes(programs, LANES, lambda lanes: step(lanes, split(state, lanes.at_once)[0]))
+    assert chosen.at_once == expected
 
 
 def tried_batch(block: dict[str, jax.Array]) -> jax.Array:

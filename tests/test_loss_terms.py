@@ -120,7 +120,7 @@ def test_weights_of_zero_change_nothing_and_large_ones_smooth(name: str, x64: No
     @functools.partial(jax.jit, static_argnames="block")
     def update(weight: jax.Array, block: int = 0):
         config = SmoothConfig(query_weight=weight, support_weight=weight, radius=0.5)
-        return learner.update(state, KEY, batch, loss_term=smooth_term(POLICY, config), tasks=TaskAxis(block))
+        return learner.update(state, KEY, batch, loss_term=smooth_term(POLICY, config), axis=TaskAxis(block))
 
     plain, _ = jax.jit(lambda: learner.update(state, KEY, batch))()
     zero, _ = update(0.0)

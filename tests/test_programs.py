@@ -8,7 +8,7 @@ import pytest
 from admrl_jax.core.task_axis import map_blocks
 from admrl_jax.runs import programs
 from admrl_jax.runs.devices import SAME, Devices, tasks_at
-from admrl_jax.runs.programs import Programs, available_bytes, choose_at_once
+from admrl_jax.runs.programs import Program, Programs, available_bytes, choose_at_once
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_program_needs_the_memory_of_its_lanes() -> None:
     lanes, memory = jnp.ones((16, 256)), Programs(Devices())
 
     def need(at_once: int) -> int:
-        return memory.needed_bytes(f"{at_once}", lambda x: map_blocks(grow, x, at_once), [lanes])
+        return memory.needed_bytes(Program(f"{at_once}", lambda x: map_blocks(grow, x, at_once)), lanes)
 
     one, four, all_lanes = (need(at_once) for at_once in (1, 4, 16))
     size = 4 * 256**2
@@ -77,13 +77,13 @@ def test_a_program_is_compiled_once_for_its_name_and_shapes(monkeypatch: pytest.
     mine = Programs(Devices())
     for count in (3, 3, 4, 3):
         x = jnp.arange(float(count))
-        np.testing.assert_array_equal(mine.run("double", double, [{"x": x}]), 2 * x)
-    mine.needed_bytes("double", double, [{"x": jnp.zeros(4)}])
+        np.testing.assert_array_equal(mine.run(Program("double", double), {"x": x}), 2 * x)
+    mine.needed_bytes(Program("double", double), {"x": jnp.zeros(4)})
     assert len(compiled) == 2
     # Another type, another name, another structure: another program each.
-    mine.run("double", double, [{"x": jnp.arange(3)}])
-    mine.run("twice", double, [{"x": jnp.arange(3.0)}])
-    mine.run("double", double, [{"x": jnp.arange(3.0), "y": jnp.zeros(1)}])
+    mine.run(Program("double", double), {"x": jnp.arange(3)})
+    mine.run(Program("twice", double), {"x": jnp.arange(3.0)})
+    mine.run(Program("double", double), {"x": jnp.arange(3.0), "y": jnp.zeros(1)})
     assert len(compiled) == 5
 
 
@@ -99,14 +99,9 @@ def test_programs_hand_spread_arrays_to_each_other() -> None:
         shapes.append(part.shape)
         return devices.axis.total(jnp.sum(part)), part + y
 
-    part = mine.run("share", share, devices.place([x]), in_specs=(SAME,), out_specs=tasks_at(0))
-    summed, moved = mine.run(
-        "total",
-        total,
-        [part, devices.place(jnp.ones(()))],
-        in_specs=(tasks_at(0), SAME),
-        out_specs=(SAME, tasks_at(0)),
-    )
+    part = mine.run(Program("share", share, (SAME,), tasks_at(0)), devices.place(x))
+    add_up = Program("total", total, (tasks_at(0), SAME), (SAME, tasks_at(0)))
+    summed, moved = mine.run(add_up, part, devices.place(jnp.ones(())))
     assert shapes == [(4,)]
     assert devices.local(summed) == x.sum()
     np.testing.assert_array_equal(moved, x + 1)

@@ -170,7 +170,7 @@ def learn_step(
         loss_term: of the defence.
         axis: how tasks are computed.
     """
-    return learner.update(learner_state, step_keys(key, step).learner, batch, loss_term=loss_term, tasks=axis)
+    return learner.update(learner_state, step_keys(key, step).learner, batch, loss_term=loss_term, axis=axis)
 
 
 def opponent_step(

@@ -27,7 +27,7 @@ class StuckSensorConfig:
 def stuck_sensor(obs_size: int, config: StuckSensorConfig | None = None) -> Attack:
     """Repeats an old observation, as far as the budget's L2 ball around the true one allows.
 
-    Its memory is `(last observation shown [O], steps left to repeat it [])`.
+    Its memory is `(last observation shown [O], steps left to repeat it [])`; -1 where it must work next.
     """
     config = config or StuckSensorConfig()
 
@@ -51,7 +51,8 @@ def stuck_sensor(obs_size: int, config: StuckSensorConfig | None = None) -> Atta
         delta = project_l2(budget.units.shift(shown - obs), budget.radius) * scale
         seen = jnp.where(is_stuck, obs + delta, obs)
         held = jnp.where(is_stuck, shown, obs)
-        return seen, (held, jnp.maximum(left - 1, 0))
+        # It works for a step before it can freeze again.
+        return seen, (held, jnp.where(left == 1, -1, jnp.maximum(left - 1, 0)))
 
     return Attack(lambda key: (), reset, perturb, THREAT)
 

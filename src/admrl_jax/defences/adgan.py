@@ -13,8 +13,7 @@ from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core.settings import POSITIVE, SHARE, STEPS_OR_ZERO
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics
-from admrl_jax.defences.base import Defence, DefenceSpec, State, budget_per_task, ramp
-from admrl_jax.sampling import Exposure
+from admrl_jax.defences.base import Defence, DefenceSpec, State, expose_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +52,6 @@ def train_against(
         task_share: share of the tasks that are attacked.
     """
 
-    def expose(
-        state: State, step: jax.Array, units: Units, num_tasks: int, axis: TaskAxis = TaskAxis()
-    ) -> Exposure:
-        budget = budget_per_task(
-            radius, units, num_tasks, axis, share=task_share, growth=ramp(step, ramp_steps)
-        )
-        return Exposure(trainer.attack, trainer.params(state), budget, budget)
-
     def update(
         state: State, key: jax.Array, batch: MetaBatch, units: Units, axis: TaskAxis = TaskAxis()
     ) -> tuple[State, Metrics]:
@@ -71,7 +62,13 @@ def train_against(
     return Defence(
         name=f"{trainer.name} {radius} {ramp_steps} {task_share}",
         init=trainer.init,
-        expose=expose,
+        expose=expose_all(
+            trainer.attack,
+            trainer.params,
+            radius=radius,
+            ramp_steps=ramp_steps,
+            task_share=task_share,
+        ),
         update=update,
         warmup_steps=warmup_steps,
         attack_params=trainer.params,

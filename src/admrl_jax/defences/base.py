@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.base import Attack, Victim
 from admrl_jax.attacks.learned.trainer import accept_any_batch
 from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core.task_axis import TaskAxis
@@ -93,29 +93,33 @@ class DefenceSpec(NamedTuple):
     make: Callable[[Any, Victim], Defence]
 
 
-def budget_per_task(
-    radius: float | jax.Array,
-    units: Units,
-    num_tasks: int,
-    axis: TaskAxis,
+def expose_all(
+    attack: Attack,
+    params: Callable[[State], Params],
     *,
-    share: float = 1.0,
-    growth: float | jax.Array = 1.0,
-) -> Budget:
-    """A budget for each of this device's tasks.
+    radius: float,
+    ramp_steps: int = 0,
+    task_share: float = 1.0,
+) -> ExposeFn:
+    """One attack on support and query data alike.
 
     Args:
-        radius: of attacked tasks.
-        units: of the budget.
-        num_tasks: of all devices together.
-        axis: how tasks are computed.
-        share: of the tasks that are attacked; the others have radius 0.
-        growth: from 0 to 1, multiplies the radius.
+        attack: observation attack.
+        params: `(state) -> Params` of the attack.
+        radius: of its budget.
+        ramp_steps: steps over which the radius grows to that; 0 starts with it.
+        task_share: share of the tasks that are attacked, at least one; the others have radius 0.
     """
-    number = axis.share(jnp.arange(num_tasks))
-    is_attacked = number < round(share * num_tasks)
-    full = jnp.asarray(radius, float) * growth
-    return Budget(jnp.where(is_attacked, full, 0.0), units)
+
+    def expose(
+        state: State, step: jax.Array, units: Units, num_tasks: int, axis: TaskAxis = TaskAxis()
+    ) -> Exposure:
+        is_attacked = axis.share(jnp.arange(num_tasks)) < max(1, round(task_share * num_tasks))
+        full = jnp.asarray(radius, float) * ramp(step, ramp_steps)
+        budget = Budget(jnp.where(is_attacked, full, 0.0), units)
+        return Exposure(attack, params(state), budget, budget)
+
+    return expose
 
 
 def ramp(step: jax.Array, ramp_steps: int) -> jax.Array | float:

@@ -3,16 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-import jax
-
 from admrl_jax.attacks.base import Attack, Victim
 from admrl_jax.attacks.fgsm import fgsm
 from admrl_jax.attacks.noise import gaussian_noise, no_attack
-from admrl_jax.attacks.threat import Units
 from admrl_jax.core.settings import NOT_NEGATIVE, SHARE, STEPS_OR_ZERO
-from admrl_jax.core.task_axis import TaskAxis
-from admrl_jax.defences.base import Defence, DefenceSpec, State, budget_per_task, ramp
-from admrl_jax.sampling import Exposure
+from admrl_jax.defences.base import Defence, DefenceSpec, expose_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +51,16 @@ def train_under(
         ramp_steps: steps over which the radius grows; 0 starts with all of it.
         task_share: share of the tasks that are attacked.
     """
-
-    def expose(
-        state: State, step: jax.Array, units: Units, num_tasks: int, axis: TaskAxis = TaskAxis()
-    ) -> Exposure:
-        budget = budget_per_task(
-            radius, units, num_tasks, axis, share=task_share, growth=ramp(step, ramp_steps)
-        )
-        return Exposure(attack, state, budget, budget)
-
     return Defence(
         name=f"{name} {radius} {ramp_steps} {task_share}",
         init=lambda key, inputs: attack.init(key),
-        expose=expose,
+        expose=expose_all(
+            attack,
+            lambda state: state,
+            radius=radius,
+            ramp_steps=ramp_steps,
+            task_share=task_share,
+        ),
     )
 
 

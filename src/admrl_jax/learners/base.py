@@ -53,7 +53,7 @@ class UpdateFn(Protocol):
         batch: MetaBatch,
         *,
         loss_term: LossTerm | None = None,
-        tasks: TaskAxis = TaskAxis(),
+        axis: TaskAxis = TaskAxis(),
     ) -> tuple[LearnerState, Metrics]:
         """One outer step on a meta-batch; metrics are named `train/...`.
 

@@ -48,14 +48,14 @@ def adapt_step(
     return jax.tree.map(lambda p, g: p - inner_lr * g, params, gradient)
 
 
-def query_weights(query: Experience, tasks: TaskAxis = TaskAxis()) -> jax.Array:
+def query_weights(query: Experience, axis: TaskAxis = TaskAxis()) -> jax.Array:
     """Weight `[N, K H]` of each query sample: tasks count equally, then their valid steps.
 
     The weights of all tasks, those of other devices included, sum to one.
     """
     mask = query.trajectory.mask.reshape(query.trajectory.mask.shape[0], -1)
     count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0)
-    return mask / (count * mask.shape[0] * tasks.num_devices)
+    return mask / (count * mask.shape[0] * axis.num_devices)
 
 
 def surrogate_loss(query: Experience, weights: jax.Array) -> Callable[[Gaussian, Gaussian], jax.Array]:

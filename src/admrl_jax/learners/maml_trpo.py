@@ -47,10 +47,10 @@ def make_maml_trpo(policy: Policy, config: MAMLTRPOConfig | None = None) -> Lear
         batch: MetaBatch,
         *,
         loss_term: LossTerm | None = None,
-        tasks: TaskAxis = TaskAxis(),
+        axis: TaskAxis = TaskAxis(),
     ) -> tuple[LearnerState, Metrics]:
-        data, objective = outer_objective(learner, policy, state, key, batch, loss_term, tasks)
-        params, info = trpo_update(state.meta_params, data, objective, config.trpo, tasks)
+        data, objective = outer_objective(learner, policy, state, key, batch, loss_term, axis)
+        params, info = trpo_update(state.meta_params, data, objective, config.trpo, axis)
         metrics = {f"train/{name}": jnp.asarray(value, float) for name, value in info._asdict().items()}
         metrics["train/std"] = mean_std(policy, learner.policy_params(params), batch)
         return state.replace(meta_params=params), metrics
@@ -78,14 +78,14 @@ def outer_objective(
     key: jax.Array,
     batch: MetaBatch,
     loss_term: LossTerm | None,
-    tasks: TaskAxis,
+    axis: TaskAxis,
 ) -> tuple[Any, Objective]:
     """The surrogate through the adaptation, with a loss term where there is one.
 
     Returns:
         `(data, objective)` for `trpo_update`.
     """
-    weights = query_weights(batch.query, tasks)
+    weights = query_weights(batch.query, axis)
     surrogate = surrogate_loss(batch.query, weights)
     data = (batch.support, batch.query, weights)
 
@@ -100,10 +100,10 @@ def outer_objective(
 
     term = loss_term
     initial = learner.policy_params(state.meta_params)
-    num_tasks = weights.shape[0] * tasks.num_devices
+    num_tasks = weights.shape[0] * axis.num_devices
     # One key per task of the whole batch, so that spreading it changes nothing.
-    keys = tasks.split_key(key, num_tasks)
-    prepared = tasks.map(
+    keys = axis.split_key(key, num_tasks)
+    prepared = axis.map(
         lambda task: term.prepare(task[0], initial, *task[1:]),
         (keys, batch.adapted_params, batch.support, batch.query),
     )

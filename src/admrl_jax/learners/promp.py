@@ -21,7 +21,7 @@ from admrl_jax.learners.maml_trpo import mean_std, outer_objective
 
 @dataclass(frozen=True, kw_only=True)
 class ProMPConfig:
-    """Defaults: the settings of ProMP's own code for its MuJoCo tasks."""
+    """Defaults: the settings of ProMP's own code for its MuJoCo axis."""
 
     inner_lr: Annotated[float, STEP_SIZE] = 0.1
     """Step size of adaptation."""
@@ -96,16 +96,16 @@ def make_promp(policy: Policy, config: ProMPConfig | None = None) -> Learner:
         batch: MetaBatch,
         *,
         loss_term: LossTerm | None = None,
-        tasks: TaskAxis = TaskAxis(),
+        axis: TaskAxis = TaskAxis(),
     ) -> tuple[LearnerState, Metrics]:
         old_params = state.meta_params
-        weights = query_weights(batch.query, tasks)
-        data, objective = outer_objective(learner, policy, state, key, batch, loss_term, tasks)
-        num_tasks = weights.shape[0] * tasks.num_devices
+        weights = query_weights(batch.query, axis)
+        data, objective = outer_objective(learner, policy, state, key, batch, loss_term, axis)
+        num_tasks = weights.shape[0] * axis.num_devices
 
         def loss(params: Params) -> jax.Array:
             """This device's part of the loss."""
-            predictions = tasks.map(lambda group: objective.predict(params, group), data)
+            predictions = axis.map(lambda group: objective.predict(params, group), data)
             new = predictions if loss_term is None else predictions[0]
             total = clipped_loss(new, batch.query, weights, config.clip_ratio)
             if loss_term is not None:
@@ -115,7 +115,7 @@ def make_promp(policy: Policy, config: ProMPConfig | None = None) -> Learner:
 
         def epoch(carry: tuple[Params, optax.OptState], _: None):
             params, opt_state = carry
-            value, gradient = tasks.total(jax.value_and_grad(loss)(params))
+            value, gradient = axis.total(jax.value_and_grad(loss)(params))
             updates, new_opt_state = optimizer.update(gradient, opt_state, params)
             new = (optax.apply_updates(params, updates), new_opt_state)
             finite = all_finite((value, gradient, new))

@@ -94,14 +94,14 @@ class Linearised(NamedTuple):
     product: Callable[[Params], Params]
 
 
-def linearise(params: Params, data: Any, objective: Objective, tasks: TaskAxis = TaskAxis()) -> Linearised:
+def linearise(params: Params, data: Any, objective: Objective, axis: TaskAxis = TaskAxis()) -> Linearised:
     """Linearises the predictions at `params`, group by group, and builds the Fisher product from them.
 
     Args:
         params: where to linearise.
         data: leaves `[N, ...]`, a group each.
         objective: its predictions and KL divergence.
-        tasks: how groups are computed; sums are over this device's groups.
+        axis: how groups are computed; sums are over this device's groups.
     """
     # Matrix products are kept; activations and slopes between them are computed again in every product, which
     # takes less time than fetching them from memory, and less than half of the memory.
@@ -112,7 +112,7 @@ def linearise(params: Params, data: Any, objective: Objective, tasks: TaskAxis =
     def linearise_one(group: Any) -> tuple[Predictions, Callable[[Params], Predictions]]:
         return jax.linearize(lambda params: lean(params, group), params)
 
-    outputs, pushes = tasks.map(linearise_one, data)
+    outputs, pushes = axis.map(linearise_one, data)
 
     def pull_one(group: tuple[Callable[[Params], Predictions], Predictions]) -> Params:
         push, cotangent = group
@@ -125,16 +125,16 @@ def linearise(params: Params, data: Any, objective: Objective, tasks: TaskAxis =
             kl_gradient = jax.grad(lambda new: objective.kl(output, new, group))
             return pull_one((push, jax.jvp(kl_gradient, (output,), (push(vector),))[1]))
 
-        return tasks.sum_tasks(product_one, (pushes, outputs, data))
+        return axis.sum_tasks(product_one, (pushes, outputs, data))
 
     def pull(cotangent: Predictions) -> Params:
-        return tasks.sum_tasks(pull_one, (pushes, cotangent))
+        return axis.sum_tasks(pull_one, (pushes, cotangent))
 
     return Linearised(outputs, pull, product)
 
 
 def trpo_update(
-    params: Params, data: Any, objective: Objective, config: TRPOConfig, tasks: TaskAxis = TaskAxis()
+    params: Params, data: Any, objective: Objective, config: TRPOConfig, axis: TaskAxis = TaskAxis()
 ) -> tuple[Params, TRPOInfo]:
     """One trust-region step (Schulman et al. 2015) that lowers a loss.
 
@@ -143,21 +143,21 @@ def trpo_update(
         data: leaves `[N, ...]`, a group each.
         objective: predictions, loss and KL divergence.
         config: sizes of the step and effort.
-        tasks: how groups are computed. Over devices, losses, divergences and gradients are summed.
+        axis: how groups are computed. Over devices, losses, divergences and gradients are summed.
 
     Returns:
         `(params, info)`. A candidate is accepted when the loss falls and the KL bound holds;
         otherwise, or when anything is not finite, the old parameters come back.
     """
     with jax.default_matmul_precision("highest"):
-        old, pull, product = linearise(params, data, objective, tasks)
+        old, pull, product = linearise(params, data, objective, axis)
         loss_before, output_gradient = jax.value_and_grad(objective.loss)(old, old)
         gradient, unravel = ravel_pytree(pull(output_gradient))
-        loss_before, gradient = tasks.total((loss_before, gradient))
+        loss_before, gradient = axis.total((loss_before, gradient))
 
         def damped(vector: jax.Array) -> jax.Array:
             part = ravel_pytree(product(unravel(vector)))[0]
-            return tasks.total(part) + config.cg_damping * vector
+            return axis.total(part) + config.cg_damping * vector
 
         direction, residual = conjugate_gradient(damped, gradient, iterations=config.cg_iterations)
         # A x = b - residual, so x.A.x costs no further product.
@@ -165,9 +165,9 @@ def trpo_update(
         step = -jnp.sqrt(2 * config.max_kl / jnp.maximum(curvature, 1e-12)) * direction
 
         def measure(candidate: Params) -> tuple[jax.Array, jax.Array]:
-            new = tasks.map(lambda group: objective.predict(candidate, group), data)
+            new = axis.map(lambda group: objective.predict(candidate, group), data)
             kl = jnp.sum(jax.vmap(objective.kl)(old, new, data))
-            return tasks.total((objective.loss(new, old), kl))
+            return axis.total((objective.loss(new, old), kl))
 
         found = _search_line(params, step, loss_before, measure, config)
 

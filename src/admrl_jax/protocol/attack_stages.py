@@ -10,10 +10,11 @@ from admrl_jax.attacks.registry import ATTACKS
 from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params
-from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms
+from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, Piece
 from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.stage import Stage, Step, run_stage
 from admrl_jax.protocol.train_stages import Arm
+from admrl_jax.runs.programs import Program
 from admrl_jax.training import Setup, opponent_key
 
 RUN_KEY = 2**31 - 2
@@ -82,7 +83,7 @@ def first_attackers(session: Session, attack: str, arm: Arm, inputs: Units) -> A
     # Number 0 is the opponent that a method is trained with.
     numbers = 1 + jnp.arange(radii.size)
     arguments = session.devices.place((arm.state.key, arm.state.units, inputs, radii, numbers))
-    states = session.programs.run(f"first attackers {attack}", per_seed, arguments)
+    states = session.programs.run(Program(f"first attackers {attack}", per_seed), *arguments)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), session.devices.local(states))
 
 
@@ -95,12 +96,13 @@ def attack_step(setup: Setup, trainer: AttackTrainer, axis: TaskAxis) -> Step:
     def learn(state: AttackerState, batch: MetaBatch) -> tuple[AttackerState, Metrics]:
         return attacking.attack_update_step(state, batch, trainer=trainer, axis=axis)
 
+    name = f"attack {trainer.name} {setup.learner.name} {setup.sampling}"
+    collecting = Piece(name, collect, (STATE, STATE), (BATCH, STATE))
+    learning = Piece(f"attack update {trainer.name}", learn, (STATE, BATCH), (STATE, STATE))
+
     def step(lanes: LanePrograms, state: AttackerState, victim: Params) -> tuple[AttackerState, Metrics]:
-        name = f"{trainer.name} {setup.learner.name} {setup.sampling}"
-        batch, measured = lanes.call(f"attack {name}", collect, (STATE, STATE), (BATCH, STATE), state, victim)
-        state, learned = lanes.call(
-            f"attack update {trainer.name}", learn, (STATE, BATCH), (STATE, STATE), state, batch
-        )
+        batch, measured = lanes.call(collecting, state, victim)
+        state, learned = lanes.call(learning, state, batch)
         return state, {**measured, **learned}
 
     return step

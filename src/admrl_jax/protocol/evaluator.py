@@ -9,10 +9,9 @@ import numpy as np
 from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core.types import Params, Task, Trajectory
 from admrl_jax.evaluation import EvalResult
-from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, Trial, merge_arrays, split
+from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, Piece, choose_lanes, merge_arrays, split
 from admrl_jax.protocol.session import Session, check_budget
 from admrl_jax.runs import hosts
-from admrl_jax.runs.programs import choose_at_once
 from admrl_jax.sampling import (
     AttackSizes,
     adapt_tasks,
@@ -34,7 +33,7 @@ class Evaluator:
 
     def __init__(self, session: Session):
         self._session = session
-        self._at_once: dict[tuple[str, str], int] = {}
+        self._lanes: dict[tuple[str, str], LanePrograms] = {}
 
     def evaluate(
         self,
@@ -66,20 +65,17 @@ class Evaluator:
         lanes = session.devices.place((meta_params, attack_params, units, *shared))
         pieces = _Pieces(session, setup, attack)
 
-        def fits(at_once: int) -> bool:
-            trial = Trial(session.programs, at_once)
-            pieces.run(trial, split(lanes, at_once)[0], support_radius, query_radius)
-            return trial.fits(trial.largest)
+        def run(programs: LanePrograms, block: Any) -> EvalResult:
+            return pieces.run(programs, block, support_radius, query_radius)
+
+        def run_first(programs: LanePrograms) -> None:
+            run(programs, split(lanes, programs.at_once)[0])
 
         # Asked once: to find out, the evaluation is run.
         key = (method, attack)
-        if key not in self._at_once:
-            self._at_once[key] = choose_at_once(seeds, fits, session.config.lanes)
-        at_once = self._at_once[key]
-        programs = LanePrograms(session.programs, at_once)
-        blocks = [
-            pieces.run(programs, block, support_radius, query_radius) for block in split(lanes, at_once)
-        ]
+        if key not in self._lanes:
+            self._lanes[key] = choose_lanes(session.programs, seeds, run_first, session.config.lanes)
+        blocks = [run(self._lanes[key], block) for block in split(lanes, self._lanes[key].at_once)]
         result = merge_arrays(blocks)
         check_budget(result.budget_excess, f"meta-test under {attack}")
         return result
@@ -90,43 +86,37 @@ class _Pieces:
 
     def __init__(self, session: Session, setup: Setup, attack: str):
         self._session, self._setup = session, setup
-        self._name = f"{setup.learner.name} {setup.sampling}"
-        self._collect_name = f"episodes {session.parts.identity(attack)} {setup.sampling}"
         self._attack = session.parts.attack(attack)
         self._axis = session.devices.axis
+        name = f"{setup.learner.name} {setup.sampling}"
+        self._start = Piece(f"unadapted {name}", self._unadapted, (STATE, STATE), BATCH)
+        self._adapting = Piece(f"adapt {name}", self._adapt, (STATE, BATCH, BATCH), BATCH)
+        self._collecting = Piece(
+            f"episodes {session.parts.identity(attack)} {setup.sampling}",
+            self._collect,
+            (BATCH, *(STATE,) * 6),
+            (BATCH, (BATCH, STATE)),
+        )
 
     def run(self, lanes: LanePrograms, block: Any, support_radius: float, query_radius: float) -> EvalResult:
         """Support episodes and adaptation, step by step, then query episodes; arrays on the host."""
         meta_params, attack_params, units, key, tasks, step = block
         num_steps = self._setup.sampling.num_adapt_steps
-        params = lanes.call(
-            f"unadapted {self._name}", self._unadapted, (STATE, STATE), BATCH, meta_params, tasks
-        )
+        params = lanes.call(self._start, meta_params, tasks)
         returns, excess, size = [], 0.0, None
         for number in range(num_steps + 1):
             radius = query_radius if number == num_steps else support_radius
             radius = self._session.devices.place(jnp.full(step.shape, radius, float))
             episodes, measured = lanes.call(
-                self._collect_name,
-                self._collect,
-                (BATCH, *(STATE,) * 6),
-                (BATCH, (BATCH, STATE)),
-                *(params, attack_params, units, radius, key, tasks, step + number),
+                self._collecting, params, attack_params, units, radius, key, tasks, step + number
             )
             found, sizes = hosts.gather(measured)
             returns.append(found)
             excess, size = np.maximum(excess, sizes.excess), sizes.size
             if number < num_steps:
-                params = lanes.call(
-                    f"adapt {self._name}",
-                    self._adapt,
-                    (STATE, BATCH, BATCH),
-                    BATCH,
-                    *(meta_params, params, episodes),
-                )
+                params = lanes.call(self._adapting, meta_params, params, episodes)
         assert size is not None
-        found = (np.stack(returns, axis=2), size, excess)
-        return EvalResult._make(found)
+        return EvalResult._make((np.stack(returns, axis=2), size, excess))
 
     def _unadapted(self, meta_params: Params, tasks: Task) -> Params:
         num_tasks = jax.tree.leaves(self._axis.share(tasks))[0].shape[0]

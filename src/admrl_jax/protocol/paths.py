@@ -15,7 +15,7 @@ from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.train_stages import Arm
 from admrl_jax.runs.devices import Devices
 from admrl_jax.runs.files import is_whole, write_arrays
-from admrl_jax.runs.programs import Programs
+from admrl_jax.runs.programs import Program, Programs
 from admrl_jax.sampling import collect_meta_batch, expose
 from admrl_jax.training import Setup
 
@@ -57,7 +57,7 @@ def save_paths(session: Session, arms: dict[str, Arm], attackers: dict[str, Atta
         first = jax.tree.map(lambda x: x[0], (arm.state.learner.meta_params, params, arm.state.units))
         for cell, strength in (("clean", 0.0), ("attacked", test.strengths[index])):
             arguments = (first[0], first[1], Budget(jnp.asarray(strength, float), first[2]))
-            batch = alone.run(f"paths {setup.learner.name}", collect, arguments)
+            batch = alone.run(Program(f"paths {setup.learner.name}", collect), *arguments)
             before = jax.tree.map(lambda x: x[:, 0], batch.support.trajectory)
             for phase, taken in (("pre", before), ("post", batch.query.trajectory)):
                 arrays[f"{method}/{cell}/{phase}"] = np.asarray(taken.obs)[:, :4]

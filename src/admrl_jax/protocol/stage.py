@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from admrl_jax.core.types import Metrics, Params
-from admrl_jax.protocol.lanes import LanePrograms, Trial, merge, merge_arrays, split
+from admrl_jax.protocol.lanes import LanePrograms, choose_lanes, merge, merge_arrays, split
 from admrl_jax.protocol.session import Session, check_budget
 from admrl_jax.runs import hosts
 from admrl_jax.runs.checkpoint import StageCheckpoints
-from admrl_jax.runs.programs import choose_at_once
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.training import bad_steps
 
@@ -137,17 +136,13 @@ class _Loop:
         return state, snapshots
 
     def _choose_lanes(self, state: Any) -> LanePrograms:
-        programs, stage = self._session.programs, self._stage
+        session, stage = self._session, self._stage
 
-        def fits(at_once: int) -> bool:
-            trial = Trial(programs, at_once)
-            block = split(state, at_once)[0]
-            fixed = split(stage.fixed, at_once)[0] if jax.tree.leaves(stage.fixed) else ()
-            stage.step(trial, block, self._session.devices.place(fixed))
-            return trial.fits(trial.largest)
+        def run_first(lanes: LanePrograms) -> None:
+            fixed = split(stage.fixed, lanes.at_once)[0] if jax.tree.leaves(stage.fixed) else ()
+            stage.step(lanes, split(state, lanes.at_once)[0], session.devices.place(fixed))
 
-        at_once = choose_at_once(stage.num_lanes, fits, self._session.config.lanes)
-        return LanePrograms(programs, at_once)
+        return choose_lanes(session.programs, stage.num_lanes, run_first, session.config.lanes)
 
     def _take(
         self, lanes: LanePrograms, blocks: list[Any], fixed: Sequence[Any], size: int

@@ -13,7 +13,7 @@ from admrl_jax.core.types import MetaBatch, Metrics, Params
 from admrl_jax.defences.base import Defence
 from admrl_jax.defences.fixed import no_defence
 from admrl_jax.methods import METHODS
-from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, merge, split
+from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, Piece, merge, split
 from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.stage import Stage, Step, run_stage
 from admrl_jax.training import Setup, TrainState
@@ -83,47 +83,48 @@ def _pretrain_name(session: Session, method: str) -> str:
     return "pretrain" if is_first else f"pretrain-{learner}"
 
 
-def train_step(setup: Setup, defence: Defence, axis: TaskAxis, *, freeze_policy: bool = False) -> Step:
-    """An outer step as several programs, so that methods can share those that are the same.
-
-    Args:
-        setup: environment, policy, learner and size of a meta-batch.
-        defence: what training faces.
-        axis: how tasks are computed.
-        freeze_policy: only the opponents learn.
-    """
+def collect_piece(setup: Setup, defence: Defence, axis: TaskAxis) -> Piece:
+    """Collects a step's meta-batch: `(state) -> (batch, metrics, number of the next step)`."""
 
     def collect(state: TrainState) -> tuple[MetaBatch, Metrics, jax.Array]:
         batch, metrics = training.collect_step(state, setup=setup, defence=defence, axis=axis)
         return batch, metrics, state.step + 1
 
-    learn = functools.partial(
-        training.learn_step, learner=setup.learner, loss_term=defence.loss_term, axis=axis
+    name = f"collect {setup.learner.name} {setup.sampling} {defence.name}"
+    return Piece(name, collect, (STATE,), (BATCH, STATE, STATE))
+
+
+def train_step(setup: Setup, defence: Defence, axis: TaskAxis, *, freeze_policy: bool = False) -> Step:
+    """An outer step in pieces, so that methods share the programs of what they have in common.
+
+    Args:
+        setup: environment, policy, learner and size of a meta-batch.
+        defence: what training faces.
+        axis: how tasks are computed.
+        freeze_policy: let the opponents learn alone.
+    """
+    collect = collect_piece(setup, defence, axis)
+    learn = Piece(
+        f"learn {setup.learner.name} {defence.loss_term.name if defence.loss_term else ''}",
+        functools.partial(training.learn_step, learner=setup.learner, loss_term=defence.loss_term, axis=axis),
+        (STATE, STATE, STATE, BATCH),
+        (STATE, STATE),
     )
-    face = functools.partial(training.opponent_step, defence=defence, axis=axis)
-    term = defence.loss_term.name if defence.loss_term else ""
+    face = Piece(
+        f"opponent {defence.name}",
+        functools.partial(training.opponent_step, defence=defence, axis=axis),
+        (STATE, STATE, STATE, STATE, BATCH),
+        (STATE, STATE),
+    )
 
     def step(lanes: LanePrograms, state: TrainState, fixed: Any) -> tuple[TrainState, Metrics]:
-        name = f"collect {setup.learner.name} {setup.sampling} {defence.name}"
-        batch, metrics, next_step = lanes.call(name, collect, (STATE,), (BATCH, STATE, STATE), state)
+        batch, metrics, next_step = lanes.call(collect, state)
         new_state = state.replace(step=next_step)
         if not freeze_policy:
-            learner, learned = lanes.call(
-                f"learn {setup.learner.name} {term}",
-                learn,
-                (STATE, STATE, STATE, BATCH),
-                (STATE, STATE),
-                *(state.learner, state.key, state.step, batch),
-            )
+            learner, learned = lanes.call(learn, state.learner, state.key, state.step, batch)
             new_state, metrics = new_state.replace(learner=learner), {**metrics, **learned}
         if defence.update is not None:
-            opponent, faced = lanes.call(
-                f"opponent {defence.name}",
-                face,
-                (STATE, STATE, STATE, STATE, BATCH),
-                (STATE, STATE),
-                *(state.opponent, state.key, state.step, state.units, batch),
-            )
+            opponent, faced = lanes.call(face, state.opponent, state.key, state.step, state.units, batch)
             new_state, metrics = new_state.replace(opponent=opponent), {**metrics, **faced}
         return new_state, metrics
 
@@ -136,20 +137,15 @@ def measure_observations(session: Session, setup: Setup, state: TrainState) -> U
     They are drawn like training tasks, never from the held-out ones, and by the program that pre-training
     collects with.
     """
-    axis, clean = session.devices.axis, no_defence()
-
-    def collect(state: TrainState) -> tuple[MetaBatch, Metrics, jax.Array]:
-        batch, metrics = training.collect_step(state, setup=setup, defence=clean, axis=axis)
-        return batch, metrics, state.step + 1
-
+    axis = session.devices.axis
+    collect = collect_piece(setup, no_defence(), axis)
+    measure = functools.partial(evaluation.observation_units, axis=axis)
     lanes = LanePrograms(session.programs, 1)
     key = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.key, STATISTICS_KEY)
-    name = f"collect {setup.learner.name} {setup.sampling} {clean.name}"
     units = []
     for lane in split(session.devices.place(state.replace(key=key)), 1):
-        batch, _, _ = lanes.call(name, collect, (STATE,), (BATCH, STATE, STATE), lane)
-        measure = functools.partial(evaluation.observation_units, axis=axis)
-        units.append(lanes.call("observation units", measure, (BATCH,), STATE, batch))
+        batch, _, _ = lanes.call(collect, lane)
+        units.append(lanes.call(Piece("observation units", measure, (BATCH,), STATE), batch))
     return session.devices.local(merge(units))
 
 

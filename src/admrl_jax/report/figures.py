@@ -90,7 +90,7 @@ def draw(
     if metrics:
         caption = (
             "Training, on each method's own training attack (so the returns of different methods are "
-            "not comparable here), adGAN's diagnostics, and the effort of the adaptive attackers at "
+            "not comparable here), diagnostics of an opponent that learns, and the effort of attackers at "
             "the largest strength: if the last panel still falls at its right end, a longer attack "
             "would do more harm. Thick lines: running means."
         )

@@ -3,7 +3,7 @@
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -34,6 +34,22 @@ def available_bytes() -> int:
     return int(MACHINE_SHARE * machine / jax.local_device_count())
 
 
+class Program(NamedTuple):
+    """A function to compile.
+
+    Attributes:
+        name: equal names, equal functions.
+        function: of arrays; it sees this device's tasks.
+        in_specs: how its arguments are laid out, see `Devices.spread`.
+        out_specs: how its results are.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    in_specs: Any = SAME
+    out_specs: Any = SAME
+
+
 class Programs:
     """Compiled programs of a run, each compiled once and found again by name and shapes of arguments."""
 
@@ -41,45 +57,24 @@ class Programs:
         self._devices = devices
         self._compiled: dict[Any, Any] = {}
 
-    def run(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        arguments: Sequence[Any],
-        *,
-        in_specs: Any = SAME,
-        out_specs: Any = SAME,
-    ) -> Any:
-        """Calls a function, compiled and spread over the devices.
+    def run(self, program: Program, *arguments: Any) -> Any:
+        """Calls a program, compiled and spread over the devices.
 
         Args:
-            name: equal names, equal functions.
-            function: of the arguments; it sees this device's tasks.
-            arguments: arrays laid out as `in_specs` says, on all devices or on this process's first one.
-            in_specs: see `Devices.spread`.
-            out_specs: see `Devices.spread`.
+            program: what to call.
+            arguments: arrays laid out as its `in_specs` say, on all devices or on this process's first one.
         """
-        return self._get(name, function, arguments, in_specs, out_specs)(*arguments)
+        return self._get(program, arguments)(*arguments)
 
-    def needed_bytes(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        arguments: Sequence[Any],
-        *,
-        in_specs: Any = SAME,
-        out_specs: Any = SAME,
-    ) -> int:
-        """Bytes per device that the program of `run` needs, compiled if it is not yet."""
-        return needed_bytes(self._get(name, function, arguments, in_specs, out_specs))
+    def needed_bytes(self, program: Program, *arguments: Any) -> int:
+        """Bytes per device that `run` needs; the program is compiled if it is not yet."""
+        return needed_bytes(self._get(program, arguments))
 
-    def _get(
-        self, name: str, function: Callable[..., Any], arguments: Sequence[Any], in_specs: Any, out_specs: Any
-    ) -> Any:
+    def _get(self, program: Program, arguments: Sequence[Any]) -> Any:
         leaves, structure = jax.tree.flatten(tuple(arguments))
-        key = (name, structure, tuple((x.shape, x.dtype) for x in leaves))
+        key = (program.name, structure, tuple((x.shape, x.dtype) for x in leaves))
         if key not in self._compiled:
-            spread = self._devices.spread(function, in_specs, out_specs)
+            spread = self._devices.spread(program.function, program.in_specs, program.out_specs)
             self._compiled[key] = jax.jit(spread).lower(*arguments).compile()
             return_unused()
         return self._compiled[key]
