@@ -114,7 +114,8 @@ def expose_all(
     def expose(
         state: State, step: jax.Array, units: Units, num_tasks: int, axis: TaskAxis = TaskAxis()
     ) -> Exposure:
-        is_attacked = axis.share(jnp.arange(num_tasks)) < max(1, round(task_share * num_tasks))
+        num_attacked = jnp.maximum(1, jnp.round(task_share * num_tasks))
+        is_attacked = axis.share(jnp.arange(num_tasks)) < num_attacked
         full = jnp.asarray(radius, float) * ramp(step, ramp_steps)
         budget = Budget(jnp.where(is_attacked, full, 0.0), units)
         return Exposure(attack, params(state), budget, budget)
