@@ -174,15 +174,15 @@ def attack_work(session: Session, bases: dict[str, Pretrained]) -> Iterator[Work
     stages: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for method in session.config.methods:
         for attack in learned_attacks(session, method):
-            same = METHODS[method].learner, parts.identity(attack)
+            same = METHODS[method].learner, parts.identity(attack, method)
             stages.setdefault(same, []).append((method, attack))
     for (learner, _), alike in stages.items():
         method, attack = alike[0]
         base = bases[learner]
-        state = first_attackers(session, attack, Arm(base.state, ()), base.inputs)
+        state = first_attackers(session, method, attack, Arm(base.state, ()), base.inputs)
         victims = jax.tree.map(lambda x: jnp.repeat(x, strengths, axis=0), base.state.learner.meta_params)
         setup = parts.setup(method, parts.attack_sampling)
-        step = attack_step(setup, parts.attack_trainer(attack), session.devices.axis)
+        step = attack_step(setup, parts.attack_trainer(attack, method), session.devices.axis)
         yield stage_work(session, "attackers", attack, len(alike), effort.steps, step, state, victims)
 
 
@@ -191,13 +191,14 @@ def evaluation_work(session: Session, bases: dict[str, Pretrained]) -> Iterator[
     parts, config, evaluator = session.parts, session.config, Evaluator(session)
     for (learner, attack), count in evaluations(parts).items():
         base = bases[learner]
-        params = jax.vmap(parts.attack(attack).init)(session.seed_keys)
+        method = next(method for method in config.methods if METHODS[method].learner == learner)
+        params = jax.vmap(parts.attack(attack, method).init)(session.seed_keys)
         if ATTACKS[attack].make_trainer is not None:
-            fresh = first_attackers(session, attack, Arm(base.state, ()), base.inputs)
+            fresh = first_attackers(session, method, attack, Arm(base.state, ()), base.inputs)
             params = jax.tree.map(lambda x: x[:: len(config.eval.strengths)], fresh.strongest)
         evaluate = functools.partial(
             evaluator.evaluate,
-            next(method for method in config.methods if METHODS[method].learner == learner),
+            method,
             base.state.learner.meta_params,
             base.state.units,
             attack,

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from admrl_jax.attacks.base import Victim
 from admrl_jax.attacks.registry import ATTACKS, make_attack
 from admrl_jax.attacks.threat import Budget
 from admrl_jax.core.networks import make_policy
@@ -34,6 +33,7 @@ from admrl_jax.runs.devices import (
 from admrl_jax.sampling import collect_tasks
 from admrl_jax.simulators import SimulatorError, resolve
 from admrl_jax.simulators.mujoco import available_cores
+from admrl_jax.victims import make_victim
 from benchmarks.common import BUILT_IN, compile_spread, report, time_in_turn
 from benchmarks.limits import draw_starts, open_loop, vector_env_rate
 
@@ -77,7 +77,7 @@ def measure(
     config = replace(ENVS[name].config(), horizon=arguments.horizon)
     env: Any = make_env(config, simulator=engine, num_threads=arguments.num_threads)
     policy = make_policy(env.obs_size, env.action_size)
-    attack = make_attack(attack_name, Victim(policy, env.obs_size, env.action_size))
+    attack = make_attack(attack_name, make_victim(env, policy))
     key = jax.random.key(0)
     params, attack_params = policy.init(key), attack.init(key)
     tasks = jax.vmap(env.sample_task)(jax.random.split(key, num_tasks))

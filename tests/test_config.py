@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from admrl_jax import attacking, training
-from admrl_jax.attacks.base import Victim
 from admrl_jax.attacks.noise import no_attack
 from admrl_jax.attacks.registry import ATTACKS
 from admrl_jax.attacks.threat import Budget, Units
@@ -477,7 +476,7 @@ def parts_of(config: Config) -> Parts:
     """The parts of a config, on this machine's default engine."""
     env = make_env(config.env, num_threads=1)
     policy = make_policy(env.obs_size, env.action_size, config.policy)
-    return Parts(config, env, policy, Victim(policy, env.obs_size, env.action_size))
+    return Parts(config, env, policy)
 
 
 def start(config: Config, method: str) -> tuple[TrainState, dict[str, Any]]:
@@ -625,11 +624,11 @@ def attacked_step(config: Config, attack: str) -> tuple[Any, dict[str, Any]]:
     params = setup.learner.init(key).meta_params
     if ATTACKS[attack].make_trainer is None:
         exposure = attacking.expose(
-            parts.attack(attack), (), Budget(0.2, units), num_tasks=config.sampling.num_tasks
+            parts.attack(attack, "maml"), (), Budget(0.2, units), num_tasks=config.sampling.num_tasks
         )
         keys = training.step_keys(key, jnp.int32(0))
         return training.sample_and_collect(params, keys, exposure, setup, axis_of(config))
-    trainer = parts.attack_trainer(attack)
+    trainer = parts.attack_trainer(attack, "maml")
     state = attacking.init_attacker(key, trainer.init(key, units), trainer=trainer, budget=Budget(0.2, units))
     state, metrics = attacking.attack_step(state, params, setup=setup, trainer=trainer, axis=axis_of(config))
     return state.trainer, metrics

@@ -17,7 +17,7 @@ LEVELS = (
     ("simulators", "attacks"),
     ("envs",),
     ("learners",),
-    ("sampling",),
+    ("sampling", "victims"),
     ("defences",),
     ("training",),
     ("attacking", "evaluation"),

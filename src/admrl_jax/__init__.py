@@ -7,7 +7,7 @@ of `METHODS` is a learner with a defence.
 """
 
 from admrl_jax.attacking import AttackerState, History, attack_step, init_attacker, train_attacker
-from admrl_jax.attacks.base import Attack, AttackSpec, Victim, memoryless
+from admrl_jax.attacks.base import Attack, AttackSpec, Scene, Victim, memoryless
 from admrl_jax.attacks.fgsm import fgsm
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.noise import gaussian_noise, l2_noise, no_attack
@@ -54,6 +54,7 @@ from admrl_jax.simulators import (
     make_simulator,
 )
 from admrl_jax.training import Setup, TrainState, init_train_state, outer_step
+from admrl_jax.victims import make_victim
 
 __all__ = [
     "ATTACKS",
@@ -95,6 +96,7 @@ __all__ = [
     "PolicyConfig",
     "ProMPConfig",
     "SamplingConfig",
+    "Scene",
     "Setup",
     "SimState",
     "Simulator",
@@ -135,6 +137,7 @@ __all__ = [
     "make_promp",
     "make_simulator",
     "make_threat",
+    "make_victim",
     "memoryless",
     "no_attack",
     "outer_step",

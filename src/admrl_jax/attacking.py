@@ -1,5 +1,6 @@
 """Training an attacker against a frozen policy: one step of it, and the whole of it with restarts."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -79,12 +80,19 @@ def attack_collect_step(
 ) -> tuple[MetaBatch, Metrics]:
     """The meta-batch of an update, collected from the frozen victim under the present attack."""
     num_tasks = setup.sampling.num_tasks // axis.num_devices
-    exposure = expose(trainer.attack, trainer.params(state.trainer), state.budget, num_tasks=num_tasks)
+    radius = 0.0 * state.budget.radius if trainer.is_offline else state.budget.radius
+    budget = state.budget._replace(radius=radius)
+    exposure = expose(trainer.attack, trainer.params(state.trainer), budget, num_tasks=num_tasks)
     return sample_and_collect(meta_params, step_keys(state.key, state.step), exposure, setup, axis)
 
 
 def attack_update_step(
-    state: AttackerState, batch: MetaBatch, *, trainer: AttackTrainer, axis: TaskAxis = TaskAxis()
+    state: AttackerState,
+    meta_params: Params,
+    batch: MetaBatch,
+    *,
+    trainer: AttackTrainer,
+    axis: TaskAxis = TaskAxis(),
 ) -> tuple[AttackerState, Metrics]:
     """Notes the attack that collected a batch if none before was stronger, then trains it further."""
     taken = batch.query.trajectory
@@ -92,10 +100,13 @@ def attack_update_step(
     # Episodes cut short by a number that is not finite say nothing about an attack.
     cut_short = axis.total(jnp.sum(taken.diverged)) > 0
     attacked_return = jnp.where(cut_short, jnp.inf, attacked_return)
-    is_stronger = attacked_return < state.strongest_return
     params = trainer.params(state.trainer)
     key = step_keys(state.key, state.step).opponent
-    trained, metrics = trainer.update(state.trainer, key, batch, state.budget, axis)
+    trained, metrics = trainer.update(state.trainer, key, meta_params, batch, state.budget, axis)
+    is_stronger = attacked_return < state.strongest_return
+    if trainer.is_offline:
+        # Clean episodes say nothing about an attack either: the newest counts.
+        params, is_stronger, attacked_return = trainer.params(trained), jnp.array(True), jnp.inf
     new_state = state.replace(
         step=state.step + 1,
         trainer=trained,
@@ -123,7 +134,7 @@ def attack_step(
         axis: how tasks are computed.
     """
     batch, measured = attack_collect_step(state, meta_params, setup=setup, trainer=trainer, axis=axis)
-    state, learned = attack_update_step(state, batch, trainer=trainer, axis=axis)
+    state, learned = attack_update_step(state, meta_params, batch, trainer=trainer, axis=axis)
     return state, {**measured, **learned}
 
 
@@ -177,8 +188,20 @@ def train_attacker(
 
     @jax.jit
     def step_all(states: AttackerState) -> tuple[AttackerState, Metrics]:
-        one = lambda state: attack_step(state, meta_params, setup=setup, trainer=trainer, axis=axis)  # noqa: E731
-        return jax.vmap(one, in_axes=(_but_key(0),), out_axes=(_but_key(0), 0))(states)
+        def one(state: AttackerState, shared: Any) -> tuple[AttackerState, Metrics]:
+            batch, measured = shared or collect(state)
+            state, learned = attack_update_step(state, meta_params, batch, trainer=trainer, axis=axis)
+            return state, {**measured, **learned}
+
+        collect = functools.partial(
+            attack_collect_step, meta_params=meta_params, setup=setup, trainer=trainer, axis=axis
+        )
+        # Clean episodes are the same for all of them.
+        first = jax.tree.map(lambda x: x[0], states.trainer), jax.tree.map(lambda x: x[0], states.budget)
+        shared = collect(states.replace(trainer=first[0], budget=first[1])) if trainer.is_offline else None
+        out_axes = (_but_key(0), 0)
+        states, metrics = jax.vmap(one, in_axes=(_but_key(0), None), out_axes=out_axes)(states, shared)
+        return states, metrics
 
     rows = []
     for number in range(steps):

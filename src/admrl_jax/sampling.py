@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack
+from admrl_jax.attacks.base import Attack, Scene
 from admrl_jax.attacks.threat import Budget, ThreatModel
 from admrl_jax.core import gaussian
 from admrl_jax.core.networks import Policy
@@ -82,6 +82,7 @@ def rollout(
     attack: Attack,
     budget: Budget,
     horizon: int | None = None,
+    is_query: jax.Array | bool = True,
 ) -> Trajectory:
     """Runs one episode under attack.
 
@@ -100,6 +101,7 @@ def rollout(
         attack: observation attack; its memory starts anew with the episode.
         budget: bound on the perturbation, its radius `[]`.
         horizon: steps, `env.horizon` by default.
+        is_query: `[]` whether the policy has adapted, which attacks may know.
 
     Returns:
         A trajectory with fields `[H, ...]`.
@@ -111,11 +113,12 @@ def rollout(
     noise = jax.random.normal(key_action, (horizon, env.action_size), obs.dtype)
     attack_keys = jax.random.split(key_attack, horizon)
     memory = attack.reset(jax.random.fold_in(key_attack, horizon))
+    scene = Scene(policy_params, task, is_query)
 
     def step(carry, inputs):
         state, obs, memory, alive = carry
         noise_t, attack_key = inputs
-        perturbed, new_memory = attack.perturb(attack_params, memory, attack_key, obs, policy_params, budget)
+        perturbed, new_memory = attack.perturb(attack_params, memory, attack_key, obs, scene, budget)
         dist = policy.apply(policy_params, perturbed)
         action = gaussian.from_noise(dist, noise_t)
         new_state, new = env.step(state, action, task)
@@ -127,7 +130,10 @@ def rollout(
         log_prob = jnp.where(clean_input, gaussian.log_prob_of_noise(dist, noise_t), 0.0)
         reward = jnp.where(valid, new.reward, 0.0)
         mask, diverged = (x.astype(obs.dtype) for x in (valid, alive & ~finite))
-        record = Trajectory(obs, perturbed, action, log_prob, reward, mask, diverged)
+        noted = jax.tree.map(
+            lambda x: jnp.where(clean_input, x, jnp.zeros_like(x)), attack.record(new_memory)
+        )
+        record = Trajectory(obs, perturbed, action, log_prob, reward, mask, diverged, noted)
         state, obs, memory = jax.tree.map(
             lambda a, b: jnp.where(valid, a, b), (new_state, new.obs, new_memory), (state, obs, memory)
         )
@@ -149,9 +155,12 @@ def collect(
     attack: Attack,
     budget: Budget,
     horizon: int | None = None,
+    is_query: jax.Array | bool = True,
 ) -> Trajectory:
     """Runs `num_trajectories` independent episodes of one task: fields `[K, H, ...]`."""
-    run = functools.partial(rollout, env=env, policy=policy, attack=attack, budget=budget, horizon=horizon)
+    run = functools.partial(
+        rollout, env=env, policy=policy, attack=attack, budget=budget, horizon=horizon, is_query=is_query
+    )
     keys = jax.random.split(key, num_trajectories)
     return jax.vmap(run, in_axes=(None, None, 0, None))(policy_params, attack_params, keys, task)
 
@@ -186,11 +195,17 @@ def collect_meta_batch(
         collect_tasks, num_trajectories=config.num_trajectories, env=env, policy=policy, axis=axis
     )
 
-    def collect_and_adapt(params: Params, step: jax.Array) -> tuple[Params, Experience]:
+    def collect_and_adapt(params: Params, step: jax.Array) -> tuple[Params, tuple[Params, Experience]]:
         is_query = step == config.num_adapt_steps
         budget = jax.tree.map(lambda s, q: jnp.where(is_query, q, s), exposure.support, exposure.query)
         episodes = run(
-            params, exposure.params, jax.random.fold_in(key, step), tasks, budget, attack=exposure.attack
+            params,
+            exposure.params,
+            jax.random.fold_in(key, step),
+            tasks,
+            budget,
+            attack=exposure.attack,
+            is_query=is_query,
         )
         batch = score_tasks(episodes, config)
         adapted = jax.lax.cond(
@@ -199,13 +214,22 @@ def collect_meta_batch(
             lambda params, batch: adapt_tasks(meta_params, params, batch, learner=learner, axis=axis),
             *(params, batch),
         )
-        return adapted, batch
+        return adapted, (params, batch)
 
     # Support and query in one loop: its body, the most expensive to compile, is compiled once.
     params = unadapted(meta_params, num_tasks, learner)
-    params, batches = jax.lax.scan(collect_and_adapt, params, jnp.arange(config.num_adapt_steps + 1))
-    support = jax.tree.map(lambda x: jnp.moveaxis(x[:-1], 0, 1), batches)
-    return MetaBatch(support, jax.tree.map(lambda x: x[-1], batches), params)
+    steps = jnp.arange(config.num_adapt_steps + 1)
+    params, (policies, batches) = jax.lax.scan(collect_and_adapt, params, steps)
+    support, support_params = jax.tree.map(lambda x: jnp.moveaxis(x[:-1], 0, 1), (batches, policies))
+    return MetaBatch(
+        support=support,
+        query=jax.tree.map(lambda x: x[-1], batches),
+        adapted_params=params,
+        support_params=support_params,
+        tasks=tasks,
+        support_radius=jnp.asarray(exposure.support.radius),
+        query_radius=jnp.asarray(exposure.query.radius),
+    )
 
 
 def unadapted(meta_params: Params, num_tasks: int, learner: Learner) -> Params:
@@ -225,6 +249,7 @@ def collect_tasks(
     env: Env,
     policy: Policy,
     attack: Attack,
+    is_query: jax.Array | bool = True,
     axis: TaskAxis = TaskAxis(),
 ) -> Trajectory:
     """Episodes of every task of this device, fields `[N, K, H, ...]`.
@@ -239,6 +264,7 @@ def collect_tasks(
         env: task family.
         policy: Gaussian policy.
         attack: observation attack.
+        is_query: `[]` whether the policies have adapted.
         axis: how tasks are computed.
     """
 
@@ -253,6 +279,7 @@ def collect_tasks(
             policy=policy,
             attack=attack,
             budget=budget._replace(radius=radius),
+            is_query=is_query,
         )
 
     num_tasks = jax.tree.leaves(tasks)[0].shape[0] * axis.num_devices

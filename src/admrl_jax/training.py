@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from admrl_jax.attacks.base import Victim
 from admrl_jax.attacks.threat import Units
 from admrl_jax.core.networks import Policy
 from admrl_jax.core.task_axis import TaskAxis
@@ -26,6 +27,7 @@ from admrl_jax.sampling import (
     collect_meta_batch,
     episode_returns,
 )
+from admrl_jax.victims import make_victim
 
 
 class TrainState(struct.PyTreeNode):
@@ -62,6 +64,11 @@ class Setup(NamedTuple):
     policy: Policy
     learner: Learner
     sampling: SamplingConfig
+
+    @property
+    def victim(self) -> Victim:
+        """The policy as attacks see it."""
+        return make_victim(self.env, self.policy, self.learner)
 
 
 def init_train_state(
@@ -178,6 +185,7 @@ def opponent_step(
     key: jax.Array,
     step: jax.Array,
     units: Units,
+    meta_params: Params,
     batch: MetaBatch,
     *,
     defence: Defence,
@@ -190,13 +198,14 @@ def opponent_step(
         key: base key of the run.
         step: `[]` number of the step.
         units: of all budgets.
+        meta_params: with which the batch was collected.
         batch: of `collect_step`.
         defence: whose opponents learn.
         axis: how tasks are computed.
     """
     if defence.update is None:
         return opponent, {}
-    return defence.update(opponent, step_keys(key, step).opponent, batch, units, axis)
+    return defence.update(opponent, step_keys(key, step).opponent, meta_params, batch, units, axis)
 
 
 def outer_step(
@@ -227,7 +236,14 @@ def outer_step(
         axis=axis,
     )
     opponent, faced = opponent_step(
-        state.opponent, state.key, state.step, state.units, batch, defence=defence, axis=axis
+        state.opponent,
+        state.key,
+        state.step,
+        state.units,
+        state.learner.meta_params,
+        batch,
+        defence=defence,
+        axis=axis,
     )
     new_state = state.replace(step=state.step + 1, learner=learner, opponent=opponent)
     return new_state, {**metrics, **learned, **faced}

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack, AttackSpec, NoSettings, memoryless
+from admrl_jax.attacks.base import Attack, AttackSpec, NoSettings, Scene, memoryless
 from admrl_jax.attacks.threat import Budget, make_threat
 from admrl_jax.core.networks import Policy
 from admrl_jax.core.types import Params
@@ -19,15 +19,13 @@ def fgsm(policy: Policy) -> Attack:
     starts from the clean observation and moves every coordinate by exactly the radius.
     """
 
-    def perturb(
-        params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
-    ) -> jax.Array:
-        clean = policy.apply(policy_params, obs)
+    def perturb(params: Params, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget) -> jax.Array:
+        clean = policy.apply(scene.policy_params, obs)
         step = jnp.asarray(budget.radius * budget.units.scale)
         corner = jax.random.rademacher(key, obs.shape, dtype=obs.dtype)
 
         def shift(x: jax.Array) -> jax.Array:
-            moved = policy.apply(policy_params, x)
+            moved = policy.apply(scene.policy_params, x)
             return jnp.sum(jnp.square((moved.mean - clean.mean) * jnp.exp(-clean.log_std)))
 
         # Where the radius is 0 the start must still differ from the clean observation.

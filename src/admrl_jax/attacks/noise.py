@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack, AttackSpec, NoSettings, memoryless
+from admrl_jax.attacks.base import Attack, AttackSpec, NoSettings, Scene, memoryless
 from admrl_jax.attacks.threat import Budget, make_threat, project_l2
 from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.types import Params
@@ -18,9 +18,7 @@ L2_NOISE = make_threat(label="L2 noise", norm="l2", strength="L2 size", knowledg
 def no_attack() -> Attack:
     """Leaves observations as they are."""
 
-    def perturb(
-        params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
-    ) -> jax.Array:
+    def perturb(params: Params, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget) -> jax.Array:
         return obs
 
     return memoryless(perturb, NO_ATTACK)
@@ -29,9 +27,7 @@ def no_attack() -> Attack:
 def gaussian_noise() -> Attack:
     """Adds independent Gaussian noise of standard deviation `budget.radius` per dimension."""
 
-    def perturb(
-        params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
-    ) -> jax.Array:
+    def perturb(params: Params, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget) -> jax.Array:
         noise = jax.random.normal(key, obs.shape, obs.dtype)
         return obs + budget.radius * budget.units.scale * noise
 
@@ -45,9 +41,7 @@ def l2_noise() -> Attack:
     learned anything.
     """
 
-    def perturb(
-        params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
-    ) -> jax.Array:
+    def perturb(params: Params, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget) -> jax.Array:
         # Directions that may not move (scale 0) take no share of the length.
         noise = jax.random.normal(key, obs.shape, obs.dtype) * (jnp.asarray(budget.units.scale) > 0)
         length = safe_norm(noise)

@@ -6,7 +6,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack, AttackSpec, memoryless
+from admrl_jax.attacks.base import Attack, AttackSpec, Scene, memoryless
 from admrl_jax.attacks.threat import Budget, make_threat, project_l2
 from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.networks import Policy
@@ -34,14 +34,12 @@ def pgd(policy: Policy, config: PGDConfig | None = None) -> Attack:
     """
     config = config or PGDConfig()
 
-    def perturb(
-        params: Params, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
-    ) -> jax.Array:
-        clean = policy.apply(policy_params, obs)
+    def perturb(params: Params, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget) -> jax.Array:
+        clean = policy.apply(scene.policy_params, obs)
         scale = jnp.asarray(budget.units.scale)
 
         def shift(delta: jax.Array) -> jax.Array:
-            moved = policy.apply(policy_params, obs + delta * scale)
+            moved = policy.apply(scene.policy_params, obs + delta * scale)
             return jnp.sum(jnp.square((moved.mean - clean.mean) * jnp.exp(-clean.log_std)))
 
         def on_sphere(direction: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack, AttackSpec, Memory
+from admrl_jax.attacks.base import Attack, AttackSpec, Memory, Scene
 from admrl_jax.attacks.threat import Budget, make_threat, project_l2
 from admrl_jax.core.settings import REPEATS, UNIT
 from admrl_jax.core.types import Params
@@ -39,7 +39,7 @@ def stuck_sensor(obs_size: int, config: StuckSensorConfig | None = None) -> Atta
         memory: Memory,
         key: jax.Array,
         obs: jax.Array,
-        policy_params: Params,
+        scene: Scene,
         budget: Budget,
     ) -> tuple[jax.Array, Memory]:
         shown, left = memory

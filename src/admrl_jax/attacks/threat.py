@@ -112,6 +112,6 @@ def make_threat(*, label: str, norm: str, strength: str, knowledge: str) -> Thre
 
 
 def project_l2(x: jax.Array, radius: jax.Array | float) -> jax.Array:
-    """Shortens vectors `[..., O]` to L2 norm `radius` at most."""
-    norm = safe_norm(x)[..., None]
+    """Shortens vectors `[..., O]` to L2 norm `radius` at most, `[]` or `[...]`."""
+    norm, radius = safe_norm(x)[..., None], jnp.asarray(radius)[..., None]
     return x * jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1.0), 1.0)

@@ -39,6 +39,7 @@ class Trajectory(NamedTuple):
         mask: `[..., H]` 1 for steps taken before the episode ended, else 0.
         diverged: `[..., H]` 1 at the step, if any, whose perturbed observation, action, state or reward
             was not finite, else 0; that step is masked and ends the episode.
+        attack_record: `[..., H, ...]` what the attack notes for its own training; `()` for most.
     """
 
     obs: jax.Array
@@ -48,6 +49,7 @@ class Trajectory(NamedTuple):
     reward: jax.Array
     mask: jax.Array
     diverged: jax.Array
+    attack_record: Any = ()
 
 
 class Experience(NamedTuple):
@@ -69,11 +71,19 @@ class MetaBatch(NamedTuple):
         support: fields `[N, num_adapt_steps, K, H, ...]`.
         query: fields `[N, K, H, ...]`.
         adapted_params: policy parameters that collected `query`, leading axis `N`.
+        support_params: those that collected `support`, leading axes `[N, num_adapt_steps]`.
+        tasks: leading axis `N`.
+        support_radius: `[N]` of the attack's budget on support data.
+        query_radius: `[N]` of its budget on query data.
     """
 
     support: Experience
     query: Experience
     adapted_params: Params
+    support_params: Params = ()
+    tasks: Task = ()
+    support_radius: jax.Array | float = 0.0
+    query_radius: jax.Array | float = 0.0
 
 
 def flatten_steps(experience: Experience) -> Experience:

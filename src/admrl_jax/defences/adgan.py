@@ -12,7 +12,7 @@ from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core.settings import POSITIVE, SHARE, STEPS_OR_ZERO
 from admrl_jax.core.task_axis import TaskAxis
-from admrl_jax.core.types import MetaBatch, Metrics
+from admrl_jax.core.types import MetaBatch, Metrics, Params
 from admrl_jax.defences.base import Defence, DefenceSpec, State, expose_all
 
 
@@ -53,11 +53,14 @@ def train_against(
     """
 
     def update(
-        state: State, key: jax.Array, batch: MetaBatch, units: Units, axis: TaskAxis = TaskAxis()
+        state: State,
+        key: jax.Array,
+        meta_params: Params,
+        batch: MetaBatch,
+        units: Units,
+        axis: TaskAxis = TaskAxis(),
     ) -> tuple[State, Metrics]:
-        # The ramp bounds the perturbations that act. The generator's output is relative to the radius, so it
-        # learns at the full one.
-        return trainer.update(state, key, batch, Budget(radius, units), axis)
+        return trainer.update(state, key, meta_params, batch, Budget(radius, units), axis)
 
     return Defence(
         name=f"{trainer.name} {radius} {ramp_steps} {task_share}",

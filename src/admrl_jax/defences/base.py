@@ -43,7 +43,13 @@ class UpdateFn(Protocol):
     """Lets the opponents learn."""
 
     def __call__(
-        self, state: State, key: jax.Array, batch: MetaBatch, units: Units, axis: TaskAxis = TaskAxis()
+        self,
+        state: State,
+        key: jax.Array,
+        meta_params: Params,
+        batch: MetaBatch,
+        units: Units,
+        axis: TaskAxis = TaskAxis(),
     ) -> tuple[State, Metrics]:
         """`(state, metrics)` after learning from a meta-batch; metrics are named `adversary/...`."""
         ...

@@ -45,6 +45,11 @@ class Navigation2D(NamedTuple):
         return 2
 
     @property
+    def action_limit(self) -> float:
+        """Magnitude of a raw action beyond which moves are clipped."""
+        return self.config.max_move * self.config.action_scale
+
+    @property
     def horizon(self) -> int:
         """Steps per episode."""
         return self.config.horizon

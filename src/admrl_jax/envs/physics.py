@@ -63,6 +63,11 @@ class PhysicsEnv:
         return self.simulator.nu
 
     @property
+    def action_limit(self) -> float:
+        """Magnitude of a raw action at which every motor is at its limit."""
+        return self.config.action_scale * max(abs(x) for pair in self.simulator.ctrl_range for x in pair)
+
+    @property
     def horizon(self) -> int:
         """Steps per episode."""
         return self.config.horizon

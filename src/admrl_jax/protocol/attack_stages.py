@@ -40,11 +40,11 @@ def attack_method(session: Session, method: str, arm: Arm, inputs: Units) -> Att
 
 
 def _train(session: Session, method: str, attack: str, arm: Arm, inputs: Units) -> list[Params]:
-    trainer = session.parts.attack_trainer(attack)
+    trainer = session.parts.attack_trainer(attack, method)
     setup = session.parts.setup(method, session.parts.attack_sampling)
     strengths, num_seeds = session.config.eval.strengths, len(session.config.seeds)
     count = len(strengths)
-    state = first_attackers(session, attack, arm, inputs)
+    state = first_attackers(session, method, attack, arm, inputs)
     rows = {
         f"attack-{attack}-{strength:g}": [s * count + r for s in range(num_seeds)]
         for r, strength in enumerate(strengths)
@@ -63,9 +63,9 @@ def _train(session: Session, method: str, attack: str, arm: Arm, inputs: Units) 
     return [jax.tree.map(lambda x, r=r: x[r::count], strongest) for r in range(count)]
 
 
-def first_attackers(session: Session, attack: str, arm: Arm, inputs: Units) -> AttackerState:
+def first_attackers(session: Session, method: str, attack: str, arm: Arm, inputs: Units) -> AttackerState:
     """Fresh attackers of every seed's policy and every strength, leading axis `[S R]`, seeds first."""
-    trainer = session.parts.attack_trainer(attack)
+    trainer = session.parts.attack_trainer(attack, method)
 
     def fresh(
         key: jax.Array, units: Units, inputs: Units, radius: jax.Array, number: jax.Array
@@ -93,16 +93,16 @@ def attack_step(setup: Setup, trainer: AttackTrainer, axis: TaskAxis) -> Step:
     def collect(state: AttackerState, meta_params: Params) -> tuple[MetaBatch, Metrics]:
         return attacking.attack_collect_step(state, meta_params, setup=setup, trainer=trainer, axis=axis)
 
-    def learn(state: AttackerState, batch: MetaBatch) -> tuple[AttackerState, Metrics]:
-        return attacking.attack_update_step(state, batch, trainer=trainer, axis=axis)
+    def learn(state: AttackerState, meta_params: Params, batch: MetaBatch) -> tuple[AttackerState, Metrics]:
+        return attacking.attack_update_step(state, meta_params, batch, trainer=trainer, axis=axis)
 
     name = f"attack {trainer.name} {setup.learner.name} {setup.sampling}"
     collecting = Piece(name, collect, (STATE, STATE), (BATCH, STATE))
-    learning = Piece(f"attack update {trainer.name}", learn, (STATE, BATCH), (STATE, STATE))
+    learning = Piece(f"attack update {trainer.name}", learn, (STATE, STATE, BATCH), (STATE, STATE))
 
     def step(lanes: LanePrograms, state: AttackerState, victim: Params) -> tuple[AttackerState, Metrics]:
         batch, measured = lanes.call(collecting, state, victim)
-        state, learned = lanes.call(learning, state, batch)
+        state, learned = lanes.call(learning, state, victim, batch)
         return state, {**measured, **learned}
 
     return step

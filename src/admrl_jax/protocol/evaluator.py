@@ -63,7 +63,7 @@ class Evaluator:
         shared = (session.held_out.key, session.held_out.tasks, jnp.zeros((), int))
         shared = jax.tree.map(lambda x: jnp.broadcast_to(x, (seeds, *x.shape)), shared)
         lanes = session.devices.place((meta_params, attack_params, units, *shared))
-        pieces = _Pieces(session, setup, attack)
+        pieces = _Pieces(session, setup, method, attack)
 
         def run(programs: LanePrograms, block: Any) -> EvalResult:
             return pieces.run(programs, block, support_radius, query_radius)
@@ -84,15 +84,15 @@ class Evaluator:
 class _Pieces:
     """The programs of an evaluation."""
 
-    def __init__(self, session: Session, setup: Setup, attack: str):
+    def __init__(self, session: Session, setup: Setup, method: str, attack: str):
         self._session, self._setup = session, setup
-        self._attack = session.parts.attack(attack)
+        self._attack = session.parts.attack(attack, method)
         self._axis = session.devices.axis
         name = f"{setup.learner.name} {setup.sampling}"
         self._start = Piece(f"unadapted {name}", self._unadapted, (STATE, STATE), BATCH)
         self._adapting = Piece(f"adapt {name}", self._adapt, (STATE, BATCH, BATCH), BATCH)
         self._collecting = Piece(
-            f"episodes {session.parts.identity(attack)} {setup.sampling}",
+            f"episodes {session.parts.identity(attack, method)} {setup.sampling}",
             self._collect,
             (BATCH, *(STATE,) * 6),
             (BATCH, (BATCH, STATE)),
@@ -145,6 +145,7 @@ class _Pieces:
             env=self._setup.env,
             policy=self._setup.policy,
             attack=self._attack,
+            is_query=step == self._setup.sampling.num_adapt_steps,
             axis=self._axis,
         )
         sizes = measure_attack(episodes, budget, threat=self._attack.threat, axis=self._axis)

@@ -18,6 +18,7 @@ from admrl_jax.learners.registry import LEARNERS
 from admrl_jax.methods import METHODS
 from admrl_jax.sampling import SamplingConfig
 from admrl_jax.training import Setup
+from admrl_jax.victims import make_victim
 
 
 class Parts(NamedTuple):
@@ -27,13 +28,11 @@ class Parts(NamedTuple):
         config: the run's settings.
         env: task family.
         policy: Gaussian policy.
-        victim: the same, as attacks see it.
     """
 
     config: Config
     env: Env
     policy: Policy
-    victim: Victim
 
     def learner(self, method: str) -> Learner:
         """The learner of a method."""
@@ -43,21 +42,25 @@ class Parts(NamedTuple):
     def defence(self, method: str) -> Defence:
         """The defence of a method."""
         spec = DEFENCES[METHODS[method].defence]
-        return spec.make(getattr(self.config.defences, spec.name), self.victim)
+        return spec.make(getattr(self.config.defences, spec.name), self.victim(method))
 
-    def attack(self, name: str) -> Attack:
-        """An attack at meta-test."""
-        return make_attack(name, self.victim, getattr(self.config.attacks, name))
+    def victim(self, method: str) -> Victim:
+        """A method's policy as attacks see it."""
+        return make_victim(self.env, self.policy, self.learner(method))
 
-    def identity(self, name: str) -> str:
+    def attack(self, name: str, method: str) -> Attack:
+        """An attack on a method at meta-test."""
+        return make_attack(name, self.victim(method), getattr(self.config.attacks, name))
+
+    def identity(self, name: str, method: str) -> str:
         """Identifies an attack among compiled programs; other loss weights make no other program."""
         if ATTACKS[name].make_trainer is not None:
-            return self.attack_trainer(name).name
+            return self.attack_trainer(name, method).name
         return f"{name} {getattr(self.config.attacks, name)}"
 
-    def attack_trainer(self, name: str) -> AttackTrainer:
-        """The trainer of an attack that learns at meta-test."""
-        return make_attack_trainer(name, self.victim, getattr(self.config.attacks, name))
+    def attack_trainer(self, name: str, method: str) -> AttackTrainer:
+        """The trainer of an attack on a method that learns at meta-test."""
+        return make_attack_trainer(name, self.victim(method), getattr(self.config.attacks, name))
 
     def setup(self, method: str, sampling: SamplingConfig | None = None) -> Setup:
         """A method's setup in training, or with another `sampling`, as in attacks and tests."""
@@ -92,13 +95,13 @@ def build_parts(config: Config) -> Parts:
     """
     env = make_env(config.env, simulator=config.simulator, num_threads=config.num_threads)
     policy = make_policy(env.obs_size, env.action_size, config.policy)
-    parts = Parts(config, env, policy, Victim(policy, env.obs_size, env.action_size))
+    parts = Parts(config, env, policy)
     for method in config.methods:
         name = METHODS[method].defence
         _check_batch(f"defences.{name}", parts.defence(method).check_batch, config.sampling, env)
     for name in config.eval.all_attacks:
         if ATTACKS[name].make_trainer is not None:
-            check = parts.attack_trainer(name).check_batch
+            check = parts.attack_trainer(name, config.methods[0]).check_batch
             _check_batch(f"attacks.{name}", check, parts.attack_sampling, env)
     return parts
 

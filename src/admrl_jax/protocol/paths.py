@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from admrl_jax.attacks.base import Attack
 from admrl_jax.attacks.registry import ATTACKS
 from admrl_jax.attacks.threat import Budget
 from admrl_jax.core.types import MetaBatch, Params
@@ -38,10 +39,16 @@ def save_paths(session: Session, arms: dict[str, Arm], attackers: dict[str, Atta
     arrays: dict[str, Any] = {"goals": np.asarray(goals)}
     alone = Programs(Devices())
     for method, arm in arms.items():
-        setup = parts.setup(method, parts.test_sampling)
+        setup, attack = parts.setup(method, parts.test_sampling), parts.attack(name, method)
 
-        def collect(meta_params: Params, params: Params, budget: Budget, setup: Setup = setup) -> MetaBatch:
-            exposure = expose(parts.attack(name), params, budget, num_tasks=len(goals))
+        def collect(
+            meta_params: Params,
+            params: Params,
+            budget: Budget,
+            setup: Setup = setup,
+            attack: Attack = attack,
+        ) -> MetaBatch:
+            exposure = expose(attack, params, budget, num_tasks=len(goals))
             return collect_meta_batch(
                 meta_params,
                 session.held_out.key,

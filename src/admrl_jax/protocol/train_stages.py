@@ -113,7 +113,7 @@ def train_step(setup: Setup, defence: Defence, axis: TaskAxis, *, freeze_policy:
     face = Piece(
         f"opponent {defence.name}",
         functools.partial(training.opponent_step, defence=defence, axis=axis),
-        (STATE, STATE, STATE, STATE, BATCH),
+        (STATE, STATE, STATE, STATE, STATE, BATCH),
         (STATE, STATE),
     )
 
@@ -124,7 +124,10 @@ def train_step(setup: Setup, defence: Defence, axis: TaskAxis, *, freeze_policy:
             learner, learned = lanes.call(learn, state.learner, state.key, state.step, batch)
             new_state, metrics = new_state.replace(learner=learner), {**metrics, **learned}
         if defence.update is not None:
-            opponent, faced = lanes.call(face, state.opponent, state.key, state.step, state.units, batch)
+            meta_params = state.learner.meta_params
+            opponent, faced = lanes.call(
+                face, state.opponent, state.key, state.step, state.units, meta_params, batch
+            )
             new_state, metrics = new_state.replace(opponent=opponent), {**metrics, **faced}
         return new_state, metrics
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from admrl_jax.attacks.base import Victim
 from admrl_jax.attacks.registry import make_attack
 from admrl_jax.attacks.threat import Units
 from admrl_jax.config import Config, from_dict, to_dict
@@ -28,6 +27,7 @@ from admrl_jax.learners.base import Learner
 from admrl_jax.learners.registry import LEARNERS
 from admrl_jax.methods import METHODS
 from admrl_jax.runs.files import DamagedFileError, read_arrays, write_arrays
+from admrl_jax.victims import make_victim
 
 POLICIES = "policies.npz"
 ATTACKERS = "attackers.npz"
@@ -220,7 +220,7 @@ def load_attacker(
         found = sorted({"/".join(name.split("/")[1:4]) for name in arrays})
         raise ArtefactError(f"attacker: {prefix[9:-1]} is not in {path}; accepted: {', '.join(found)}")
     env, config = trained.env, getattr(trained.config.attacks, attack)
-    built = make_attack(attack, Victim(trained.policy, env.obs_size, env.action_size), config)
+    built = make_attack(attack, make_victim(env, trained.policy, trained.learner), config)
     like = _shapes(built.init, env.obs_size)
     params = unflatten_params(arrays, prefix, like)
     if seed is not None:

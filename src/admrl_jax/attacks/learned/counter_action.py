@@ -1,22 +1,25 @@
-"""A generator fitted through the policy: it turns the mean action against itself, without rewards."""
+"""A generator fitted through the policy: it turns actions against themselves, without rewards."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from admrl_jax.attacks.base import AttackSpec, Victim
-from admrl_jax.attacks.generator import GeneratorParams, generator_attack, perturb_with
+from admrl_jax.attacks.base import AttackSpec, Scene, Victim
+from admrl_jax.attacks.generator import GeneratorParams, generator_attack, make_generator
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, Units, make_threat
-from admrl_jax.core.networks import make_network
-from admrl_jax.core.settings import POSITIVE, REPEATS, SIZES, STEP_SIZE
+from admrl_jax.core.settings import COUNT, POSITIVE, REPEATS, SIZES, STEP_SIZE, ConfigError, one_of
 from admrl_jax.core.task_axis import TaskAxis
-from admrl_jax.core.types import MetaBatch, Metrics, Params, all_finite, where_tree
+from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, all_finite, where_tree
 
-THREAT = make_threat(label="counter-action", norm="l2", strength="L2 radius", knowledge="policy")
+THREAT = make_threat(label="counter-action", norm="l2", strength="L2 radius", knowledge="policy and task")
+
+FITS = ("query", "both", "adaptation")
+"""Where the fit looks; see `CounterActionConfig.through`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,15 @@ class CounterActionConfig:
     """Step size of Adam."""
     num_steps: Annotated[int, REPEATS] = 25
     """Adam steps per meta-batch."""
-    action_limit: Annotated[float, POSITIVE] = 10.0
-    """Raw action at which motors saturate: `action_scale` times the largest control."""
+    num_samples: Annotated[int, COUNT] = 256
+    """States of each task that a step looks at; all if there are fewer."""
+    through: Annotated[str, one_of(*FITS)] = "query"
+    """query: states of query episodes under the adapted policy. both: also states of support episodes, under
+    the policy before it adapts. adaptation: also how the policy adapts to perturbed support data."""
+    knows_task: bool = False
+    """The generator also reads the task and whether the policy has adapted."""
+    action_limit: Annotated[float, POSITIVE] = 1e6
+    """Raw actions count up to this magnitude; the environment's own limit counts where it is smaller."""
 
 
 class CounterActionState(NamedTuple):
@@ -41,57 +51,132 @@ class CounterActionState(NamedTuple):
 
 
 def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTrainer:
-    """Minimises `clip(mu(x + G(x))) . clip(mu(x))` over query states, under each task's adapted policy."""
-    generator = make_network(victim.obs_size, victim.obs_size, hidden_sizes=config.hidden_sizes)
+    """Minimises `clip(mu(x + G(x))) . clip(mu(x))` on clean episodes, under the policies that acted there.
+
+    Through adaptation, `mu` on the left is that of the policy that the perturbed support data would make,
+    its actions and advantages as they are.
+
+    Raises:
+        ConfigError: through adaptation, and the victim has none.
+    """
+    generator = make_generator(victim, config.hidden_sizes, knows_task=config.knows_task)
     optimizer = optax.adam(config.learning_rate)
+    limit = min(config.action_limit, victim.action_limit)
+    adapt_step = victim.adapt_step
+    if config.through == "adaptation" and adapt_step is None:
+        raise ConfigError("through: 'adaptation' is not accepted for a victim that does not adapt")
 
     def init(key: jax.Array, inputs: Units, start_from: GeneratorParams | None = None) -> CounterActionState:
-        params = GeneratorParams(generator.init(key), inputs) if start_from is None else start_from
+        fresh = GeneratorParams(generator.network.init(key), inputs)
+        params = fresh if start_from is None else start_from
         return CounterActionState(params, optimizer.init(params.network))
+
+    def action(params: Params, obs: jax.Array) -> jax.Array:
+        return jnp.clip(victim.policy.apply(params, obs).mean, -limit, limit)
+
+    def agreement(acting: Params, meant: Params, batch: Experience, perturb: Callable) -> jax.Array:
+        """Mean product of the actions that `acting` takes under attack and that `meant` takes without."""
+        obs, mask = batch.trajectory.obs, batch.trajectory.mask
+        product = jnp.sum(action(acting, perturb(obs)) * action(meant, obs), axis=-1)
+        return jnp.sum(product * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+    def loss(
+        network: Params, params: GeneratorParams, meta_params: Params, budget: Budget, task: OneTask
+    ) -> jax.Array:
+        params = params._replace(network=network)
+
+        def moving(is_query: bool) -> Callable:
+            scene = Scene((), task.task, is_query)
+            return lambda obs: generator.perturb(params, obs, scene, budget)
+
+        steps = range(task.support.advantage.shape[0])
+        support = [jax.tree.map(lambda x, s=s: x[s], (task.policies, task.support)) for s in steps]
+        acting, total = task.adapted, 0.0
+        if config.through == "adaptation":
+            assert adapt_step is not None
+            acting = support[0][0]
+            for _, batch in support:
+                seen = batch.trajectory._replace(perturbed_obs=moving(False)(batch.trajectory.obs))
+                acting = adapt_step(meta_params, acting, batch._replace(trajectory=seen))
+        if config.through != "query":
+            total = sum(agreement(policy, policy, batch, moving(False)) for policy, batch in support)
+        return total + agreement(acting, task.adapted, task.query, moving(True))
 
     def update(
         state: CounterActionState,
         key: jax.Array,
+        meta_params: Params,
         batch: MetaBatch,
         budget: Budget,
         axis: TaskAxis = TaskAxis(),
     ) -> tuple[CounterActionState, Metrics]:
-        taken = batch.query.trajectory
-        num_tasks = taken.reward.shape[0] * axis.num_devices
+        num_tasks = batch.query.advantage.shape[0] * axis.num_devices
 
-        def mean_action(victim_params: Params, obs: jax.Array) -> jax.Array:
-            mean = victim.policy.apply(victim_params, obs).mean
-            return jnp.clip(mean, -config.action_limit, config.action_limit)
-
-        def loss(network: Params, block: tuple) -> jax.Array:
-            def one_task(victim_params: Params, obs: jax.Array, mask: jax.Array) -> jax.Array:
-                moved = perturb_with(generator, state.params._replace(network=network), obs, budget)
-                product = jnp.sum(mean_action(victim_params, moved) * mean_action(victim_params, obs), -1)
-                return jnp.sum(product * mask) / jnp.maximum(jnp.sum(mask), 1.0)
-
-            return jnp.sum(jax.vmap(one_task)(*block)) / num_tasks
-
-        def step(carry: tuple, _: None):
+        def step(carry: tuple, key: jax.Array):
             network, opt_state = carry
-            value_and_grad = jax.value_and_grad(loss)
-            data = (batch.adapted_params, taken.obs, taken.mask)
-            value, gradient = axis.total(axis.sum_blocks(lambda block: value_and_grad(network, block), data))
+
+            def value_and_grad(drawn: tuple) -> tuple[jax.Array, Params]:
+                task = draw(drawn, config.num_samples)
+                return jax.value_and_grad(loss)(network, state.params, meta_params, budget, task)
+
+            drawn = (axis.split_key(key, num_tasks), batch)
+            summed = axis.total(axis.sum_tasks(value_and_grad, drawn))
+            value, gradient = jax.tree.map(lambda x: x / num_tasks, summed)
             updates, opt_state = optimizer.update(gradient, opt_state, network)
             new = (optax.apply_updates(network, updates), opt_state)
             finite = all_finite((gradient, new))
             return where_tree(finite, new, carry), (value, 1.0 - finite.astype(value.dtype))
 
         start = (state.params.network, state.opt_state)
-        (network, opt_state), (losses, skipped) = jax.lax.scan(step, start, length=config.num_steps)
+        keys = jax.random.split(key, config.num_steps)
+        (network, opt_state), (losses, skipped) = jax.lax.scan(step, start, keys)
         metrics = {"adversary/agreement": losses[-1], "adversary/skipped": jnp.mean(skipped)}
         return CounterActionState(state.params._replace(network=network), opt_state), metrics
 
     return AttackTrainer(
-        name=f"counter_action {config}",
+        name=f"counter_action {config} {victim.name}",
         attack=generator_attack(generator, THREAT),
         init=init,
         params=lambda state: state.params,
         update=update,
+        is_offline=True,
+    )
+
+
+class OneTask(NamedTuple):
+    """Some steps of one task.
+
+    Attributes:
+        adapted: policy that collected the query data.
+        query: fields `[1, M, ...]`.
+        policies: that collected the support data, leading axis `S`.
+        support: fields `[S, 1, M, ...]`.
+        task: the task.
+    """
+
+    adapted: Params
+    query: Experience
+    policies: Params
+    support: Experience
+    task: Any
+
+
+def draw(drawn: tuple[jax.Array, MetaBatch], num_samples: int) -> OneTask:
+    """Random steps of one task's entry of a meta-batch."""
+    key, batch = drawn
+    key_query, key_support = jax.random.split(key)
+
+    def some(key: jax.Array, experience: Experience) -> Experience:
+        count = experience.advantage.size
+        chosen = (
+            jax.random.permutation(key, count)[:num_samples] if num_samples < count else jnp.arange(count)
+        )
+        return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:])[chosen][None], experience)
+
+    keys = jax.random.split(key_support, batch.support.advantage.shape[0])
+    support = jax.vmap(some)(keys, batch.support)
+    return OneTask(
+        batch.adapted_params, some(key_query, batch.query), batch.support_params, support, batch.tasks
     )
 
 

@@ -29,7 +29,13 @@ class UpdateFn(Protocol):
     """Learns from a meta-batch that the attack has collected."""
 
     def __call__(
-        self, state: Any, key: jax.Array, batch: MetaBatch, budget: Budget, axis: TaskAxis = TaskAxis()
+        self,
+        state: Any,
+        key: jax.Array,
+        meta_params: Params,
+        batch: MetaBatch,
+        budget: Budget,
+        axis: TaskAxis = TaskAxis(),
     ) -> tuple[Any, Metrics]:
         """`(state, metrics)`; metrics are named `adversary/...`.
 
@@ -38,8 +44,9 @@ class UpdateFn(Protocol):
         Args:
             state: the trainer's.
             key: randomness of the update.
-            batch: support and query data under attack, and the policies that collected the query data.
-            budget: under which it was collected, its radius `[]`.
+            meta_params: the victim's.
+            batch: support and query data under attack, the policies that collected them, tasks and radii.
+            budget: that the attack shall have, its radius `[]`; the batch says under which it was collected.
             axis: how tasks are computed.
         """
         ...
@@ -60,6 +67,8 @@ class AttackTrainer(NamedTuple):
         update: see `UpdateFn`.
         check_batch: `(num_trajectories, horizon)` raises `ConfigError` where such batches cannot be learned
             from.
+        is_offline: it learns from clean episodes: its batches are collected without attack, so they cannot
+            tell how strong it is.
     """
 
     name: str
@@ -68,3 +77,4 @@ class AttackTrainer(NamedTuple):
     params: Callable[[Any], Params]
     update: UpdateFn
     check_batch: Callable[[int, int], None] = accept_any_batch
+    is_offline: bool = False

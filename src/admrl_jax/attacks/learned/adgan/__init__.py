@@ -33,7 +33,7 @@ def adgan_attack(config: AdGANConfig, victim: Victim) -> Attack:
 
 def make_adgan_trainer(config: AdGANConfig, victim: Victim) -> AttackTrainer:
     """Trains a generator against a policy."""
-    adgan = make_adgan(victim.policy, victim.obs_size, config)
+    adgan = make_adgan(victim, config)
 
     def check_batch(num_trajectories: int, horizon: int) -> None:
         samples = num_trajectories * horizon

@@ -69,7 +69,7 @@ def hinge_loss(size: jax.Array, weight: jax.Array, budget: Budget) -> jax.Array:
     Args:
         size: `[...]` lengths of the raw perturbations.
         weight: `[...]`, summing to one.
-        budget: `c` is its radius.
+        budget: `c` is its radius, `[]` or `[...]`.
     """
     return jnp.sum(jnp.maximum(size - budget.radius, 0.0) * weight)
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from admrl_jax.attacks.generator import GeneratorParams
+from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.generator import Generator, GeneratorParams, make_generator
 from admrl_jax.attacks.learned.adgan.config import AdGANConfig
 from admrl_jax.attacks.threat import Units
 from admrl_jax.core.networks import Network, Policy, make_network
@@ -23,7 +24,7 @@ class AdGAN(NamedTuple):
     """Networks, optimisers and settings.
 
     Attributes:
-        generator: `[..., O] -> [..., O]`, in units of the perturbation radius.
+        generator: of perturbations.
         discriminator: `[..., O] -> [...]`, a score, high for clean observations.
         generator_optimizer: Adam.
         discriminator_optimizer: Adam.
@@ -31,7 +32,7 @@ class AdGAN(NamedTuple):
         config: loss kind, clip, passes and minibatches; the loss weights are stored in the state.
     """
 
-    generator: Network
+    generator: Generator
     discriminator: Network
     generator_optimizer: optax.GradientTransformation
     discriminator_optimizer: optax.GradientTransformation
@@ -71,15 +72,15 @@ class AdGANState(struct.PyTreeNode):
         return GeneratorParams(self.generator, self.inputs)
 
 
-def make_adgan(policy: Policy, obs_size: int, config: AdGANConfig) -> AdGAN:
+def make_adgan(victim: Victim, config: AdGANConfig) -> AdGAN:
     """Builds generator, discriminator and two Adam optimisers."""
-    body = make_network(obs_size, 1, hidden_sizes=config.hidden_sizes, activation="leaky_relu")
+    body = make_network(victim.obs_size, 1, hidden_sizes=config.hidden_sizes, activation="leaky_relu")
     return AdGAN(
-        generator=make_network(obs_size, obs_size, hidden_sizes=config.hidden_sizes, output_scale=FIRST_SIZE),
+        generator=make_generator(victim, config.hidden_sizes, output_scale=FIRST_SIZE),
         discriminator=Network(body.init, lambda params, x: body.apply(params, x)[..., 0]),
         generator_optimizer=optax.adam(config.generator_lr),
         discriminator_optimizer=optax.adam(config.discriminator_lr),
-        policy=policy,
+        policy=victim.policy,
         config=config,
     )
 
@@ -99,7 +100,7 @@ def init_adgan(
     key_generator, key_discriminator = jax.random.split(key)
     if not config.standardise:
         inputs = jax.tree.map(lambda x, same: jnp.full_like(jnp.asarray(x, float), same), inputs, Units())
-    generator = adgan.generator.init(key_generator)
+    generator = adgan.generator.network.init(key_generator)
     if start_from is not None:
         generator, inputs = start_from
     discriminator = adgan.discriminator.init(key_discriminator)

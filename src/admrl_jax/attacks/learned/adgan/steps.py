@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from admrl_jax.attacks.generator import GeneratorParams, add_projected, perturb_with, raw_perturbation
+from admrl_jax.attacks.base import Scene
+from admrl_jax.attacks.generator import GeneratorParams, add_projected
 from admrl_jax.attacks.learned.adgan.losses import (
     AttackedSteps,
     adversarial_loss,
@@ -18,7 +19,7 @@ from admrl_jax.attacks.learned.adgan.losses import (
     is_clean_threshold,
 )
 from admrl_jax.attacks.learned.adgan.state import AdGAN, AdGANState
-from admrl_jax.attacks.threat import Budget
+from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, all_finite, where_tree
@@ -33,11 +34,13 @@ class Samples(NamedTuple):
         steps: what the adversarial loss reads; None for support data, which it does not.
         obs: `[N, M, O]` true observations.
         mask: `[N, M]`.
+        radius: `[N, M]` of the budget under which they were perturbed.
     """
 
     steps: AttackedSteps | None
     obs: jax.Array
     mask: jax.Array
+    radius: jax.Array
 
 
 class Minibatch(NamedTuple):
@@ -48,18 +51,25 @@ class Minibatch(NamedTuple):
         victims: the tasks' adapted policies.
         clean: `[N, M + M', O]` true observations: those of `steps`, then those of support samples.
         weight: `[N, M + M']`, summing to one over all tasks.
+        radius: `[N, M + M']`.
     """
 
     steps: AttackedSteps
     victims: Params
     clean: jax.Array
     weight: jax.Array
+    radius: jax.Array
+
+    def budget(self, units: Units) -> Budget:
+        """Under which every sample was perturbed."""
+        return Budget(self.radius, units)
 
 
 def update_adgan(
     adgan: AdGAN,
     state: AdGANState,
     key: jax.Array,
+    meta_params: Params,
     batch: MetaBatch,
     budget: Budget,
     axis: TaskAxis = TaskAxis(),
@@ -74,21 +84,23 @@ def update_adgan(
         adgan: networks, optimisers and settings.
         state: what training carries.
         key: shuffles the samples.
+        meta_params: the victim's; only its adapted policies are read.
         batch: collected under this generator.
-        budget: under which it was collected, its radius `[]`.
+        budget: only its units are read; the batch says under which radii it was collected.
         axis: how tasks are computed.
 
     Returns:
         `(state, metrics)`, metrics averaged over minibatches; `adversary/skipped` is the share of
         minibatches that changed nothing.
     """
-    support, query = flatten_samples(batch.support), flatten_samples(batch.query)
+    support = flatten_samples(batch.support, batch.support_radius)
+    query = flatten_samples(batch.query, batch.query_radius)
     horizon = batch.query.trajectory.reward.shape[-1]
     count = adgan.config.num_minibatches
 
     def step(state: AdGANState, shuffled: tuple[Samples, Samples]) -> tuple[AdGANState, Metrics]:
         minibatch = join(*shuffled, batch.adapted_params, axis)
-        return train_on_minibatch(adgan, state, minibatch, budget, horizon, axis)
+        return train_on_minibatch(adgan, state, minibatch, budget.units, horizon, axis)
 
     def epoch(state: AdGANState, key: jax.Array) -> tuple[AdGANState, Metrics]:
         key_query, key_support = jax.random.split(key)
@@ -100,8 +112,8 @@ def update_adgan(
     return state, jax.tree.map(jnp.mean, metrics)
 
 
-def flatten_samples(experience: Experience) -> Samples:
-    """Steps of a batch with fields `[N, ..., H, *]`, all axes between task and feature merged."""
+def flatten_samples(experience: Experience, radius: jax.Array | float) -> Samples:
+    """Steps of a batch with fields `[N, ..., H, *]`, all axes between task and feature merged; `radius` is `[N]`."""
     num_tasks = experience.advantage.shape[0]
     taken = experience.trajectory
 
@@ -114,7 +126,9 @@ def flatten_samples(experience: Experience) -> Samples:
         advantage=merge(experience.advantage),
         weight=per_task_mean(merge(taken.mask)),
     )
-    return Samples(steps, merge(taken.obs, taken.obs.shape[-1]), merge(taken.mask))
+    mask = merge(taken.mask)
+    per_sample = jnp.broadcast_to(jnp.reshape(jnp.asarray(radius), (-1, 1)), mask.shape)
+    return Samples(steps, merge(taken.obs, taken.obs.shape[-1]), mask, per_sample)
 
 
 def per_task_mean(mask: jax.Array) -> jax.Array:
@@ -137,6 +151,7 @@ def join(query: Samples, support: Samples, victims: Params, axis: TaskAxis) -> M
         victims=victims,
         clean=jnp.concatenate([query.obs, support.obs], axis=1),
         weight=scale_to_one(mask, axis),
+        radius=jnp.concatenate([query.radius, support.radius], axis=1),
     )
 
 
@@ -146,7 +161,7 @@ def scale_to_one(weight: jax.Array, axis: TaskAxis) -> jax.Array:
 
 
 def train_on_minibatch(
-    adgan: AdGAN, state: AdGANState, minibatch: Minibatch, budget: Budget, horizon: int, axis: TaskAxis
+    adgan: AdGAN, state: AdGANState, minibatch: Minibatch, units: Units, horizon: int, axis: TaskAxis
 ) -> tuple[AdGANState, Metrics]:
     """One discriminator step, then one generator step against the new discriminator."""
 
@@ -155,12 +170,12 @@ def train_on_minibatch(
         gradient = jax.grad(loss, has_aux=True)
         return axis.total(axis.sum_blocks(lambda block: gradient(params, block), minibatch))
 
-    discriminate = functools.partial(discriminator_objective, adgan, state.attack_params, budget)
+    discriminate = functools.partial(discriminator_objective, adgan, state.attack_params, units)
     d_gradient, d_metrics = summed(discriminate, state.discriminator)
     discriminator, d_opt_state = apply_gradient(
         adgan.discriminator_optimizer, d_gradient, state.discriminator_opt_state, state.discriminator
     )
-    generate = functools.partial(generator_objective, adgan, state, discriminator, budget, horizon)
+    generate = functools.partial(generator_objective, adgan, state, discriminator, units, horizon)
     g_gradient, g_metrics = summed(generate, state.generator)
     generator, g_opt_state = apply_gradient(
         adgan.generator_optimizer, g_gradient, state.generator_opt_state, state.generator
@@ -191,11 +206,11 @@ def apply_gradient(
 
 
 def discriminator_objective(
-    adgan: AdGAN, attack: GeneratorParams, budget: Budget, params: Params, batch: Minibatch
+    adgan: AdGAN, attack: GeneratorParams, units: Units, params: Params, batch: Minibatch
 ) -> tuple[jax.Array, Metrics]:
     """The discriminator's loss on some tasks of a minibatch, with its metrics (Eq. 9, negated)."""
     kind, score = adgan.config.gan_loss, adgan.discriminator.apply
-    perturbed = perturb_with(adgan.generator, attack, batch.clean, budget)
+    perturbed = adgan.generator.perturb(attack, batch.clean, Scene(()), batch.budget(units))
     real = score(params, attack.inputs.apply(batch.clean))
     fake = score(params, attack.inputs.apply(perturbed))
     loss = discriminator_loss(real, fake, batch.weight, kind)
@@ -211,14 +226,15 @@ def generator_objective(
     adgan: AdGAN,
     state: AdGANState,
     discriminator: Params,
-    budget: Budget,
+    units: Units,
     horizon: int,
     params: Params,
     batch: Minibatch,
 ) -> tuple[jax.Array, Metrics]:
     """The generator's loss on some tasks of a minibatch, with its metrics (Eq. 12)."""
     attack = state.attack_params._replace(network=params)
-    raw = raw_perturbation(adgan.generator, attack, batch.clean, budget)
+    budget = batch.budget(units)
+    raw = adgan.generator.raw(attack, batch.clean, Scene(()), budget)
     perturbed = add_projected(raw, batch.clean, budget)
     adversarial = adversarial_loss(
         perturbed[:, : batch.steps.action.shape[1]],
@@ -237,5 +253,5 @@ def generator_objective(
         "adversary/gan_loss": gan,
         "adversary/hinge_loss": hinge,
         "adversary/raw_size": jnp.sum(size * batch.weight),
-        "adversary/at_bound": jnp.sum((size >= budget.radius) * batch.weight),
+        "adversary/at_bound": jnp.sum((size >= batch.radius) * batch.weight),
     }

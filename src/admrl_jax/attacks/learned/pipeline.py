@@ -1,0 +1,197 @@
+"""A generator trained on the return after adaptation, with a gradient through the adaptation itself."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from admrl_jax.attacks.base import Scene, Victim
+from admrl_jax.attacks.generator import GeneratorParams, generator_attack, make_generator
+from admrl_jax.attacks.learned.trainer import AttackTrainer
+from admrl_jax.attacks.threat import Budget, Units, make_threat
+from admrl_jax.core import gaussian
+from admrl_jax.core.linalg import solve_positive_definite
+from admrl_jax.core.settings import (
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    REPEATS,
+    SIZES,
+    STEP_SIZE,
+    ConfigError,
+    one_of,
+)
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, all_finite, where_tree
+
+THREAT = make_threat(label="through adaptation", norm="l2", strength="L2 radius", knowledge="pipeline")
+
+SIDES = ("query", "both", "pipeline")
+"""What the gradient knows; see `PipelineConfig.side`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """Network, effort and size of its steps."""
+
+    hidden_sizes: Annotated[tuple[int, ...], SIZES] = (64, 64)
+    """Layers of the generator."""
+    knows_task: bool = True
+    """The generator also reads the task and whether the policy has adapted."""
+    side: Annotated[str, one_of(*SIDES)] = "pipeline"
+    """query: the gradient of the query return with respect to the query's perturbations. both: also the score
+    of the support actions. pipeline: also the way of the support's perturbations through the adaptation."""
+    learning_rate: Annotated[float, STEP_SIZE] = 1e-3
+    """Step size of Adam."""
+    num_steps: Annotated[int, REPEATS] = 10
+    """Adam steps per meta-batch, at most."""
+    clip_ratio: Annotated[float, FRACTION] = 0.2
+    """Clip of the probability ratios."""
+    max_kl: Annotated[float, POSITIVE] = 0.03
+    """Steps on a meta-batch end once the actions' distributions have moved this far: a good generator is not
+    thrown away by one batch."""
+    gradient_clip: Annotated[float, POSITIVE] = 1.0
+    """Largest norm of a gradient."""
+    support_weight: Annotated[float, NOT_NEGATIVE] = 1.0
+    """Weight of the score of the support actions."""
+
+
+class PipelineState(NamedTuple):
+    """What training carries: the generator and its optimiser's state."""
+
+    params: GeneratorParams
+    opt_state: Any
+
+
+def outcomes(batch: MetaBatch, victim: Victim, axis: TaskAxis = TaskAxis()) -> jax.Array:
+    """How much better each task `[N]` came out than a linear guess from the task, in standard deviations.
+
+    This is what the support data of a task is to blame for: tasks differ in what can be had.
+    """
+    taken = batch.query.trajectory
+    returns = jnp.mean(jnp.sum(taken.reward, axis=-1), axis=-1)
+    features = jax.vmap(victim.task_features)(batch.tasks)
+    features = jnp.concatenate([jnp.ones_like(returns)[:, None], features], axis=-1)
+    products, moments = axis.total((features.T @ features, features.T @ returns))
+    guess = features @ solve_positive_definite(products + jnp.eye(products.shape[0]), moments)
+    rest = returns - guess
+    rest = rest - axis.mean(jnp.mean(rest))
+    spread = jnp.sqrt(axis.mean(jnp.mean(jnp.square(rest))))
+    return rest / (spread + 1e-6)
+
+
+def make_pipeline(config: PipelineConfig, victim: Victim) -> AttackTrainer:
+    """Minimises the query return over the generator's parameters.
+
+    With `theta'` the policy that perturbed support data makes, the gradient of the query return has three
+    parts: the score of the query actions at their perturbed observations; the same through `theta'`, which
+    the support's perturbations move while its actions and advantages stay; and the score of the support
+    actions, which the perturbations made more or less likely, weighed by the return after adaptation. All
+    are ratios of densities, clipped as in PPO.
+
+    Raises:
+        ConfigError: the gradient is to go through an adaptation that the victim does not have.
+    """
+    generator = make_generator(victim, config.hidden_sizes, knows_task=config.knows_task)
+    optimizer = optax.chain(optax.clip_by_global_norm(config.gradient_clip), optax.adam(config.learning_rate))
+    policy, adapt_step = victim.policy, victim.adapt_step
+    if config.side == "pipeline" and adapt_step is None:
+        raise ConfigError("side: 'pipeline' is not accepted for a victim that does not adapt")
+
+    def init(key: jax.Array, inputs: Units, start_from: GeneratorParams | None = None) -> PipelineState:
+        params = GeneratorParams(generator.network.init(key), inputs) if start_from is None else start_from
+        return PipelineState(params, optimizer.init(params.network))
+
+    def ratio_at(params: Params, batch: Experience, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Ratios of the taken actions' densities at other observations, and the KL's estimate `[]`."""
+        taken = batch.trajectory
+        log_ratio = gaussian.log_prob(policy.apply(params, obs), taken.action) - taken.log_prob
+        log_ratio = jnp.clip(log_ratio, -10.0, 10.0)
+        ratio = jnp.exp(log_ratio)
+        kl = jnp.sum((ratio - 1 - log_ratio) * taken.mask) / jnp.maximum(jnp.sum(taken.mask), 1.0)
+        return ratio, kl
+
+    def surrogate(ratio: jax.Array, advantage: jax.Array, mask: jax.Array) -> jax.Array:
+        """Clipped, for whoever minimises; a sum over the steps of an episode, a mean over episodes."""
+        clipped = jnp.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio)
+        loss = jnp.maximum(ratio * advantage, clipped * advantage)
+        return jnp.sum(loss * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+    def one_task(network: Params, params: GeneratorParams, meta_params: Params, budget: Budget, data: tuple):
+        batch, outcome = data
+        params = params._replace(network=network)
+
+        def moved(experience: Experience, is_query: bool) -> jax.Array:
+            scene = Scene((), batch.tasks, is_query)
+            return generator.perturb(params, experience.trajectory.obs, scene, budget)
+
+        steps = range(batch.support.advantage.shape[0])
+        support = [jax.tree.map(lambda x, s=s: x[s], (batch.support_params, batch.support)) for s in steps]
+        acting, score, kl = batch.adapted_params, 0.0, 0.0
+        if config.side == "pipeline":
+            assert adapt_step is not None
+            acting = support[0][0]
+        if config.side != "query":
+            for policy_params, experience in support:
+                obs = moved(experience, False)
+                if config.side == "pipeline":
+                    assert adapt_step is not None
+                    # The first batch is of the unadapted policy; later ones of policies that depend on it.
+                    seen = experience.trajectory._replace(perturbed_obs=obs)
+                    acting = adapt_step(meta_params, acting, experience._replace(trajectory=seen))
+                ratio, moved_kl = ratio_at(policy_params, experience, obs)
+                mask = experience.trajectory.mask
+                score += surrogate(ratio, outcome * jnp.ones_like(ratio), mask) / len(support)
+                kl = jnp.maximum(kl, moved_kl)
+        ratio, moved_kl = ratio_at(acting, batch.query, moved(batch.query, True))
+        value = surrogate(ratio, batch.query.advantage, batch.query.trajectory.mask)
+        kl = jnp.maximum(kl, moved_kl)
+        return value + config.support_weight * score, kl
+
+    def update(
+        state: PipelineState,
+        key: jax.Array,
+        meta_params: Params,
+        batch: MetaBatch,
+        budget: Budget,
+        axis: TaskAxis = TaskAxis(),
+    ) -> tuple[PipelineState, Metrics]:
+        num_tasks = batch.query.advantage.shape[0] * axis.num_devices
+        data = (batch, outcomes(batch, victim, axis))
+
+        def step(carry: tuple, _: None):
+            network, opt_state, going = carry
+
+            def value_and_grad(one: tuple):
+                loss = jax.value_and_grad(one_task, has_aux=True)
+                return loss(network, state.params, meta_params, budget, one)
+
+            summed = axis.total(axis.sum_tasks(value_and_grad, data))
+            (value, kl), gradient = jax.tree.map(lambda x: x / num_tasks, summed)
+            updates, opt_state_new = optimizer.update(gradient, opt_state, network)
+            new = (optax.apply_updates(network, updates), opt_state_new)
+            going = going & (kl <= config.max_kl)
+            finite = all_finite((gradient, new))
+            kept = where_tree(finite & going, new, (network, opt_state))
+            return (*kept, going), (value, kl, 1.0 - finite.astype(value.dtype), going.astype(value.dtype))
+
+        start = (state.params.network, state.opt_state, jnp.array(True))
+        (network, opt_state, _), found = jax.lax.scan(step, start, length=config.num_steps)
+        values, kls, skipped, taken = found
+        metrics = {
+            "adversary/surrogate": values[-1],
+            "adversary/kl": kls[-1],
+            "adversary/steps_taken": jnp.sum(taken),
+            "adversary/skipped": jnp.mean(skipped),
+        }
+        return PipelineState(state.params._replace(network=network), opt_state), metrics
+
+    return AttackTrainer(
+        name=f"pipeline {config} {victim.name}",
+        attack=generator_attack(generator, THREAT),
+        init=init,
+        params=lambda state: state.params,
+        update=update,
+    )
