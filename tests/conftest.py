@@ -1,9 +1,10 @@
 """Fixtures: double precision where a test asks for it, and the few expensive programs, built once."""
 
+import fcntl
 import functools
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache as compilation_
 from admrl_jax.envs.half_cheetah import HalfCheetahDir, HalfCheetahDirConfig
 from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.protocol.command_line import main
+from admrl_jax.runs.devices import compile_fast
 from admrl_jax.simulators import make_simulator
 from benchmarks.parity import Case, Run, make_case, make_env, run_engine, run_gymnasium
 from experiments import navigation_2d
@@ -22,7 +24,8 @@ from faults.toy_runs import TOY
 # Compilation is most of the suite's time and its programs are tiny.
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them as in earnest.
 IS_OPTIMIZED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "0"
-jax.config.update("jax_disable_most_optimizations", not IS_OPTIMIZED)
+if not IS_OPTIMIZED:
+    compile_fast()
 # Fake devices over which tasks are spread.
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -31,37 +34,49 @@ TOY_STRENGTHS = ("--eval.strengths", "0.1", "0.2")
 
 
 @pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all tests keep compiled programs that others compile again."""
-    return tmp_path_factory.mktemp("cache")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-@contextmanager
-def programs_kept_in(folder: Path) -> Iterator[None]:
-    """Turns on JAX's persistent compilation cache for a while."""
-    before = jax.config.jax_compilation_cache_dir
+def keep_programs(folder: Path) -> None:
+    """Turns on JAX's persistent compilation cache."""
+    if jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir == str(folder):
+        return
+    jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    compilation_cache_module.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     compilation_cache_module.reset_cache()
 
 
-@pytest.fixture(scope="module")
-def compilation_cache(cache_folder: Path) -> Iterator[None]:
-    """Keeps compiled programs for tests whose runs compile the same ones again and again."""
-    with programs_kept_in(cache_folder):
-        yield
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(shared_folder: Path) -> Path:
+    """Keeps compiled programs: many tests compile the same ones, in several processes."""
+    folder = shared_folder / "xla"
+    keep_programs(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def compilation_cache_after_others(compilation_cache: Path) -> None:
+    """Turns it on again after a test that turned it off."""
+    keep_programs(compilation_cache)
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, cache_folder: Path) -> Path:
+def finished(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted toy run of 2D navigation, the most expensive thing that several tests share."""
-    directory = tmp_path_factory.mktemp("runs") / "whole"
-    argv = [*TOY, *TOY_STRENGTHS, f"--run-dir={directory}"]
-    with programs_kept_in(cache_folder):
-        assert main("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 0
-    return directory
+    made, mine = shared_folder / "whole", tmp_path_factory.mktemp("runs") / "whole"
+    with (shared_folder / "whole.lock").open("w") as lock:
+        # The first process makes it, the others wait and take copies.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made / "report.md").exists():
+            argv = [*TOY, *TOY_STRENGTHS, f"--run-dir={made}"]
+            assert main("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 0
+    shutil.copytree(made, mine)
+    return mine
 
 
 @pytest.fixture

@@ -25,8 +25,6 @@ from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo
 from admrl_jax.sampling import SamplingConfig, expose
 from admrl_jax.training import Setup
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 
 class Home(NamedTuple):
     """Stay at the origin: each step costs the squared distance to it. All tasks are the same."""

@@ -42,8 +42,6 @@ TINY = [
     "2",
     "--eval.attacker.num-trajectories",
     "4",
-    "--compilation-cache",
-    "off",
 ]
 
 

@@ -4,8 +4,6 @@ import pytest
 
 from faults.determinism import compare, toy_config
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 
 @pytest.mark.parametrize(
     ("env", "names"),

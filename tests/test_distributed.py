@@ -23,7 +23,6 @@ from admrl_jax.runs.artefact import load_policy
 from admrl_jax.runs.hosts import join, join_cluster
 from experiments import halfcheetah_dir, navigation_2d
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
 ROOT = Path(__file__).parent.parent
 TOY = [
     "--preset=quick",

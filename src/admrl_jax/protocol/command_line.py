@@ -17,7 +17,7 @@ from admrl_jax.protocol.run import run_protocol
 from admrl_jax.protocol.session import Session, open_session
 from admrl_jax.protocol.stage import Diverged
 from admrl_jax.runs import hosts
-from admrl_jax.runs.devices import CPU_DEVICES, make_cpu_devices
+from admrl_jax.runs.devices import CPU_DEVICES, compile_fast, make_cpu_devices
 from admrl_jax.runs.directory import RunError, open_run
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.simulators import SimulatorError
@@ -105,8 +105,9 @@ def _run(session: Session, label: str, until: str, command: str) -> int:
 
 def _prepare_jax(arguments: Arguments) -> None:
     """Settings of JAX that a run needs, before JAX looks for devices."""
-    # A quick run spends more time on compiling than on computing.
-    jax.config.update("jax_disable_most_optimizations", arguments.preset == "quick")
+    jax.config.update("jax_disable_most_optimizations", False)
+    if arguments.preset == "quick":
+        compile_fast()
     _keep_compiled_programs(arguments.compilation_cache)
     is_one_process = not arguments.coordinator and arguments.distributed == "off"
     make_cpu_devices(arguments.config.num_devices or (CPU_DEVICES if is_one_process else 1))

@@ -6,6 +6,7 @@ pretrain (clean) -> for each method: warm up its opponents, fine-tune -> train a
 Every stage leaves its result on disk and is not run again once it is there.
 """
 
+import functools
 import json
 import platform
 import resource
@@ -120,12 +121,12 @@ def save_results(
 ) -> None:
     """Writes `results.json` (the same bits for the same run) and `timing.json` (never the same)."""
     config = session.config
-    floor = evaluation.do_nothing_returns(
-        session.held_out.key,
-        session.held_out.tasks,
+    stand_still = functools.partial(
+        evaluation.do_nothing_returns,
         env=session.parts.env,
         num_trajectories=config.eval.num_trajectories,
     )
+    floor = jax.jit(stand_still)(session.held_out.key, session.held_out.tasks)
     results = {
         "env": config.env.name,
         "preset": preset,

@@ -35,13 +35,29 @@ def make_cpu_devices(count: int = CPU_DEVICES) -> None:
     if count == 1:
         return
     for name in ("call_warn_stuck_timeout", "call_terminate_timeout", "timeout"):
-        flag = f"--xla_cpu_collective_{name}_seconds"
-        if flag not in os.environ.get("XLA_FLAGS", ""):
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={FOR_EVER}".strip()
+        add_xla_flag(f"xla_cpu_collective_{name}_seconds", FOR_EVER)
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         # Fails where JAX has looked for devices already; then the existing ones are used.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
+
+
+def add_xla_flag(name: str, value: Any) -> None:
+    """Sets a flag of XLA, unless the user did, before JAX looks for devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if f"--{name}" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()
+
+
+def compile_fast() -> None:
+    """Programs that compile in less than half the time and run slower, before JAX looks for devices.
+
+    For short runs, which spend more time on compiling than on computing.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    # XLA ends a process whose flags it does not know, so only versions that were tried get one.
+    if jax.__version_info__[:2] == (0, 10):
+        add_xla_flag("xla_cpu_use_fusion_emitters", "false")
 
 
 def choose_num_devices(task_counts: Sequence[int]) -> int:
