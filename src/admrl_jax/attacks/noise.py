@@ -12,6 +12,8 @@ NO_ATTACK = make_threat(label="clean", norm="l2", strength="none", knowledge="no
 GAUSSIAN_NOISE = make_threat(
     label="Gaussian noise", norm="none", strength="noise std per dimension", knowledge="none"
 )
+UNIFORM_NOISE = make_threat(label="uniform noise", norm="linf", strength="L-inf radius", knowledge="none")
+CORNER_NOISE = make_threat(label="corner noise", norm="linf", strength="L-inf size", knowledge="none")
 L2_NOISE = make_threat(label="L2 noise", norm="l2", strength="L2 size", knowledge="none")
 
 
@@ -34,6 +36,26 @@ def gaussian_noise() -> Attack:
     return memoryless(perturb, GAUSSIAN_NOISE)
 
 
+def uniform_noise() -> Attack:
+    """Adds noise that is uniform in the box of half width `budget.radius`."""
+
+    def perturb(params: Params, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget) -> jax.Array:
+        noise = jax.random.uniform(key, obs.shape, obs.dtype, -1.0, 1.0)
+        return obs + budget.radius * budget.units.scale * noise
+
+    return memoryless(perturb, UNIFORM_NOISE)
+
+
+def corner_noise() -> Attack:
+    """Moves to a random corner of the box of half width `budget.radius`."""
+
+    def perturb(params: Params, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget) -> jax.Array:
+        corner = jax.random.rademacher(key, obs.shape, dtype=obs.dtype)
+        return obs + budget.radius * budget.units.scale * corner
+
+    return memoryless(perturb, CORNER_NOISE)
+
+
 def l2_noise() -> Attack:
     """Moves by exactly `budget.radius` in a uniformly random direction.
 
@@ -54,5 +76,11 @@ def l2_noise() -> Attack:
 NONE_SPEC = AttackSpec("none", NO_ATTACK, "#444444", NoSettings, lambda config, victim: no_attack())
 GAUSSIAN_SPEC = AttackSpec(
     "gaussian", GAUSSIAN_NOISE, "#E69F00", NoSettings, lambda config, victim: gaussian_noise()
+)
+UNIFORM_SPEC = AttackSpec(
+    "uniform_noise", UNIFORM_NOISE, "#D9A566", NoSettings, lambda config, victim: uniform_noise()
+)
+CORNER_SPEC = AttackSpec(
+    "corner_noise", CORNER_NOISE, "#8F6B32", NoSettings, lambda config, victim: corner_noise()
 )
 L2_SPEC = AttackSpec("l2_noise", L2_NOISE, "#B8602E", NoSettings, lambda config, victim: l2_noise())

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from admrl_jax.attacks import fgsm, noise, pgd, stuck_sensor
+from admrl_jax.attacks import fgsm, noise, pgd, sensor, stuck_sensor
 from admrl_jax.attacks.base import Attack, AttackSpec, Victim
-from admrl_jax.attacks.learned import adgan, counter_action
+from admrl_jax.attacks.learned import actor, adgan, counter_action, critic, director, pipeline, snoop
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.core.settings import ConfigError
 
@@ -13,12 +13,24 @@ ATTACKS: dict[str, AttackSpec] = {
     for spec in (
         noise.NONE_SPEC,
         noise.GAUSSIAN_SPEC,
+        noise.UNIFORM_SPEC,
+        noise.CORNER_SPEC,
         noise.L2_SPEC,
+        stuck_sensor.SPEC,
+        sensor.DROPOUT_SPEC,
+        sensor.BIAS_SPEC,
+        sensor.DELAY_SPEC,
         fgsm.SPEC,
         pgd.SPEC,
-        stuck_sensor.SPEC,
+        pgd.SPEC_LINF,
+        pgd.SPEC_COUNTER,
+        critic.SPEC,
+        snoop.SPEC,
         adgan.SPEC,
         adgan.SPEC_NO_GAN,
+        actor.SPEC,
+        director.SPEC,
+        pipeline.SPEC,
         counter_action.SPEC,
     )
 }

@@ -9,7 +9,9 @@ from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.settings import ConfigError
 
 NORMS = ("none", "l2", "linf")
-KNOWLEDGE = ("none", "policy", "policy and task", "pipeline")
+KNOWLEDGE = ("none", "actions", "policy", "policy and task", "pipeline")
+"""Of an attack: nothing; the actions it has seen; the policy that acts; that and the task; that and how the
+policy adapts."""
 
 
 class Units(NamedTuple):

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from admrl_jax.attacks.base import Scene, Victim
+from admrl_jax.attacks.base import AttackSpec, Scene, Victim
 from admrl_jax.attacks.generator import GeneratorParams, generator_attack, make_generator
+from admrl_jax.attacks.learned.outcomes import outcomes
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, Units, make_threat
 from admrl_jax.core import gaussian
-from admrl_jax.core.linalg import solve_positive_definite
 from admrl_jax.core.settings import (
     FRACTION,
     NOT_NEGATIVE,
@@ -63,23 +63,6 @@ class PipelineState(NamedTuple):
 
     params: GeneratorParams
     opt_state: Any
-
-
-def outcomes(batch: MetaBatch, victim: Victim, axis: TaskAxis = TaskAxis()) -> jax.Array:
-    """How much better each task `[N]` came out than a linear guess from the task, in standard deviations.
-
-    This is what the support data of a task is to blame for: tasks differ in what can be had.
-    """
-    taken = batch.query.trajectory
-    returns = jnp.mean(jnp.sum(taken.reward, axis=-1), axis=-1)
-    features = jax.vmap(victim.task_features)(batch.tasks)
-    features = jnp.concatenate([jnp.ones_like(returns)[:, None], features], axis=-1)
-    products, moments = axis.total((features.T @ features, features.T @ returns))
-    guess = features @ solve_positive_definite(products + jnp.eye(products.shape[0]), moments)
-    rest = returns - guess
-    rest = rest - axis.mean(jnp.mean(rest))
-    spread = jnp.sqrt(axis.mean(jnp.mean(jnp.square(rest))))
-    return rest / (spread + 1e-6)
 
 
 def make_pipeline(config: PipelineConfig, victim: Victim) -> AttackTrainer:
@@ -195,3 +178,13 @@ def make_pipeline(config: PipelineConfig, victim: Victim) -> AttackTrainer:
         params=lambda state: state.params,
         update=update,
     )
+
+
+SPEC = AttackSpec(
+    "pipeline",
+    THREAT,
+    "#D62728",
+    PipelineConfig,
+    lambda config, victim: make_pipeline(config, victim).attack,
+    make_pipeline,
+)

@@ -113,7 +113,12 @@ def update_adgan(
 
 
 def flatten_samples(experience: Experience, radius: jax.Array | float) -> Samples:
-    """Steps of a batch with fields `[N, ..., H, *]`, all axes between task and feature merged; `radius` is `[N]`."""
+    """Steps of a batch with fields `[N, ..., H, *]`, all axes between task and feature merged.
+
+    Args:
+        experience: support or query data.
+        radius: `[N]` under which it was collected.
+    """
     num_tasks = experience.advantage.shape[0]
     taken = experience.trajectory
 
