@@ -59,8 +59,11 @@ def test_shapes_and_the_four_cells(cells) -> None:
     assert np.any(clean.returns[:, -1] != query.returns[:, -1])
 
 
-def test_radius_zero_equals_no_attack_bitwise(cells) -> None:
-    assert_trees_equal(cells("none", 0, 0).returns, cells("fgsm", 0, 0).returns)
+def test_radius_zero_equals_no_attack(cells) -> None:
+    # Another program, in which the compiler may round otherwise.
+    none, still = cells("none", 0, 0), cells("fgsm", 0, 0)
+    np.testing.assert_allclose(none.returns, still.returns, rtol=1e-5)
+    assert still.attack_size == 0
 
 
 def test_do_nothing_returns_golden() -> None:
