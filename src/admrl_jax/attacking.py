@@ -138,6 +138,84 @@ def attack_step(
     return state, {**measured, **learned}
 
 
+class AttackerTraining:
+    """Trains attackers of victims that share a setup; what is compiled serves all victims, radii and starts."""
+
+    def __init__(self, trainer: AttackTrainer, setup: Setup, axis: TaskAxis = TaskAxis()):
+        """See `train_attacker`."""
+        self.trainer, self.setup, self.axis = trainer, setup, axis
+        lanes, keyless = _but_key(0), None
+        self._start = jax.jit(
+            jax.vmap(self._start_one, in_axes=(0, 0, keyless, keyless, keyless, None, None), out_axes=lanes)
+        )
+        self._step = jax.jit(self._step_all)
+
+    def train(
+        self,
+        meta_params: Params,
+        key: jax.Array,
+        *,
+        radii: Sequence[float],
+        steps: int,
+        restarts: int = 1,
+        units: Units = Units(),
+        inputs: Units = Units(),
+        start_from: Params | None = None,
+        on_step: Callable[[int, dict[str, np.ndarray]], None] = lambda step, metrics: None,
+    ) -> tuple[AttackerState, History]:
+        """`(states, history)` after `steps` updates; see `train_attacker`. Leading axes `[R, restarts]`."""
+        key_start, key_run = jax.random.split(key)
+        numbers = jnp.tile(jnp.arange(restarts), len(radii))
+        repeated = jnp.repeat(jnp.asarray(radii, float), restarts)
+        states = self._start(repeated, numbers, key_start, key_run, units, inputs, start_from)
+        rows = []
+        for number in range(steps):
+            states, metrics = self._step(states, meta_params)
+            rows.append({name: _grid(value, len(radii), restarts) for name, value in metrics.items()})
+            on_step(number + 1, rows[-1])
+        history = {name: np.stack([row[name] for row in rows], axis=-1) for name in rows[0]}
+        grid = lambda x: x.reshape(len(radii), restarts, *x.shape[1:])  # noqa: E731
+        lanes = {name: jax.tree.map(grid, getattr(states, name)) for name in _LANES}
+        return states.replace(**lanes), History(history["train/post_return"], history)
+
+    def _start_one(
+        self,
+        radius: jax.Array,
+        number: jax.Array,
+        key_start: jax.Array,
+        key_run: jax.Array,
+        units: Units,
+        inputs: Units,
+        start_from: Params | None,
+    ) -> AttackerState:
+        trainer, fresh_key = self.trainer, jax.random.fold_in(key_start, number)
+        state = trainer.init(fresh_key, inputs)
+        if start_from is not None:
+            count = jax.tree.leaves(start_from)[0].shape[0]
+            mine = jax.tree.map(lambda x: x[number % count], start_from)
+            state = where_tree(number < count, trainer.init(fresh_key, inputs, mine), state)
+        return init_attacker(key_run, state, trainer=trainer, budget=Budget(radius, units))
+
+    def _step_all(self, states: AttackerState, meta_params: Params) -> tuple[AttackerState, Metrics]:
+        trainer, axis = self.trainer, self.axis
+
+        def one(state: AttackerState, shared: Any) -> tuple[AttackerState, Metrics]:
+            batch, measured = collect(state) if shared is None else shared
+            state, learned = attack_update_step(state, meta_params, batch, trainer=trainer, axis=axis)
+            return state, {**measured, **learned}
+
+        collect = functools.partial(
+            attack_collect_step, meta_params=meta_params, setup=self.setup, trainer=trainer, axis=axis
+        )
+        shared = None
+        if trainer.is_offline:
+            # Clean episodes are the same for all of them.
+            first, budget = jax.tree.map(lambda x: x[0], (states.trainer, states.budget))
+            shared = collect(states.replace(trainer=first, budget=budget))
+        lanes = _but_key(0)
+        return jax.vmap(one, in_axes=(lanes, None), out_axes=(lanes, 0))(states, shared)
+
+
 def train_attacker(
     trainer: AttackTrainer,
     meta_params: Params,
@@ -162,62 +240,41 @@ def train_attacker(
         setup: the victim's environment, policy and learner, and how much is collected per update.
         radii: of the budgets.
         steps: updates of each attacker.
-        restarts: random starts per radius.
+        restarts: starts per radius.
         units: of the budgets.
         inputs: units of clean observations, in which networks read them.
-        start_from: attack parameters from which the first start of every radius goes on.
+        start_from: attack parameters, leading axis `[G]`, from which the first `G` starts of every radius go
+            on; the others are random.
         axis: how tasks are computed.
         on_step: called with `(updates done, metrics [R, restarts])`.
 
     Returns:
         `(params, history)`: the strongest parameters of each, leading axes `[R, restarts]`, by the return
-        of their own training batches, and what was measured, `[R, restarts, steps]`. Judge them on new
-        tasks with `evaluate`.
+        of their own training batches (of an attack that learns offline, the newest), and what was measured,
+        `[R, restarts, steps]`. Judge them on new tasks with `evaluate`.
     """
-    key_start, key_run = jax.random.split(key)
-
-    def start(radius: jax.Array, number: jax.Array) -> AttackerState:
-        fresh_key = jax.random.fold_in(key_start, number)
-        state = trainer.init(fresh_key, inputs)
-        if start_from is not None:
-            state = where_tree(number == 0, trainer.init(fresh_key, inputs, start_from), state)
-        return init_attacker(key_run, state, trainer=trainer, budget=Budget(radius, units))
-
-    grid = (jnp.repeat(jnp.asarray(radii, float), restarts), jnp.tile(jnp.arange(restarts), len(radii)))
-    states = jax.jit(jax.vmap(start, out_axes=_but_key(0)))(*grid)
-
-    @jax.jit
-    def step_all(states: AttackerState) -> tuple[AttackerState, Metrics]:
-        def one(state: AttackerState, shared: Any) -> tuple[AttackerState, Metrics]:
-            batch, measured = shared or collect(state)
-            state, learned = attack_update_step(state, meta_params, batch, trainer=trainer, axis=axis)
-            return state, {**measured, **learned}
-
-        collect = functools.partial(
-            attack_collect_step, meta_params=meta_params, setup=setup, trainer=trainer, axis=axis
-        )
-        # Clean episodes are the same for all of them.
-        first = jax.tree.map(lambda x: x[0], states.trainer), jax.tree.map(lambda x: x[0], states.budget)
-        shared = collect(states.replace(trainer=first[0], budget=first[1])) if trainer.is_offline else None
-        out_axes = (_but_key(0), 0)
-        states, metrics = jax.vmap(one, in_axes=(_but_key(0), None), out_axes=out_axes)(states, shared)
-        return states, metrics
-
-    rows = []
-    for number in range(steps):
-        states, metrics = step_all(states)
-        rows.append({name: _grid(value, len(radii), restarts) for name, value in metrics.items()})
-        on_step(number + 1, rows[-1])
-    history = {name: np.stack([row[name] for row in rows], axis=-1) for name in rows[0]}
-    strongest = jax.tree.map(lambda x: x.reshape(len(radii), restarts, *x.shape[1:]), states.strongest)
-    return strongest, History(history["train/post_return"], history)
+    states, history = AttackerTraining(trainer, setup, axis).train(
+        meta_params,
+        key,
+        radii=radii,
+        steps=steps,
+        restarts=restarts,
+        units=units,
+        inputs=inputs,
+        start_from=start_from,
+        on_step=on_step,
+    )
+    return states.strongest, history
 
 
 def _grid(value: jax.Array, radii: int, restarts: int) -> np.ndarray:
     return np.asarray(value).reshape(radii, restarts)
 
 
+_LANES = ("trainer", "budget", "strongest", "strongest_return")
+"""What every attacker has for itself; they share the key and the step."""
+
+
 def _but_key(axis: int) -> Any:
-    """`vmap` axes of an `AttackerState`: all attackers share the key and the step."""
-    axes: dict[str, Any] = dict.fromkeys(("trainer", "budget", "strongest", "strongest_return"), axis)
-    return AttackerState(step=None, key=None, **axes)  # pyright: ignore[reportArgumentType]
+    """`vmap` axes of an `AttackerState`."""
+    return AttackerState(step=None, key=None, **dict.fromkeys(_LANES, axis))  # pyright: ignore

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, check_order, one_of
 from admrl_jax.core.types import Task
+from admrl_jax.envs.base import spread_evenly
 from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
 from admrl_jax.simulators import Model, SimState
 
@@ -136,6 +137,10 @@ class AntVel(Ant):
         """Draws a velocity."""
         return jax.random.uniform(key, (), maxval=self.config.max_velocity)
 
+    def spread_tasks(self, count: int) -> jax.Array:
+        """Velocities `[count]` spread over the range."""
+        return self.config.max_velocity * spread_evenly(count)[:, 0]
+
     def task_reward(self, state: SimState, new_state: SimState, task: Task) -> jax.Array:
         """Minus the distance to the target velocity."""
         return -jnp.abs(self.velocity(state, new_state)[0] - task)
@@ -155,6 +160,12 @@ class AntDir(Ant):
             angle = jax.random.uniform(key, (), maxval=2 * jnp.pi)
             return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
         return jnp.stack([jax.random.rademacher(key, (), dtype=jnp.float32), jnp.float32(0)])
+
+    def spread_tasks(self, count: int) -> jax.Array:
+        """Directions `[count, 2]`: around the circle, or both in turn."""
+        number = jnp.arange(count)
+        angle = 2 * jnp.pi * number / count if self.config.directions == "circle" else jnp.pi * (number % 2)
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
     def task_reward(self, state: SimState, new_state: SimState, task: Task) -> jax.Array:
         """Velocity in the direction."""
@@ -177,6 +188,14 @@ class AntGoal(Ant):
         radius, angle = jax.random.uniform(key, (2,))
         angle = 2 * jnp.pi * angle
         return size * jnp.sqrt(radius) * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+
+    def spread_tasks(self, count: int) -> jax.Array:
+        """Goals `[count, 2]` spread over the square or the disc."""
+        size, points = self.config.goal_range, spread_evenly(count, 2)
+        if self.config.goal_shape == "square":
+            return size * (2 * points - 1)
+        radius, angle = jnp.sqrt(points[:, 0]), 2 * jnp.pi * points[:, 1]
+        return size * radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
     def task_reward(self, state: SimState, new_state: SimState, task: Task) -> jax.Array:
         """Minus the L1 distance to the goal."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from admrl_jax.core.settings import POSITIVE, STEPS
 from admrl_jax.core.types import Task, TimeStep
@@ -61,6 +62,35 @@ class BuiltInConfig(EnvConfig):
     action_scale: Annotated[float, POSITIVE] = 10.0
     """Raw actions are divided by this before they are clipped. It sets how much a policy of unit
     standard deviation explores, so every report states it."""
+
+
+def spread_evenly(count: int, dims: int = 1) -> jax.Array:
+    """Points `[count, dims]` that fill the unit cube evenly, whatever their number.
+
+    In one dimension the middles of equal parts, else Roberts' additive recurrence (2018), which generalises
+    the golden ratio.
+    """
+    if dims == 1:
+        return ((jnp.arange(count) + 0.5) / count)[:, None]
+    ratio = 1.0
+    for _ in range(64):
+        ratio = (1 + ratio) ** (1 / (dims + 1))
+    step = jnp.asarray([ratio**-power for power in range(1, dims + 1)])
+    return (0.5 + jnp.arange(count)[:, None] * step) % 1.0
+
+
+def spread_tasks(env: Env, key: jax.Array, count: int) -> Task:
+    """Tasks `[count, ...]` to choose attackers on: spread evenly where the environment can, drawn where not.
+
+    So that chance does not give one direction, or easy goals, more than its share.
+
+    Args:
+        env: a member `spread_tasks(count)` spreads them.
+        key: of the draw.
+        count: how many.
+    """
+    spread = getattr(env, "spread_tasks", None)
+    return spread(count) if spread else jax.vmap(env.sample_task)(jax.random.split(key, count))
 
 
 class EnvSpec(NamedTuple):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from admrl_jax.core.settings import check_order
 from admrl_jax.core.types import Task
+from admrl_jax.envs.base import spread_evenly
 from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
 from admrl_jax.simulators import Model, SimState
 
@@ -82,6 +83,10 @@ class HalfCheetahDir(HalfCheetah):
         """Draws a direction."""
         return jax.random.rademacher(key, (), dtype=jnp.float32)
 
+    def spread_tasks(self, count: int) -> jax.Array:
+        """Both directions in turn `[count]`."""
+        return jnp.where(jnp.arange(count) % 2 == 0, 1.0, -1.0)
+
     def reward(
         self, state: SimState, action: jax.Array, ctrl: jax.Array, new_state: SimState, task: Task
     ) -> jax.Array:
@@ -100,6 +105,11 @@ class HalfCheetahVel(HalfCheetah):
     def sample_task(self, key: jax.Array) -> jax.Array:
         """Draws a velocity."""
         return jax.random.uniform(key, (), minval=self.config.min_velocity, maxval=self.config.max_velocity)
+
+    def spread_tasks(self, count: int) -> jax.Array:
+        """Velocities `[count]` spread over the range."""
+        low, high = self.config.min_velocity, self.config.max_velocity
+        return low + (high - low) * spread_evenly(count)[:, 0]
 
     def reward(
         self, state: SimState, action: jax.Array, ctrl: jax.Array, new_state: SimState, task: Task

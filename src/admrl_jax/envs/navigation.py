@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE
 from admrl_jax.core.types import TimeStep
-from admrl_jax.envs.base import BuiltInConfig, EnvSpec
+from admrl_jax.envs.base import BuiltInConfig, EnvSpec, spread_evenly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,10 @@ class Navigation2D(NamedTuple):
         """Draws a goal `[2]`."""
         size = self.config.goal_range
         return jax.random.uniform(key, (2,), minval=-size, maxval=size)
+
+    def spread_tasks(self, count: int) -> jax.Array:
+        """Goals `[count, 2]` spread over the square."""
+        return self.config.goal_range * (2 * spread_evenly(count, 2) - 1)
 
     def reset(self, key: jax.Array, task: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Starts at the origin."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, REPEATS, STEPS
 from admrl_jax.core.types import Task
+from admrl_jax.envs.base import spread_evenly
 from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv, physics_spec
 from admrl_jax.simulators import Model, SimState
 
@@ -65,6 +66,10 @@ class Reacher(PhysicsEnv):
         """Draws a target."""
         size = self.config.target_range
         return jax.random.uniform(key, (2,), minval=-size, maxval=size)
+
+    def spread_tasks(self, count: int) -> jax.Array:
+        """Targets `[count, 2]` spread over the square."""
+        return self.config.target_range * (2 * spread_evenly(count, 2) - 1)
 
     def start(self, key: jax.Array, task: Task) -> tuple[jax.Array, jax.Array]:
         """Uniform noise on joints and their velocities; the target's own joints hold the task."""
