@@ -17,7 +17,8 @@ from helpers import (
 )
 
 from admrl_jax.attacks.base import Victim
-from admrl_jax.attacks.generator import GeneratorParams, perturb_with, raw_perturbation
+from admrl_jax.attacks.base import Scene
+from admrl_jax.attacks.generator import GeneratorParams
 from admrl_jax.attacks.learned.adgan import NoGANConfig, make_adgan_trainer
 from admrl_jax.attacks.learned.adgan.config import GAN_LOSSES, AdGANConfig
 from admrl_jax.attacks.learned.adgan.losses import AttackedSteps, adversarial_loss
@@ -32,8 +33,9 @@ from admrl_jax.core.types import Experience, MetaBatch, Params
 CONFIG = AdGANConfig(hidden_sizes=(4,), num_epochs=1, num_minibatches=2)
 POLICY = tiny_policy()
 VICTIM = Victim(POLICY, 2, 2)
-ADGAN = make_adgan(POLICY, 2, CONFIG)
+ADGAN = make_adgan(VICTIM, CONFIG)
 BUDGET = Budget(jnp.float32(0.3), Units(jnp.zeros(2), jnp.ones(2)))
+SCENE = Scene(())
 RAW = Units(jnp.zeros(2), jnp.ones(2))
 
 
@@ -41,7 +43,7 @@ RAW = Units(jnp.zeros(2), jnp.ones(2))
 def updater(config: AdGANConfig, block: int = 0):
     """One compiled update, as a trainer does it."""
     update = make_adgan_trainer(config, VICTIM).update
-    return jax.jit(lambda state, key, batch: update(state, key, batch, BUDGET, TaskAxis(block)))
+    return jax.jit(lambda state, key, batch: update(state, key, (), batch, BUDGET, TaskAxis(block)))
 
 
 def victims() -> Params:
@@ -69,7 +71,9 @@ def collected(query: Experience) -> Experience:
 def meta_batch() -> MetaBatch:
     """Random support and query of three tasks, and the victims."""
     query = collected(random_experience(5, (3, 2, 4)))
-    return MetaBatch(random_experience(4, (3, 1, 2, 4)), query, victims())
+    radius = jnp.full((3,), BUDGET.radius)
+    support = random_experience(4, (3, 1, 2, 4))
+    return MetaBatch(support, query, victims(), support_radius=radius, query_radius=radius)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +148,7 @@ def test_a_generator_step_lowers_the_surrogate_return(state: AdGANState) -> None
     batch = meta_batch()
     # Query data collected by this generator: perturbed observations are its own.
     taken = batch.query.trajectory
-    perturbed = perturb_with(ADGAN.generator, state.attack_params, taken.obs, BUDGET)
+    perturbed = ADGAN.generator.perturb(state.attack_params, taken.obs, SCENE, BUDGET)
     query = collected(batch.query._replace(trajectory=taken._replace(perturbed_obs=perturbed)))
     new, metrics = updater(config)(state, jax.random.key(0), batch._replace(query=query))
 
@@ -157,7 +161,7 @@ def test_a_generator_step_lowers_the_surrogate_return(state: AdGANState) -> None
 
     @jax.jit
     def loss(params: GeneratorParams) -> jax.Array:
-        perturbed = perturb_with(ADGAN.generator, params, taken.obs.reshape(3, 8, 2), BUDGET)
+        perturbed = ADGAN.generator.perturb(params, taken.obs.reshape(3, 8, 2), SCENE, BUDGET)
         return adversarial_loss(
             perturbed, steps, batch.adapted_params, policy=POLICY, clip_ratio=0.2, horizon=4
         )
@@ -180,16 +184,16 @@ def test_other_units_of_observations_and_inputs_leave_both_networks_outputs_unch
         attack, budget = GeneratorParams(state.generator, inputs), Budget(0.3, units)
         weight = jnp.full(obs.shape[:2], 1 / 15)
         steps = AttackedSteps(*[jnp.zeros(0)] * 4)
-        batch = Minibatch(steps, (), obs, weight)
-        metrics = discriminator_objective(ADGAN, attack, budget, state.discriminator, batch)[1]
-        return raw_perturbation(ADGAN.generator, attack, obs, budget), metrics
+        batch = Minibatch(steps, (), obs, weight, jnp.full(obs.shape[:2], budget.radius))
+        metrics = discriminator_objective(ADGAN, attack, units, state.discriminator, batch)[1]
+        return ADGAN.generator.raw(attack, obs, SCENE, budget), metrics
 
     raw, metrics = jax.jit(outputs)(obs, inputs, Units(0.0, jnp.ones(2)))
     raw_other, metrics_other = jax.jit(outputs)(scale * obs + offset, other, Units(0.0, scale))
     np.testing.assert_allclose(raw, raw_other, atol=1e-5)
     assert_trees_close(metrics, metrics_other, rtol=1e-4)
     # The units do matter: without them it is another function.
-    unlike = raw_perturbation(ADGAN.generator, GeneratorParams(state.generator, Units()), obs, BUDGET)
+    unlike = ADGAN.generator.raw(GeneratorParams(state.generator, Units()), obs, SCENE, BUDGET)
     assert np.abs(unlike - raw).max() > 0.01
 
 
@@ -198,13 +202,13 @@ def test_where_a_generator_starts() -> None:
     key = jax.random.key(4)
     fresh = init_adgan(ADGAN, key, inputs)
     assert_trees_equal(
-        fresh.attack_params, GeneratorParams(ADGAN.generator.init(jax.random.split(key)[0]), inputs)
+        fresh.attack_params, GeneratorParams(ADGAN.generator.network.init(jax.random.split(key)[0]), inputs)
     )
     # Raw observations where it is not to standardise.
-    raw = init_adgan(make_adgan(POLICY, 2, dataclasses.replace(CONFIG, standardise=False)), key, inputs)
+    raw = init_adgan(make_adgan(VICTIM, dataclasses.replace(CONFIG, standardise=False)), key, inputs)
     assert_trees_equal(raw.inputs, RAW)
     # From a given one, which keeps the units that it reads in.
-    given = GeneratorParams(random_like(ADGAN.generator.init, 5), theirs)
+    given = GeneratorParams(random_like(ADGAN.generator.network.init, 5), theirs)
     continued = init_adgan(ADGAN, key, inputs, given)
     assert_trees_equal(continued.attack_params, given)
     assert_trees_equal(continued.discriminator, fresh.discriminator)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from helpers import assert_no_leaf_is_zero, random_like, tiny_policy
 
-from admrl_jax.attacks.generator import GeneratorParams, perturb_with, raw_perturbation
+from admrl_jax.attacks.base import Scene, Victim
+from admrl_jax.attacks.generator import Generator, GeneratorParams
 from admrl_jax.attacks.learned.adgan import losses
 from admrl_jax.attacks.learned.adgan.config import AdGANConfig
 from admrl_jax.attacks.learned.adgan.losses import AttackedSteps
@@ -20,10 +21,14 @@ from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.networks import Network, Policy
 
 POLICY = tiny_policy()
-ADGAN = make_adgan(POLICY, 2, AdGANConfig(hidden_sizes=(4,)))
+VICTIM = Victim(POLICY, 2, 2)
+ADGAN = make_adgan(VICTIM, AdGANConfig(hidden_sizes=(4,)))
+SCENE = Scene(())
 BUDGET = Budget(jnp.float32(0.3), Units(jnp.zeros(2), jnp.ones(2)))
 
-CONSTANT = Network(lambda key: jnp.zeros(1), lambda params, x: jnp.broadcast_to(params, x.shape))
+CONSTANT = Generator(
+    Network(lambda key: jnp.zeros(1), lambda params, x: jnp.broadcast_to(params, x.shape)), VICTIM
+)
 """A generator that perturbs every observation by its parameters."""
 LINEAR_POLICY = Policy(lambda key: {}, lambda p, obs: Gaussian(p["weight"] * obs, p["log_std"]))
 
@@ -53,7 +58,7 @@ def bandit_gradient(
     )
 
     def loss(shift: jax.Array) -> jax.Array:
-        perturbed = perturb_with(CONSTANT, GeneratorParams(shift, Units()), obs, Budget(1.0))
+        perturbed = CONSTANT.perturb(GeneratorParams(shift, Units()), obs, SCENE, Budget(1.0))
         return losses.adversarial_loss(
             perturbed, steps, params, policy=LINEAR_POLICY, clip_ratio=0.2, horizon=1
         )
@@ -101,9 +106,10 @@ def test_adversarial_loss_golden() -> None:
 def test_hinge_loss_golden() -> None:
     # radius 0.5: raw perturbations are half of G(x) = (3, 4) resp. (0.3, 0.4) -> norms 2.5 and 0.25;
     # max(0, norm - 0.5) = 2 and 0; the third sample has weight 0. Mean 1. Scale and centre do not matter.
-    identity, budget = Network(lambda key: (), lambda params, x: x), Budget(0.5)
+    identity = Generator(Network(lambda key: (), lambda params, x: x), VICTIM)
+    budget = Budget(0.5)
     obs = jnp.array([[3.0, 4.0], [0.3, 0.4], [90.0, 0.0]])
-    size = safe_norm(raw_perturbation(identity, GeneratorParams((), Units()), obs, budget))
+    size = safe_norm(identity.raw(GeneratorParams((), Units()), obs, SCENE, budget))
     loss = losses.hinge_loss(size, jnp.array([0.5, 0.5, 0.0]), budget)
     np.testing.assert_allclose(loss, 1.0, rtol=1e-6)
 
@@ -146,26 +152,26 @@ def attacked_steps(seed: int) -> tuple[jax.Array, AttackedSteps, dict]:
 
 def test_gradients_go_where_they_should() -> None:
     obs, steps, victims = attacked_steps(0)
-    generator_params = random_like(ADGAN.generator.init, 1, size=1.0)
+    generator_params = random_like(ADGAN.generator.network.init, 1, size=1.0)
     discriminator_params = random_like(ADGAN.discriminator.init, 2)
     weight = jnp.full(obs.shape[:2], 1 / 24)
 
     def generator_total(network, victims):
         params = GeneratorParams(network, Units())
-        perturbed = perturb_with(ADGAN.generator, params, obs, BUDGET)
+        perturbed = ADGAN.generator.perturb(params, obs, SCENE, BUDGET)
         adversarial = losses.adversarial_loss(
             perturbed, steps, victims, policy=POLICY, clip_ratio=0.9, horizon=4
         )
         gan = losses.generator_gan_loss(
             ADGAN.discriminator.apply(discriminator_params, perturbed), weight, "lsgan"
         )
-        size = safe_norm(raw_perturbation(ADGAN.generator, params, obs, BUDGET))
+        size = safe_norm(ADGAN.generator.raw(params, obs, SCENE, BUDGET))
         hinge = losses.hinge_loss(size, weight, BUDGET)
         return adversarial + 0.8 * gan + 0.2 * hinge, (adversarial, gan, hinge)
 
     def discriminator_total(params):
         attack = GeneratorParams(generator_params, Units())
-        perturbed = perturb_with(ADGAN.generator, attack, obs, BUDGET)
+        perturbed = ADGAN.generator.perturb(attack, obs, SCENE, BUDGET)
         real, fake = (ADGAN.discriminator.apply(params, x) for x in (obs, perturbed))
         return losses.discriminator_loss(real, fake, weight, "lsgan")
 

@@ -53,7 +53,7 @@ def test_a_trained_attack_is_loaded():
     params = load_attacker(NAVIGATION, trained, "adgan", "0.2", seed=2)
     attack = admrl.make_attack("adgan", admrl.Victim(trained.policy, 2, 2), trained.config.attacks.adgan)
     budget = admrl.Budget(0.2)
-    seen, _ = attack.perturb(params, (), jax.random.key(0), np.ones(2, np.float32), None, budget)
+    seen, _ = attack.perturb(params, (), jax.random.key(0), np.ones(2, np.float32), admrl.Scene(()), budget)
     assert 0 < np.linalg.norm(seen - 1) <= 0.2 + 1e-6
     with pytest.raises(admrl.ArtefactError, match=r"accepted: admrl/adgan/0\.1"):
         load_attacker(NAVIGATION, trained, "adgan", "0.3")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import random_like, tiny_policy
 
-from admrl_jax.attacks.base import Attack, Victim, memoryless
+from admrl_jax.attacks.base import Attack, Scene, Victim, memoryless
 from admrl_jax.attacks.fgsm import fgsm
 from admrl_jax.attacks.noise import L2_NOISE, gaussian_noise
 from admrl_jax.attacks.pgd import PGDConfig, pgd
@@ -41,7 +41,7 @@ def perturber(name: str):
     def perturb(budget: Budget, key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, len(OBS))
         return jax.vmap(attack.perturb, in_axes=(None, None, 0, 0, None, None))(
-            attack_params, memory, keys, OBS, policy_params, budget
+            attack_params, memory, keys, OBS, Scene(policy_params), budget
         )[0]
 
     return lambda radius, scale=1.0, seed=0: perturb(
@@ -85,7 +85,7 @@ def test_fgsm_moves_every_coordinate_by_exactly_the_radius() -> None:
 def test_fgsm_without_a_gradient_takes_a_random_corner() -> None:
     attack, blind = fgsm(POLICY), jax.tree.map(jnp.zeros_like, random_like(POLICY.init, 0))
     keys = jax.random.split(jax.random.key(0), 32)
-    moved = jax.jit(jax.vmap(lambda k: attack.perturb((), (), k, jnp.zeros(3), blind, Budget(0.5))[0]))(keys)
+    moved = jax.jit(jax.vmap(lambda k: attack.perturb((), (), k, jnp.zeros(3), Scene(blind), Budget(0.5))[0]))(keys)
     np.testing.assert_array_equal(np.abs(moved), 0.5)
     assert len({tuple(row) for row in np.asarray(moved)}) == 8
 
@@ -105,7 +105,7 @@ def test_fgsm_changes_the_action_more_than_random_corners() -> None:
 def test_gaussian_noise_has_the_std_it_says() -> None:
     attack = gaussian_noise()
     scale = jnp.array([1.0, 3.0, 0.0])
-    noise = jax.vmap(lambda k: attack.perturb((), (), k, OBS[0], (), Budget(0.5, Units(0.0, scale)))[0])(
+    noise = jax.vmap(lambda k: attack.perturb((), (), k, OBS[0], Scene(()), Budget(0.5, Units(0.0, scale)))[0])(
         jax.random.split(jax.random.key(0), 20000)
     )
     std = np.array([0.5, 1.5, 0.0])
@@ -146,7 +146,7 @@ def test_a_cheating_attack_is_caught(norm: str) -> None:
     threat = make_threat(label="cheat", norm=norm, strength="", knowledge="none")
     cheat = memoryless(lambda a, k, obs, p, b: obs + 1.01 * b.radius * jnp.eye(3)[0], threat)
     budget = Budget(jnp.float32(0.5), Units(jnp.zeros(3), jnp.ones(3)))
-    perturbed, _ = cheat.perturb((), (), jax.random.key(0), OBS, (), budget)
+    perturbed, _ = cheat.perturb((), (), jax.random.key(0), OBS, Scene(()), budget)
     excess = cheat.threat.measure(OBS, perturbed, budget).excess
     # 1.01 * 0.5 is 0.005 too far, less the slack for rounding.
     np.testing.assert_allclose(excess, 0.005, atol=1e-4)
@@ -205,7 +205,7 @@ def test_more_gradient_steps_change_the_action_more() -> None:
     budget = Budget(0.2)
 
     def perturbed(attack: Attack) -> jax.Array:
-        one = lambda key, x: attack.perturb((), (), key, x, params, budget)[0]  # noqa: E731
+        one = lambda key, x: attack.perturb((), (), key, x, Scene(params), budget)[0]  # noqa: E731
         return jax.jit(jax.vmap(one))(keys, obs)
 
     moved = {steps: perturbed(pgd(POLICY, PGDConfig(steps=steps))) for steps in (1, 3)}

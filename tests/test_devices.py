@@ -57,7 +57,7 @@ def make_setup(name: str, learner: str = "maml_trpo") -> Setup:
 
 def victim(setup: Setup) -> Victim:
     """What attacks are built against."""
-    return Victim(setup.policy, setup.env.obs_size, setup.env.action_size)
+    return setup.victim
 
 
 def alone_and_spread(step: Callable[..., Any], state: Any) -> tuple[Any, Any]:

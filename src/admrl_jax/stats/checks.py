@@ -1,0 +1,140 @@
+"""Sanity checks of a robustness result. A claim whose check fails is a claim about a weak attacker."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+NOISE, UNTRAINED, LEARNED, TRANSFER = "noise", "untrained", "learned", "transfer"
+"""Kinds of attackers: random; gradients of the policy itself; trained against the victim; against another."""
+
+
+class Score(NamedTuple):
+    """What an attacker left a victim.
+
+    Attributes:
+        victim: its name.
+        radius: of the budget; 0 without attack.
+        attacker: its name.
+        kind: `NOISE`, `UNTRAINED`, `LEARNED` or `TRANSFER`.
+        value: mean return.
+        error: standard error of the mean.
+    """
+
+    victim: str
+    radius: float
+    attacker: str
+    kind: str
+    value: float
+    error: float = 0.0
+
+
+class Check(NamedTuple):
+    """What a check found.
+
+    Attributes:
+        name: what should hold.
+        victim: for whom it was checked.
+        holds: whether it does.
+        detail: the numbers.
+    """
+
+    name: str
+    victim: str
+    holds: bool
+    detail: str
+
+
+MONOTONE = "a larger radius does at least as much harm"
+WHITE_BOX = "trained against the victim does at least as much harm as trained against another"
+BEATS_UNTRAINED = "learned attackers do at least as much harm as noise and gradients"
+CONVERGED = "more effort does no more harm"
+
+
+def sanity_checks(scores: Iterable[Score], *, errors: float = 2.0) -> list[Check]:
+    """Every check that the scores allow, victim by victim.
+
+    A difference within `errors` standard errors of the two means is no failure.
+
+    Args:
+        scores: one per victim, radius and attacker.
+        errors: how many standard errors are forgiven.
+    """
+    scores = list(scores)
+    found = []
+    for victim in dict.fromkeys(score.victim for score in scores):
+        mine = [score for score in scores if score.victim == victim]
+        for kind, name, others in (
+            (LEARNED, WHITE_BOX, (TRANSFER,)),
+            (LEARNED, BEATS_UNTRAINED, (NOISE, UNTRAINED)),
+        ):
+            found += _compare(victim, name, mine, kind, others, errors)
+        found += _monotone(victim, mine, errors)
+    return found
+
+
+def converged(
+    victim: str, attacker: str, returns: Sequence[float], *, clean: float, tolerance: float = 0.05
+) -> Check:
+    """Whether the return against effort is flat at its end: the last third brought next to nothing.
+
+    Args:
+        victim: its name.
+        attacker: its name.
+        returns: `[T]` the lowest return so far, update by update; a mean over batches is less noisy.
+        clean: return without attack.
+        tolerance: share of the whole drop that the last third may bring.
+    """
+    best = np.minimum.accumulate(np.asarray(returns, float))
+    start, end = best[max(0, len(best) * 2 // 3 - 1)], best[-1]
+    drop = max(clean - end, 1e-12)
+    share = (start - end) / drop
+    detail = f"{attacker}: the last third of {len(best)} updates brought {100 * share:.0f} % of the drop"
+    return Check(CONVERGED, victim, bool(share <= tolerance), detail)
+
+
+def is_claim_sound(checks: Iterable[Check], victim: str) -> bool:
+    """Whether every check of a victim holds, and there is one."""
+    mine = [check.holds for check in checks if check.victim == victim]
+    return bool(mine) and all(mine)
+
+
+def _lowest(scores: Sequence[Score], radius: float, kinds: Sequence[str]) -> Score | None:
+    chosen = [score for score in scores if score.radius == radius and score.kind in kinds]
+    return min(chosen, key=lambda score: score.value, default=None)
+
+
+def _radii(scores: Sequence[Score]) -> list[float]:
+    return sorted({score.radius for score in scores if score.radius > 0})
+
+
+def _exceeds(a: Score, b: Score, errors: float) -> bool:
+    """Whether `a` is above `b` by more than chance."""
+    return a.value > b.value + errors * float(np.hypot(a.error, b.error))
+
+
+def _compare(
+    victim: str, name: str, scores: Sequence[Score], kind: str, others: Sequence[str], errors: float
+) -> list[Check]:
+    found = []
+    for radius in _radii(scores):
+        own, other = _lowest(scores, radius, [kind]), _lowest(scores, radius, others)
+        if own is None or other is None:
+            continue
+        detail = (
+            f"radius {radius:g}: {own.attacker} leaves {own.value:.1f}, {other.attacker} {other.value:.1f}"
+        )
+        found.append(Check(name, victim, not _exceeds(own, other, errors), detail))
+    return found
+
+
+def _monotone(victim: str, scores: Sequence[Score], errors: float) -> list[Check]:
+    kinds = (NOISE, UNTRAINED, LEARNED, TRANSFER)
+    worst = [_lowest(scores, radius, kinds) for radius in _radii(scores)]
+    found = []
+    for small, large in itertools.pairwise(worst):
+        assert small is not None and large is not None
+        detail = f"{small.value:.1f} at {small.radius:g}, {large.value:.1f} at {large.radius:g}"
+        found.append(Check(MONOTONE, victim, not _exceeds(large, small, errors), detail))
+    return found

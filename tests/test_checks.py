@@ -1,0 +1,74 @@
+"""Sanity checks: the first HalfCheetah-Dir run must fail them, sound numbers must pass."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from admrl_jax.stats.checks import (
+    BEATS_UNTRAINED,
+    CONVERGED,
+    LEARNED,
+    MONOTONE,
+    NOISE,
+    TRANSFER,
+    UNTRAINED,
+    WHITE_BOX,
+    Score,
+    converged,
+    is_claim_sound,
+    sanity_checks,
+)
+
+RESULTS = Path(__file__).parent.parent / "results" / "halfcheetah_dir" / "results.json"
+KINDS = {"gaussian": NOISE, "l2_noise": NOISE, "fgsm": UNTRAINED}
+
+
+def first_run() -> list[Score]:
+    """The committed first run: seed 0, support and query attacked."""
+    scores = []
+    for row in json.loads(RESULTS.read_text())["rows"]:
+        if (row["support"], row["query"]) != ("attacked", "attacked"):
+            continue
+        kind = {"paper": TRANSFER, "adaptive": LEARNED}.get(row["protocol"]) or KINDS[row["attack"]]
+        scores.append(Score(row["method"], row["strength"], row["attack"], kind, row["post"]))
+    return scores
+
+
+def test_the_claim_of_the_first_halfcheetah_run_is_withheld() -> None:
+    scores = first_run()
+    # Random at 0.8: 236.7 by its own attacker, 179.4 by transfer, 142.6 under Gaussian noise.
+    own = {
+        s.kind: s.value for s in scores if s.victim == "random" and s.radius == 0.8 and s.attacker != "fgsm"
+    }
+    assert own[LEARNED] == pytest.approx(236.7, abs=0.1) and own[TRANSFER] == pytest.approx(179.4, abs=0.1)
+    found = sanity_checks(scores)
+    failed = {(check.victim, check.name) for check in found if not check.holds}
+    assert ("random", WHITE_BOX) in failed and ("random", BEATS_UNTRAINED) in failed
+    assert not is_claim_sound(found, "random")
+    # FGSM's own attacker leaves 221.5 at 0.5 and 235.8 at 0.8.
+    fgsm = [s for s in scores if s.victim == "fgsm" and s.kind == LEARNED]
+    assert [s.value for s in fgsm] == pytest.approx([fgsm[0].value, 221.5, 235.8], abs=0.1)
+    assert [c.holds for c in sanity_checks(fgsm) if c.name == MONOTONE] == [fgsm[0].value >= 221.4, False]
+
+
+def test_sound_numbers_pass_and_chance_is_forgiven() -> None:
+    scores = [
+        Score("maml", 0.2, "noise", NOISE, 300.0, 2.0),
+        Score("maml", 0.2, "fit", LEARNED, 302.0, 2.0),
+        Score("maml", 0.2, "other's", TRANSFER, 310.0, 2.0),
+        Score("maml", 0.5, "fit", LEARNED, 304.0, 2.0),
+    ]
+    found = sanity_checks(scores)
+    assert {check.name for check in found} == {MONOTONE, WHITE_BOX, BEATS_UNTRAINED}
+    assert is_claim_sound(found, "maml") and not is_claim_sound(found, "nobody")
+    assert not is_claim_sound(sanity_checks(scores, errors=0.1), "maml")
+
+
+def test_effort_is_flat_or_not() -> None:
+    # From 300 to 100; the last two of six updates bring 4 of 200.
+    flat = converged("maml", "fit", [250, 150, 120, 104, 101, 100], clean=300)
+    assert flat.holds and flat.name == CONVERGED and "2 %" in flat.detail
+    assert not converged("maml", "fit", [300, 290, 280, 260, 240, 200], clean=300).holds
+    # A lower batch by chance does not count twice: the lowest so far is compared.
+    assert converged("maml", "fit", [100, 250, 120, 104, 101, 180], clean=300).holds
