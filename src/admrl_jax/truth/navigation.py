@@ -1,0 +1,450 @@
+"""The strongest attack on a fixed policy in 2D navigation, by dynamic programming.
+
+The true position is all there is to the state, so the best attacker is a function of position and time. Its
+value is computed backwards over a grid of positions. A move is the policy's mean plus Gaussian noise, clipped
+per axis; the next value is linear between nodes, and its expectation under the clipped Gaussian is exact. All
+weights are chances: the table is the exact value of a random walk near the true one (the Markov chain
+approximation of Kushner and Dupuis 2001, chapter 5). Distances, and the chance to end in the goal's box, are
+those of the true position and not of the table.
+
+What the numbers say about the least expected return that an attacker of the budget can leave:
+
+- The greedy attack of a table achieves a return in the environment. That is an upper bound, whatever the
+  table's errors, up to sampling error.
+- The table's own value at the start is an estimate. It differs from the achieved return by the error of the
+  grid, and both miss what lies between the perturbations that are tried.
+- The relaxed value is a lower bound up to the error of the grid, and no proof. Its attacker chooses between
+  the corners of cells that cover the whole ball, and each choice is charged the most that could be lost by
+  the mean action's distance from a mixture of those at the corners, which `affine_bounds` bounds. What is not
+  bounded: the next value is interpolated between nodes; and a mixture of corners is taken to be no worse than
+  the worst corner (it may be, by second order in the cell's size).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from admrl_jax.attacks.base import Attack
+from admrl_jax.attacks.threat import Budget, make_threat
+from admrl_jax.core.gaussian import Gaussian
+from admrl_jax.core.linalg import safe_norm
+from admrl_jax.core.networks import Policy
+from admrl_jax.core.settings import ABOVE_ONE, POSITIVE, whole_from
+from admrl_jax.core.types import Params
+from admrl_jax.envs.navigation import Navigation2D
+from admrl_jax.sampling import collect, episode_returns
+from admrl_jax.truth.intervals import accepted_radius, affine_bounds
+
+THREAT = make_threat(label="planned", norm="l2", strength="L2 radius", knowledge="policy and task")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Grid of positions, and what the attacker tries at each."""
+
+    spacing: Annotated[float, POSITIVE] = 1 / 30
+    """Between nodes in the middle."""
+    middle: Annotated[float, POSITIVE] = 1.5
+    """Half-width of the square with that spacing."""
+    growth: Annotated[float, ABOVE_ONE] = 1.25
+    """Of the spacing, from node to node, beyond the middle."""
+    move_nodes: Annotated[int, whole_from(2, 101)] = 8
+    """Per axis of a move, between which the next value is linear. Multiples of 8 are fast."""
+    reward_parts: Annotated[int, whole_from(1, 10)] = 2
+    """Of each such piece, in which the distance is linear: its kink at the goal is sharp."""
+    directions: Annotated[int, whole_from(3, 1000)] = 24
+    """Of perturbations that are tried at every node."""
+    shells: Annotated[int, whole_from(1, 100)] = 1
+    """Sizes that are tried in each direction, the largest the whole radius."""
+    between: Annotated[int, whole_from(1, 1000)] = 11
+    """Directions around the best of these that the greedy attack tries as well."""
+    mesh_directions: Annotated[int, whole_from(3, 1000)] = 24
+    """The same for the polygons of the relaxed value."""
+    mesh_shells: Annotated[int, whole_from(1, 100)] = 4
+    """The same for the polygons of the relaxed value."""
+
+
+class Choices(NamedTuple):
+    """What an attacker can choose between at a position.
+
+    Attributes:
+        dist: of actions: mean `[..., C, 2]`, log standard deviation that broadcasts to it.
+        slack: `[..., C, 2]` by how much the mean may differ; None where perturbations really cause it.
+    """
+
+    dist: Gaussian
+    slack: jax.Array | None = None
+
+
+Choose = Callable[[jax.Array], Choices]
+"""Choices at positions `[..., 2]`."""
+
+
+class Plan(NamedTuple):
+    """A solved attack on one policy and one goal.
+
+    Attributes:
+        nodes: `[G]` of the grid, on both axes.
+        goal: `[2]`.
+        values: `[H + 1, G, G]` least expected return of the steps that are left, from every node.
+    """
+
+    nodes: jax.Array
+    goal: jax.Array
+    values: jax.Array
+
+
+class Truth(NamedTuple):
+    """What the planned attack of each of `N` tasks comes to.
+
+    Attributes:
+        returns: `[N, K]` of episodes under it; their mean is an upper bound of the least return.
+        estimate: `[N]` value of the plan.
+    """
+
+    returns: jax.Array
+    estimate: jax.Array
+
+
+def polar_points(directions: int, shells: int) -> np.ndarray:
+    """The centre and points `[1 + shells * directions, 2]` of the unit disc, shell by shell outwards."""
+    angles = 2 * np.pi * np.arange(directions) / directions
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    sizes = np.sin(np.pi / 2 * (1 + np.arange(shells)) / shells)
+    return np.concatenate([np.zeros((1, 2)), *(size * circle for size in sizes)]).astype(np.float32)
+
+
+def tried_choices(params: Params, budget: Budget, *, policy: Policy, config: PlanConfig) -> Choose:
+    """The perturbations that are tried: none, and some directions on each shell of the ball."""
+    points = jnp.asarray(polar_points(config.directions, config.shells))
+    return lambda position: _choices_at(params, position, points, budget, policy)
+
+
+def _choices_at(
+    params: Params, position: jax.Array, points: jax.Array, budget: Budget, policy: Policy
+) -> Choices:
+    """What perturbations cause, given as points `[C, 2]` of the unit disc."""
+    return Choices(policy.apply(params, position[..., None, :] + budget.radius * points * budget.units.scale))
+
+
+def relaxed_choices(
+    params: Params, budget: Budget, *, policy: Policy, config: PlanConfig, activation: str = "tanh"
+) -> Choose:
+    """Corners of a polar mesh that covers the ball, each with the slack of the cells around it.
+
+    Within a cell the mean is an affine function of the perturbation up to `Affine.error`, so it is within
+    twice that of the same mixture of the means at the cell's corners.
+
+    Args:
+        params: of `make_policy`.
+        budget: of the attack.
+        policy: the same policy.
+        config: sizes of the mesh.
+        activation: of the policy.
+    """
+    directions, shells = config.mesh_directions, config.mesh_shells
+    # Chords cut off a little of the disc: the polygon goes around it.
+    points = polar_points(directions, shells) / math.cos(math.pi / directions)
+    around = 1 + np.arange(shells * directions).reshape(shells, directions)
+    inner = np.concatenate([np.zeros((1, directions), int), around[:-1]])
+    cells = np.stack([inner, np.roll(inner, -1, axis=1), around, np.roll(around, -1, axis=1)], axis=-1)
+
+    def choose(position: jax.Array) -> Choices:
+        radius = accepted_radius(position, budget)[..., None, None]
+        offsets = radius * jnp.asarray(points) * budget.units.scale
+        corners = offsets[..., cells, :].reshape(*offsets.shape[:-2], shells * directions, 4, 2)
+        error = affine_bounds(params, position[..., None, :], corners, activation=activation).error
+        error = error.reshape(*error.shape[:-2], shells, directions, 2)
+        beside = jnp.maximum(error, jnp.roll(error, 1, axis=-2))
+        beyond = jnp.concatenate([beside[..., 1:, :, :], beside[..., -1:, :, :]], axis=-3)
+        on_shells = jnp.maximum(beside, beyond).reshape(*offsets.shape[:-2], -1, 2)
+        at_centre = jnp.max(error[..., 0, :, :], axis=-2, keepdims=True)
+        slack = 2 * jnp.concatenate([at_centre, on_shells], axis=-2)
+        return Choices(policy.apply(params, position[..., None, :] + offsets), slack)
+
+    return choose
+
+
+def axis_nodes(env: Navigation2D, config: PlanConfig) -> np.ndarray:
+    """Nodes `[G]` of an axis, out to what can be reached, symmetric around 0."""
+    reach = env.horizon * env.config.max_move
+    count, step = math.ceil(min(config.middle, reach) / config.spacing), config.spacing
+    nodes = [step * number for number in range(count + 1)]
+    while nodes[-1] < reach:
+        step *= config.growth
+        nodes.append(nodes[-1] + step)
+    return np.array([-x for x in nodes[:0:-1]] + nodes, np.float32)
+
+
+def node_weights(mean: jax.Array, std: jax.Array, limit: float, count: int) -> jax.Array:
+    """Expected weights `[..., count]` of linear interpolation at a Gaussian that is clipped.
+
+    The nodes are evenly spaced from `-limit` to `limit`. With `g(a) = E max(X - a, 0)` the weight of an inner
+    node is the second difference of `g` over the spacing; the tails fall on the outermost nodes.
+
+    Args:
+        mean: `[...]`.
+        std: `[...]`, 0 allowed.
+        limit: at which it is clipped, on both sides.
+        count: of nodes.
+    """
+    over = mean[..., None] - jnp.linspace(-limit, limit, count)
+    std = jnp.maximum(std, 1e-9)[..., None]
+    above = std * jax.scipy.stats.norm.pdf(over / std) + over * _normal_cdf(over / std)
+    shares = (above[..., :-1] - above[..., 1:]) * ((count - 1) / (2 * limit))
+    ends = jnp.ones_like(shares[..., :1])
+    return -jnp.diff(jnp.concatenate([ends, shares, 0 * ends], axis=-1), axis=-1)
+
+
+def chance_between(
+    low: jax.Array, high: jax.Array, mean: jax.Array, *, std: jax.Array, limit: float
+) -> jax.Array:
+    """Chance `[...]` that a Gaussian, clipped to `-limit` and `limit`, falls between two numbers."""
+    std = jnp.maximum(std, 1e-9)
+
+    def below(x: jax.Array) -> jax.Array:
+        inside = _normal_cdf((x - mean) / std)
+        return jnp.where(x > limit, 1.0, jnp.where(x <= -limit, 0.0, inside))
+
+    return below(high) - below(low)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    """To seven digits, not in the far tail."""
+    return 0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)
+
+
+class Moves(NamedTuple):
+    """One step of every choice at a position.
+
+    Attributes:
+        chances: of the nodes of a move, `[..., C, M]` for each axis.
+        reward: `[..., C]` expected.
+        ends: `[..., C]` chance that the episode ends; the least, where there is slack.
+        slack: `[..., C, 2]` by how much the expected move may differ, if it may.
+    """
+
+    chances: tuple[jax.Array, jax.Array]
+    reward: jax.Array
+    ends: jax.Array
+    slack: jax.Array | None
+
+
+def expected_moves(
+    position: jax.Array, choices: Choices, goal: jax.Array, *, env: Navigation2D, config: PlanConfig
+) -> Moves:
+    """What every choice at positions `[..., 2]` does in one step."""
+    limit, radius, scale = env.config.max_move, env.config.goal_radius, env.config.action_scale
+    mean = choices.dist.mean / scale
+    std = jnp.broadcast_to(jnp.maximum(jnp.exp(choices.dist.log_std) / scale, 1e-9), mean.shape)
+    fine = (config.move_nodes - 1) * config.reward_parts + 1
+    nodes, weights = jnp.linspace(-limit, limit, fine), node_weights(mean, std, limit, fine)
+    to_goal = (goal - position)[..., None, :]
+    along = jnp.square(to_goal[..., 0, :, None] - nodes)
+    distance = jnp.sqrt(along[..., 0, :, None] + along[..., 1, None, :])
+    reward = -jnp.einsum("...ci,...ij,...cj->...c", weights[..., 0, :], distance, weights[..., 1, :])
+    # A tent is the sum of the finer tents below it.
+    coarse, width = jnp.linspace(-limit, limit, config.move_nodes), 2 * limit / (config.move_nodes - 1)
+    chances = weights @ jnp.maximum(1 - jnp.abs(nodes[:, None] - coarse) / width, 0.0)
+    ends = functools.partial(chance_between, to_goal - radius, to_goal + radius, std=std, limit=limit)
+    moves = Moves((chances[..., 0, :], chances[..., 1, :]), reward, jnp.prod(ends(mean), axis=-1), None)
+    if choices.slack is None:
+        return moves
+    slack = choices.slack / scale
+    # The chance rises and then falls with the mean, so it is least at one of the two ends.
+    least = jnp.prod(jnp.minimum(ends(mean - slack), ends(mean + slack)), axis=-1)
+    # Where the noise is sure to be clipped, a little more or less of the mean matters little.
+    nearest = jnp.clip(0.0, mean - slack, mean + slack)
+    slack = slack * (_normal_cdf((limit - nearest) / std) - _normal_cdf((-limit - nearest) / std))
+    return moves._replace(reward=reward - safe_norm(slack), ends=least, slack=slack)
+
+
+def look_ahead(moves: Moves, nearby: jax.Array, at_goal: jax.Array, *, env: Navigation2D) -> jax.Array:
+    """Expected return `[..., C]` of every choice.
+
+    Args:
+        moves: of `expected_moves`.
+        nearby: `[..., M, M]` value after each move between nodes.
+        at_goal: `[]` value at the goal, which an episode that ends there forgoes.
+        env: task family.
+    """
+    expected = jnp.einsum("...ci,...ij,...cj->...c", moves.chances[0], nearby, moves.chances[1])
+    if moves.slack is not None:
+        per_unit = (nearby.shape[-1] - 1) / (2 * env.config.max_move)
+        steepest = [jnp.max(jnp.abs(jnp.diff(nearby, axis=axis)), axis=(-2, -1)) for axis in (-2, -1)]
+        charge = jnp.sum(moves.slack * (per_unit * jnp.stack(steepest, axis=-1))[..., None, :], axis=-1)
+        # However steep, no move leads to less than the least value nearby.
+        expected = jnp.maximum(expected - charge, jnp.min(nearby, axis=(-2, -1))[..., None])
+    return moves.reward + expected - moves.ends * at_goal
+
+
+def tents(nodes: jax.Array, at: jax.Array) -> jax.Array:
+    """Weights `[..., G]` of linear interpolation between nodes `[G]` at `[...]`; constant beyond the last."""
+    share = jnp.clip((at[..., None] - nodes[:-1]) / jnp.diff(nodes), 0.0, 1.0)
+    ends = jnp.ones_like(share[..., :1])
+    return -jnp.diff(jnp.concatenate([ends, share, 0 * ends], axis=-1), axis=-1)
+
+
+def interpolate(values: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Values `[...]` of a table `[G, G]` at weights `[..., G]` of both coordinates."""
+    return jnp.einsum("...g,gh,...h->...", x, values, y, precision="highest")
+
+
+def solve(choose: Choose, goal: jax.Array, *, env: Navigation2D, config: PlanConfig) -> Plan:
+    """The least value of every position at every time, backwards from the end.
+
+    Args:
+        choose: what the attacker can choose between.
+        goal: `[2]`.
+        env: task family.
+        config: the grid.
+    """
+    nodes = jnp.asarray(axis_nodes(env, config))
+    steps = jnp.linspace(-env.config.max_move, env.config.max_move, config.move_nodes)
+
+    def moves_of_row(x: jax.Array) -> Moves:
+        position = jnp.stack([jnp.full_like(nodes, x), nodes], axis=-1)
+        return expected_moves(position, choose(position), goal, env=env, config=config)
+
+    moves = jax.lax.map(moves_of_row, nodes)
+    after, at_goal = tents(nodes, nodes[:, None] + steps), tents(nodes, goal)
+
+    def back(value: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        nearby = jnp.einsum("axg,gh,byh->abxy", after, value, after, precision="highest")
+        returns = look_ahead(moves, nearby, interpolate(value, *at_goal), env=env)
+        return jnp.min(returns, axis=-1), value
+
+    last = jnp.zeros((nodes.shape[0],) * 2)
+    first, later = jax.lax.scan(back, last, length=env.horizon, reverse=True)
+    return Plan(nodes, goal, jnp.concatenate([first[None], later]))
+
+
+def plan_value(plan: Plan, position: jax.Array) -> jax.Array:
+    """Value `[...]` of a whole episode from positions `[..., 2]`."""
+    weights = tents(plan.nodes, position)
+    return interpolate(plan.values[0], weights[..., 0, :], weights[..., 1, :])
+
+
+def planned_attack(policy: Policy, env: Navigation2D, config: PlanConfig | None = None) -> Attack:
+    """The greedy attack of a plan: at each step it looks one step ahead from the true position.
+
+    It tries what the plan tried, and then directions up to the neighbours of the best one. Its parameters are
+    a `Plan`, its memory counts steps.
+
+    Args:
+        policy: the one that was solved for.
+        env: task family.
+        config: that of the plan.
+    """
+    config = config or PlanConfig()
+    nodes = axis_nodes(env, config)
+    steps = jnp.linspace(-env.config.max_move, env.config.max_move, config.move_nodes)
+    turns = 2 * math.pi / config.directions * np.linspace(-1, 1, config.between)
+    rotations = np.array([[np.cos(turns), np.sin(turns)], [-np.sin(turns), np.cos(turns)]], np.float32)
+
+    def init(key: jax.Array) -> Plan:
+        values = jnp.zeros((env.horizon + 1, nodes.size, nodes.size))
+        return Plan(jnp.asarray(nodes), jnp.zeros(2), values)
+
+    def perturb(
+        params: Plan, memory: jax.Array, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
+    ) -> tuple[jax.Array, jax.Array]:
+        values, after = params.values[memory + 1], tents(params.nodes, obs[:, None] + steps)
+        nearby = jnp.einsum("xg,gh,yh->xy", *(after[0], values, after[1]), precision="highest")
+        at_goal = interpolate(values, *tents(params.nodes, params.goal))
+
+        def best(points: jax.Array) -> jax.Array:
+            choices = _choices_at(policy_params, obs, points, budget, policy)
+            moves = expected_moves(obs, choices, params.goal, env=env, config=config)
+            return points[jnp.argmin(look_ahead(moves, nearby, at_goal, env=env))]
+
+        coarse = best(jnp.asarray(polar_points(config.directions, config.shells)))
+        # The first is the coarse one itself, for the case that nothing around it is better.
+        point = best(jnp.stack([coarse, *(coarse @ rotations[..., i] for i in range(config.between))]))
+        return obs + budget.radius * point * budget.units.scale, memory + 1
+
+    return Attack(init, lambda key: jnp.zeros((), jnp.int32), perturb, THREAT)
+
+
+def planned_returns(
+    params: Params,
+    key: jax.Array,
+    goals: jax.Array,
+    budget: Budget,
+    *,
+    env: Navigation2D,
+    policy: Policy,
+    num_trajectories: int,
+    config: PlanConfig | None = None,
+) -> Truth:
+    """Plans the attack on the policy of every task, and runs it. One task at a time, to bound the memory.
+
+    Args:
+        params: of the policy, leading axis `N`: one adapted policy per task.
+        key: of the episodes.
+        goals: `[N, 2]`.
+        budget: of the attack, its radius `[]`.
+        env: task family.
+        policy: any Gaussian policy of the position.
+        num_trajectories: episodes per task.
+        config: the grid.
+    """
+    config = config or PlanConfig()
+    attack = planned_attack(policy, env, config)
+
+    def one_task(task: tuple[Params, jax.Array, jax.Array]) -> Truth:
+        params, key, goal = task
+        plan = solve(
+            tried_choices(params, budget, policy=policy, config=config), goal, env=env, config=config
+        )
+        episodes = collect(
+            params,
+            plan,
+            key,
+            goal,
+            num_trajectories=num_trajectories,
+            env=env,
+            policy=policy,
+            attack=attack,
+            budget=budget,
+        )
+        return Truth(episode_returns(episodes), plan_value(plan, jnp.zeros(2)))
+
+    return jax.lax.map(one_task, (params, jax.random.split(key, goals.shape[0]), goals))
+
+
+def relaxed_values(
+    params: Params,
+    goals: jax.Array,
+    budget: Budget,
+    *,
+    env: Navigation2D,
+    policy: Policy,
+    activation: str = "tanh",
+    config: PlanConfig | None = None,
+) -> jax.Array:
+    """Lower bounds `[N]` of the return that an attack can leave, up to the error of the grid; see above.
+
+    Args:
+        params: of `make_policy`, leading axis `N`: one adapted policy per task.
+        goals: `[N, 2]`.
+        budget: of the attack, its radius `[]`.
+        env: task family.
+        policy: of `make_policy`.
+        activation: of the policy.
+        config: the grid.
+    """
+    config = config or PlanConfig()
+
+    def one_task(task: tuple[Params, jax.Array]) -> jax.Array:
+        params, goal = task
+        choose = relaxed_choices(params, budget, policy=policy, config=config, activation=activation)
+        return plan_value(solve(choose, goal, env=env, config=config), jnp.zeros(2))
+
+    return jax.lax.map(one_task, (params, goals))
