@@ -182,53 +182,92 @@ class SuiteRunner:
             transfer: attackers that were found elsewhere, by member; they are judged, and gone on from.
             on_member: called as members are done.
         """
-        key_train, key_rank, key_validate, key_tasks, key_test = jax.random.split(key, 5)
+        key_train, key_rank, key_validate, _, _ = jax.random.split(key, 5)
         suite, env = self.suite, self.setup.env
-        validation = spread_tasks(env, key_rank, suite.validation_tasks)
-        budget = Budget(jnp.asarray(radius, float), units)
+        tasks = spread_tasks(env, key_rank, suite.validation_tasks)
         results: dict[str, MemberResult] = {}
         for number, member in enumerate(suite.members):
-            began = time.perf_counter()
-            within = radius_within(self.attacks[member.name].threat, radius, env.obs_size)
-            if within is None:
+            if radius_within(self.attacks[member.name].threat, radius, env.obs_size) is None:
                 continue
-            member_budget = budget._replace(radius=jnp.asarray(within, float))
+            began = time.perf_counter()
+            budget = self._budget(member.name, radius, units)
             key_member = jax.random.fold_in(key_train, number)
             moved = list((transfer or {}).get(member.name, []))
-            candidates, history = self._candidates(
-                member, meta_params, key_member, within, units, inputs, results, moved
-            )
+            earlier = [results[name].best for name in member.goes_on_from if name in results]
+            seeds = [found.params for found in sorted(earlier, key=lambda found: found.validation)] + moved
+            candidates, history = self._candidates(member, meta_params, key_member, budget, inputs, seeds)
 
-            def judge(chosen: list[Params], key: jax.Array, episodes: int) -> np.ndarray:
-                returns = self.judge(
-                    member.name, meta_params, chosen, key, validation, member_budget, episodes
-                )  # noqa: B023
+            def judge(
+                chosen: list[Params],
+                key: jax.Array,
+                episodes: int,
+                name: str = member.name,
+                budget: Budget = budget,
+            ) -> np.ndarray:
+                returns = self.judge(name, meta_params, chosen, key, tasks, budget, episodes)
                 return returns.mean(axis=(1, 2))
 
-            few = max(1, suite.validation_trajectories // 3)
-            starts = judge(
-                candidates, key_rank, few if len(candidates) > suite.kept else suite.validation_trajectories
-            )
-            order = np.argsort(starts)[: suite.kept]
-            validated = starts[order]
+            episodes = suite.validation_trajectories
+            order = np.arange(len(candidates))
             if len(candidates) > suite.kept:
-                validated = judge([candidates[i] for i in order], key_validate, suite.validation_trajectories)
-            best = int(order[int(np.argmin(validated))])
-            found = Found(member.name, best, candidates[best], float(np.min(validated)))
-            results[member.name] = MemberResult(
-                found, starts, history, time.perf_counter() - began, self._env_steps(member)
-            )
+                ranks = judge(candidates, key_rank, max(1, episodes // 3))
+                order = np.argsort(ranks)[: suite.kept]
+            validated = judge([candidates[i] for i in order], key_validate, episodes)
+            starts = validated if len(candidates) <= suite.kept else ranks
+            best = int(np.argmin(validated))
+            found = Found(member.name, int(order[best]), candidates[order[best]], float(validated[best]))
+            seconds = time.perf_counter() - began
+            results[member.name] = MemberResult(found, starts, history, seconds, self._env_steps(member))
             on_member(member.name, results[member.name])
         worst = min(results, key=lambda name: results[name].best.validation)
-        tasks = jax.vmap(env.sample_task)(jax.random.split(key_tasks, suite.test_tasks))
-        within = radius_within(self.attacks[worst].threat, radius, env.obs_size)
-        chosen = [results[worst].best.params]
-        test = suite.test_trajectories
-        worst_budget = budget._replace(radius=jnp.asarray(within, float))
-        attacked = self.judge(worst, meta_params, chosen, key_test, tasks, worst_budget, test)[0]
-        nothing = budget._replace(radius=jnp.zeros(()))
-        clean = self.judge(CLEAN, meta_params, [()], key_test, tasks, nothing, test)[0]
-        return SuiteResult(radius, results, worst, clean, attacked, jax.tree.map(np.asarray, tasks))
+        clean, attacked, tasks = self.test(meta_params, key, results[worst].best, radius=radius, units=units)
+        return SuiteResult(radius, results, worst, clean, attacked, tasks)
+
+    def judge_transfer(
+        self,
+        meta_params: Params,
+        key: jax.Array,
+        found: Mapping[str, Found],
+        *,
+        radius: float,
+        units: Units = Units(),
+    ) -> dict[str, float]:
+        """Validation returns that attackers found elsewhere leave a victim, on the tasks of `run`.
+
+        Args:
+            meta_params: of the victim.
+            key: the one that `run` was given.
+            found: by a name of the caller's.
+            radius: L2 radius of the budget.
+            units: of the budget.
+        """
+        _, key_rank, key_validate, _, _ = jax.random.split(key, 5)
+        tasks = spread_tasks(self.setup.env, key_rank, self.suite.validation_tasks)
+        left = {}
+        for name, attacker in found.items():
+            budget = self._budget(attacker.member, radius, units)
+            episodes = self.suite.validation_trajectories
+            arguments = (meta_params, [attacker.params], key_validate, tasks, budget, episodes)
+            left[name] = float(self.judge(attacker.member, *arguments).mean())
+        return left
+
+    def test(
+        self, meta_params: Params, key: jax.Array, found: Found, *, radius: float, units: Units = Units()
+    ) -> tuple[np.ndarray, np.ndarray, Any]:
+        """`(clean [N, K], attacked [N, K], tasks)`: returns on test tasks that nothing was chosen on."""
+        key_tasks, key_test = jax.random.split(key, 5)[3:]
+        tasks = jax.vmap(self.setup.env.sample_task)(jax.random.split(key_tasks, self.suite.test_tasks))
+        episodes = self.suite.test_trajectories
+        nothing = Budget(jnp.zeros(()), units)
+        budget = self._budget(found.member, radius, units)
+        attacked = self.judge(found.member, meta_params, [found.params], key_test, tasks, budget, episodes)
+        clean = self.judge(CLEAN, meta_params, [()], key_test, tasks, nothing, episodes)
+        return clean[0], attacked[0], jax.tree.map(np.asarray, tasks)
+
+    def _budget(self, member: str, radius: float, units: Units) -> Budget:
+        within = radius_within(self.attacks[member].threat, radius, self.setup.env.obs_size)
+        assert within is not None, member
+        return Budget(jnp.asarray(within, float), units)
 
     def judge(
         self,
@@ -275,33 +314,28 @@ class SuiteRunner:
         member: Member,
         meta_params: Params,
         key: jax.Array,
-        radius: float,
-        units: Units,
+        budget: Budget,
         inputs: Units,
-        results: dict[str, MemberResult],
-        moved: list[Params],
+        seeds: list[Params],
     ) -> tuple[list[Params], History | None]:
+        """Attackers of a member, those that it started from among them."""
         if member.name not in self.trainings:
             return [()], None
-        training = self.trainings[member.name]
-        earlier = [results[name].best for name in member.goes_on_from if name in results]
-        earlier = [found.params for found in sorted(earlier, key=lambda found: found.validation)]
-        seeds = (earlier + moved)[: member.starts]
-        start_from = jax.tree.map(lambda *x: jnp.stack(x), *seeds) if seeds else None
+        training, first = self.trainings[member.name], seeds[: member.starts]
         states, history = training.train(
             meta_params,
             key,
-            radii=[radius],
+            radii=[float(budget.radius)],
             steps=member.updates,
             restarts=member.starts,
-            units=units,
+            units=budget.units,
             inputs=inputs,
-            start_from=start_from,
+            start_from=jax.tree.map(lambda *x: jnp.stack(x), *first) if first else None,
         )
         last = jax.vmap(jax.vmap(training.trainer.params))(states.trainer)
         ends = [states.strongest] if training.trainer.is_offline else [states.strongest, last]
-        candidates = [jax.tree.map(lambda x, i=i: x[0, i], end) for end in ends for i in range(member.starts)]
-        return candidates + earlier + moved, history
+        found = [jax.tree.map(lambda x, i=i: x[0, i], end) for end in ends for i in range(member.starts)]
+        return found + seeds, history
 
     def _env_steps(self, member: Member) -> int:
         if member.name not in self.trainings:
