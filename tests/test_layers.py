@@ -20,7 +20,7 @@ LEVELS = (
     ("sampling", "victims"),
     ("defences",),
     ("training",),
-    ("attacking", "evaluation"),
+    ("attacking", "evaluation", "truth"),
     ("methods",),
     ("config",),
     ("runs",),

@@ -58,6 +58,8 @@ class PlanConfig:
     """Per axis of a move, between which the next value is linear. Multiples of 8 are fast."""
     reward_parts: Annotated[int, whole_from(1, 10)] = 2
     """Of each such piece, in which the distance is linear: its kink at the goal is sharp."""
+    end_parts: Annotated[int, whole_from(1, 100)] = 8
+    """Per axis of a node's neighbourhood, over which the chance to end is averaged."""
     directions: Annotated[int, whole_from(3, 1000)] = 24
     """Of perturbations that are tried at every node."""
     shells: Annotated[int, whole_from(1, 100)] = 1
@@ -237,9 +239,27 @@ class Moves(NamedTuple):
 
 
 def expected_moves(
-    position: jax.Array, choices: Choices, goal: jax.Array, *, env: Navigation2D, config: PlanConfig
+    position: jax.Array,
+    choices: Choices,
+    goal: jax.Array,
+    *,
+    env: Navigation2D,
+    config: PlanConfig,
+    nearby: jax.Array | None = None,
 ) -> Moves:
-    """What every choice at positions `[..., 2]` does in one step."""
+    """What every choice at a position does in one step.
+
+    Where the longest move from a position just reaches the goal's box, the chance to end is high, and nowhere
+    beside it. A node that happens to lie there must not speak for its neighbourhood: `nearby` averages.
+
+    Args:
+        position: `[..., 2]`.
+        choices: at that position.
+        goal: `[2]`.
+        env: task family.
+        config: the grid.
+        nearby: `[..., 2, J]` shifts of the position, over which the chance to end is averaged if given.
+    """
     limit, radius, scale = env.config.max_move, env.config.goal_radius, env.config.action_scale
     mean = choices.dist.mean / scale
     std = jnp.broadcast_to(jnp.maximum(jnp.exp(choices.dist.log_std) / scale, 1e-9), mean.shape)
@@ -252,7 +272,12 @@ def expected_moves(
     # A tent is the sum of the finer tents below it.
     coarse, width = jnp.linspace(-limit, limit, config.move_nodes), 2 * limit / (config.move_nodes - 1)
     chances = weights @ jnp.maximum(1 - jnp.abs(nodes[:, None] - coarse) / width, 0.0)
-    ends = functools.partial(chance_between, to_goal - radius, to_goal + radius, std=std, limit=limit)
+    shifted = to_goal[..., None] if nearby is None else to_goal[..., None] - nearby[..., None, :, :]
+
+    def ends(mean: jax.Array) -> jax.Array:
+        box, mean = (shifted - radius, shifted + radius), mean[..., None]
+        return jnp.mean(chance_between(*box, mean, std=std[..., None], limit=limit), axis=-1)
+
     moves = Moves((chances[..., 0, :], chances[..., 1, :]), reward, jnp.prod(ends(mean), axis=-1), None)
     if choices.slack is None:
         return moves
@@ -308,11 +333,19 @@ def solve(choose: Choose, goal: jax.Array, *, env: Navigation2D, config: PlanCon
     nodes = jnp.asarray(axis_nodes(env, config))
     steps = jnp.linspace(-env.config.max_move, env.config.max_move, config.move_nodes)
 
-    def moves_of_row(x: jax.Array) -> Moves:
-        position = jnp.stack([jnp.full_like(nodes, x), nodes], axis=-1)
-        return expected_moves(position, choose(position), goal, env=env, config=config)
+    # The middles of parts of what lies nearer to a node than to its neighbours.
+    parts = (np.arange(config.end_parts) + 0.5) / config.end_parts - 0.5
+    around = jnp.gradient(nodes)[:, None] * parts
 
-    moves = jax.lax.map(moves_of_row, nodes)
+    def moves_of_row(row: tuple[jax.Array, jax.Array]) -> Moves:
+        position, nearby = (
+            jnp.stack([jnp.broadcast_to(one, all.shape), all], axis=1)
+            for one, all in zip(row, (nodes, around), strict=True)
+        )
+        choices = choose(position)
+        return expected_moves(position, choices, goal, env=env, config=config, nearby=nearby)
+
+    moves = jax.lax.map(moves_of_row, (nodes, around))
     after, at_goal = tents(nodes, nodes[:, None] + steps), tents(nodes, goal)
 
     def back(value: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
