@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import tyro
 
 from admrl_jax.core.networks import PolicyConfig, make_policy
-from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch
 from admrl_jax.defences.fixed import no_defence
 from admrl_jax.envs.registry import make_env
 from admrl_jax.learners.maml_trpo import make_maml_trpo
+from admrl_jax.runs.devices import Devices
 from admrl_jax.sampling import SamplingConfig
 from admrl_jax.training import Setup, TrainState, collect_step, init_train_state, learn_step
 from benchmarks.common import compile_and_time, preset_of, report
@@ -36,7 +36,7 @@ class Arguments:
     num_trajectories: int = 20
     hidden_sizes: tuple[int, ...] = (64, 64)
     task_block: tuple[int, ...] = (0,)
-    """Tasks computed together; several values are compared."""
+    """Tasks computed together, 0 as training does here; several values are compared."""
     repeats: int = 5
     json: Path | None = None
     """Also write the figures here."""
@@ -109,10 +109,9 @@ def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
     setup, state, batch = sample_batch(
         name, arguments.num_tasks, arguments.num_trajectories, arguments.hidden_sizes
     )
-    num_tasks = setup.sampling.num_tasks
+    num_tasks, axis = setup.sampling.num_tasks, Devices(1, task_block).axis
 
     def step(state: TrainState, batch: MetaBatch) -> Any:
-        axis = TaskAxis(task_block)
         return learn_step(state.learner, state.key, state.step, batch, learner=setup.learner, axis=axis)
 
     compile_seconds, seconds, (_, metrics) = compile_and_time(step, state, batch, repeats=arguments.repeats)
@@ -124,7 +123,7 @@ def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
         "tasks": num_tasks,
         "samples": int(batch.query.advantage.size),
         "hidden": "x".join(map(str, arguments.hidden_sizes)),
-        "task_block": task_block or num_tasks,
+        "task_block": axis.block or num_tasks,
         "line_search_steps": tried,
         "products": sum(counts.values()),
         "compile_s": compile_seconds,
