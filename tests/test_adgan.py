@@ -16,8 +16,7 @@ from helpers import (
     tiny_policy,
 )
 
-from admrl_jax.attacks.base import Victim
-from admrl_jax.attacks.base import Scene
+from admrl_jax.attacks.base import Scene, Victim
 from admrl_jax.attacks.generator import GeneratorParams
 from admrl_jax.attacks.learned.adgan import NoGANConfig, make_adgan_trainer
 from admrl_jax.attacks.learned.adgan.config import GAN_LOSSES, AdGANConfig

@@ -85,7 +85,9 @@ def test_fgsm_moves_every_coordinate_by_exactly_the_radius() -> None:
 def test_fgsm_without_a_gradient_takes_a_random_corner() -> None:
     attack, blind = fgsm(POLICY), jax.tree.map(jnp.zeros_like, random_like(POLICY.init, 0))
     keys = jax.random.split(jax.random.key(0), 32)
-    moved = jax.jit(jax.vmap(lambda k: attack.perturb((), (), k, jnp.zeros(3), Scene(blind), Budget(0.5))[0]))(keys)
+    moved = jax.jit(
+        jax.vmap(lambda k: attack.perturb((), (), k, jnp.zeros(3), Scene(blind), Budget(0.5))[0])
+    )(keys)
     np.testing.assert_array_equal(np.abs(moved), 0.5)
     assert len({tuple(row) for row in np.asarray(moved)}) == 8
 
@@ -105,9 +107,9 @@ def test_fgsm_changes_the_action_more_than_random_corners() -> None:
 def test_gaussian_noise_has_the_std_it_says() -> None:
     attack = gaussian_noise()
     scale = jnp.array([1.0, 3.0, 0.0])
-    noise = jax.vmap(lambda k: attack.perturb((), (), k, OBS[0], Scene(()), Budget(0.5, Units(0.0, scale)))[0])(
-        jax.random.split(jax.random.key(0), 20000)
-    )
+    noise = jax.vmap(
+        lambda k: attack.perturb((), (), k, OBS[0], Scene(()), Budget(0.5, Units(0.0, scale)))[0]
+    )(jax.random.split(jax.random.key(0), 20000))
     std = np.array([0.5, 1.5, 0.0])
     noise = np.asarray(noise - OBS[0], np.float64)
     # Standard errors: std / sqrt(2 n) of the standard deviation and std / sqrt(n) of the mean.

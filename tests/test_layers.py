@@ -21,6 +21,7 @@ LEVELS = (
     ("defences",),
     ("training",),
     ("attacking", "evaluation", "truth"),
+    ("suite",),
     ("methods",),
     ("config",),
     ("runs",),

@@ -76,7 +76,12 @@ def test_attacks_build_and_keep_their_budget(name: str):
     memory = attack.reset(key)
     for step in range(3):
         seen, memory = attack.perturb(
-            attack.init(key), memory, jax.random.fold_in(key, step), obs, admrl.Scene(POLICY.init(key)), budget
+            attack.init(key),
+            memory,
+            jax.random.fold_in(key, step),
+            obs,
+            admrl.Scene(POLICY.init(key)),
+            budget,
         )
         assert attack.threat.measure(obs, seen, budget).excess == 0
         # What has scale 0 cannot be moved.

@@ -56,7 +56,9 @@ def test_add_an_attack() -> None:
         "nothing to delay yet"
     )
     built = names["SPEC"].make(names["BiasConfig"](angle=0.0), names["admrl"].Victim(names["policy"], 2, 2))
-    moved, _ = built.perturb((), (), jax.random.key(0), jax.numpy.zeros(2), names["admrl"].Scene(()), names["budget"])
+    moved, _ = built.perturb(
+        (), (), jax.random.key(0), jax.numpy.zeros(2), names["admrl"].Scene(()), names["budget"]
+    )
     assert moved.tolist() == pytest.approx([0.05, 0.0])
 
 

@@ -1,6 +1,5 @@
 """Training an attacker against a frozen policy: one step of it, and the whole of it with restarts."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +9,29 @@ import numpy as np
 from flax import struct
 
 from admrl_jax.attacks.learned.trainer import AttackTrainer
+from admrl_jax.attacks.noise import no_attack
 from admrl_jax.attacks.threat import Budget, Units
+from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params, where_tree
 from admrl_jax.sampling import episode_returns, expose
 from admrl_jax.training import Setup, sample_and_collect, step_keys
+
+
+class Sides(NamedTuple):
+    """Which data an attacker reaches, as factors of its radius.
+
+    Attributes:
+        support: `[]` 1 or 0, before and during adaptation.
+        query: `[]` 1 or 0, after it.
+    """
+
+    support: jax.Array | float = 1.0
+    query: jax.Array | float = 1.0
+
+
+SIDES = {"both": Sides(), "query": Sides(support=0.0), "support": Sides(query=0.0)}
+"""By name."""
 
 
 class AttackerState(struct.PyTreeNode):
@@ -27,6 +44,7 @@ class AttackerState(struct.PyTreeNode):
         budget: its radius `[]`.
         strongest: the attack parameters so far whose query batch returned least; later ones may be weaker.
         strongest_return: `[]` mean return of that batch.
+        sides: which data it reaches.
     """
 
     step: jax.Array
@@ -35,6 +53,7 @@ class AttackerState(struct.PyTreeNode):
     budget: Budget
     strongest: Params
     strongest_return: jax.Array
+    sides: Sides
 
 
 class History(NamedTuple):
@@ -50,7 +69,7 @@ class History(NamedTuple):
 
 
 def init_attacker(
-    key: jax.Array, trainer_state: Any, *, trainer: AttackTrainer, budget: Budget
+    key: jax.Array, trainer_state: Any, *, trainer: AttackTrainer, budget: Budget, sides: Sides = Sides()
 ) -> AttackerState:
     """An attacker at its start.
 
@@ -59,6 +78,7 @@ def init_attacker(
         trainer_state: of `trainer.init`.
         trainer: trains it.
         budget: its radius `[]`.
+        sides: which data it reaches.
     """
     return AttackerState(
         step=jnp.zeros((), jnp.int32),
@@ -67,6 +87,7 @@ def init_attacker(
         budget=budget,
         strongest=trainer.params(trainer_state),
         strongest_return=jnp.full((), jnp.inf, float),
+        sides=jax.tree.map(lambda x: jnp.asarray(x, float), sides),
     )
 
 
@@ -79,11 +100,25 @@ def attack_collect_step(
     axis: TaskAxis = TaskAxis(),
 ) -> tuple[MetaBatch, Metrics]:
     """The meta-batch of an update, collected from the frozen victim under the present attack."""
+    if trainer.is_offline:
+        return clean_batch(state.key, state.step, meta_params, setup=setup, axis=axis)
     num_tasks = setup.sampling.num_tasks // axis.num_devices
-    radius = 0.0 * state.budget.radius if trainer.is_offline else state.budget.radius
-    budget = state.budget._replace(radius=radius)
-    exposure = expose(trainer.attack, trainer.params(state.trainer), budget, num_tasks=num_tasks)
+    radius = state.budget.radius
+    if trainer.is_for_all_radii:
+        all_tasks = jnp.arange(1, setup.sampling.num_tasks + 1) / setup.sampling.num_tasks
+        radius = radius * axis.share(all_tasks)
+    support, query = (state.budget._replace(radius=radius * side) for side in state.sides)
+    exposure = expose(trainer.attack, trainer.params(state.trainer), support, query, num_tasks=num_tasks)
     return sample_and_collect(meta_params, step_keys(state.key, state.step), exposure, setup, axis)
+
+
+def clean_batch(
+    key: jax.Array, step: jax.Array | int, meta_params: Params, *, setup: Setup, axis: TaskAxis = TaskAxis()
+) -> tuple[MetaBatch, Metrics]:
+    """The meta-batch from which attackers that learn offline take a step; the same for all of them."""
+    num_tasks = setup.sampling.num_tasks // axis.num_devices
+    exposure = expose(no_attack(), (), Budget(0.0), num_tasks=num_tasks)
+    return sample_and_collect(meta_params, step_keys(key, jnp.asarray(step)), exposure, setup, axis)
 
 
 def attack_update_step(
@@ -94,22 +129,23 @@ def attack_update_step(
     trainer: AttackTrainer,
     axis: TaskAxis = TaskAxis(),
 ) -> tuple[AttackerState, Metrics]:
-    """Notes the attack that collected a batch if none before was stronger, then trains it further."""
-    taken = batch.query.trajectory
-    attacked_return = axis.mean(jnp.mean(episode_returns(taken)))
-    # Episodes cut short by a number that is not finite say nothing about an attack.
-    cut_short = axis.total(jnp.sum(taken.diverged)) > 0
-    attacked_return = jnp.where(cut_short, jnp.inf, attacked_return)
+    """Notes the attack that collected a batch if none before was stronger, then trains it further.
+
+    Clean episodes say nothing about an attack: of one that learns offline the newest counts.
+    """
     params = trainer.params(state.trainer)
     key = step_keys(state.key, state.step).opponent
     trained, metrics = trainer.update(state.trainer, key, meta_params, batch, state.budget, axis)
-    is_stronger = attacked_return < state.strongest_return
+    state = state.replace(step=state.step + 1, trainer=trained)
     if trainer.is_offline:
-        # Clean episodes say nothing about an attack either: the newest counts.
-        params, is_stronger, attacked_return = trainer.params(trained), jnp.array(True), jnp.inf
+        return state.replace(strongest=trainer.params(trained)), metrics
+    taken = batch.query.trajectory
+    attacked_return = axis.mean(jnp.mean(episode_returns(taken)))
+    # Episodes cut short by a number that is not finite say nothing about an attack either.
+    cut_short = axis.total(jnp.sum(taken.diverged)) > 0
+    attacked_return = jnp.where(cut_short, jnp.inf, attacked_return)
+    is_stronger = attacked_return < state.strongest_return
     new_state = state.replace(
-        step=state.step + 1,
-        trainer=trained,
         strongest=where_tree(is_stronger, params, state.strongest),
         strongest_return=jnp.where(is_stronger, attacked_return, state.strongest_return),
     )
@@ -141,79 +177,96 @@ def attack_step(
 class AttackerTraining:
     """Trains attackers of victims that share a setup; what is compiled serves all victims, radii and starts."""
 
-    def __init__(self, trainer: AttackTrainer, setup: Setup, axis: TaskAxis = TaskAxis()):
-        """See `train_attacker`."""
-        self.trainer, self.setup, self.axis = trainer, setup, axis
-        lanes, keyless = _but_key(0), None
-        self._start = jax.jit(
-            jax.vmap(self._start_one, in_axes=(0, 0, keyless, keyless, keyless, None, None), out_axes=lanes)
-        )
-        self._step = jax.jit(self._step_all)
-
-    def train(
+    def __init__(
         self,
-        meta_params: Params,
+        trainer: AttackTrainer,
+        setup: Setup,
+        axis: TaskAxis = TaskAxis(),
+        lanes: Lanes = Lanes(),
+        collect_clean: Callable[..., tuple[MetaBatch, Metrics]] | None = None,
+    ):
+        """See `train_attacker`.
+
+        Args:
+            trainer: of the attack.
+            setup: the victims' environment, policy and learner, and how much is collected per update.
+            axis: how tasks are computed.
+            lanes: how attackers are computed.
+            collect_clean: `clean_collector(setup, axis)`, to share it; only those that learn offline need it.
+        """
+        self.trainer, self.setup, self.axis = trainer, setup, axis
+        self._start, self._step = lanes.compile(self._start_one), lanes.compile(self._step_one)
+        self._collect_clean = collect_clean or clean_collector(setup, axis)
+        self._place = lanes.place
+
+    def start(
+        self,
         key: jax.Array,
-        *,
         radii: Sequence[float],
-        steps: int,
-        restarts: int = 1,
+        *,
         units: Units = Units(),
         inputs: Units = Units(),
+        sides: Sides = Sides(),
         start_from: Params | None = None,
-        on_step: Callable[[int, dict[str, np.ndarray]], None] = lambda step, metrics: None,
-    ) -> tuple[AttackerState, History]:
-        """`(states, history)` after `steps` updates; see `train_attacker`. Leading axes `[R, restarts]`."""
-        key_start, key_run = jax.random.split(key)
-        numbers = jnp.tile(jnp.arange(restarts), len(radii))
-        repeated = jnp.repeat(jnp.asarray(radii, float), restarts)
-        states = self._start(repeated, numbers, key_start, key_run, units, inputs, start_from)
-        rows = []
-        for number in range(steps):
-            states, metrics = self._step(states, meta_params)
-            rows.append({name: _grid(value, len(radii), restarts) for name, value in metrics.items()})
-            on_step(number + 1, rows[-1])
-        history = {name: np.stack([row[name] for row in rows], axis=-1) for name in rows[0]}
-        grid = lambda x: x.reshape(len(radii), restarts, *x.shape[1:])  # noqa: E731
-        lanes = {name: jax.tree.map(grid, getattr(states, name)) for name in _LANES}
-        return states.replace(**lanes), History(history["train/post_return"], history)
-
-    def _start_one(
-        self,
-        radius: jax.Array,
-        number: jax.Array,
-        key_start: jax.Array,
-        key_run: jax.Array,
-        units: Units,
-        inputs: Units,
-        start_from: Params | None,
+        numbers: Sequence[int] | None = None,
     ) -> AttackerState:
+        """Attackers at their start, leading axis `[L]`, one for every radius.
+
+        Args:
+            key: of starts, tasks and episodes; all attackers meet the same tasks.
+            radii: `[L]`.
+            units: of the budgets.
+            inputs: units of clean observations.
+            sides: which data they reach.
+            start_from: attack parameters, leading axis `[G]`, from which numbers below `G` go on.
+            numbers: `[L]` of their starts, counted by default; those of one number start alike.
+        """
+        key_start, key_run = jax.random.split(key)
+        mine = (jnp.asarray(radii, float), jnp.asarray(range(len(radii)) if numbers is None else numbers))
+        return self._start(mine, (key_start, key_run, units, inputs, sides, start_from))
+
+    def step(
+        self, states: AttackerState, meta_params: Params, key: jax.Array, number: int
+    ) -> tuple[AttackerState, dict[str, np.ndarray]]:
+        """One update of all attackers; metrics `[L]`.
+
+        Args:
+            states: leading axis `[L]`.
+            meta_params: of the victim.
+            key: the one that `start` was given.
+            number: updates done.
+        """
+        clean = None
+        if self.trainer.is_offline:
+            clean = self._place(self._collect_clean(jax.random.split(key)[1], number, meta_params))
+        states, metrics = self._step(states, (meta_params, clean))
+        return states, {name: np.asarray(value) for name, value in metrics.items()}
+
+    def _start_one(self, mine: tuple, shared: tuple) -> AttackerState:
+        (radius, number), (key_start, key_run, units, inputs, sides, start_from) = mine, shared
         trainer, fresh_key = self.trainer, jax.random.fold_in(key_start, number)
         state = trainer.init(fresh_key, inputs)
         if start_from is not None:
             count = jax.tree.leaves(start_from)[0].shape[0]
-            mine = jax.tree.map(lambda x: x[number % count], start_from)
-            state = where_tree(number < count, trainer.init(fresh_key, inputs, mine), state)
-        return init_attacker(key_run, state, trainer=trainer, budget=Budget(radius, units))
+            given = jax.tree.map(lambda x: x[number % count], start_from)
+            state = where_tree(number < count, trainer.init(fresh_key, inputs, given), state)
+        return init_attacker(key_run, state, trainer=trainer, budget=Budget(radius, units), sides=sides)
 
-    def _step_all(self, states: AttackerState, meta_params: Params) -> tuple[AttackerState, Metrics]:
-        trainer, axis = self.trainer, self.axis
-
-        def one(state: AttackerState, shared: Any) -> tuple[AttackerState, Metrics]:
-            batch, measured = collect(state) if shared is None else shared
-            state, learned = attack_update_step(state, meta_params, batch, trainer=trainer, axis=axis)
-            return state, {**measured, **learned}
-
-        collect = functools.partial(
-            attack_collect_step, meta_params=meta_params, setup=self.setup, trainer=trainer, axis=axis
+    def _step_one(self, state: AttackerState, shared: tuple) -> tuple[AttackerState, Metrics]:
+        (meta_params, clean), axis = shared, self.axis
+        collected = clean or attack_collect_step(
+            state, meta_params, setup=self.setup, trainer=self.trainer, axis=axis
         )
-        shared = None
-        if trainer.is_offline:
-            # Clean episodes are the same for all of them.
-            first, budget = jax.tree.map(lambda x: x[0], (states.trainer, states.budget))
-            shared = collect(states.replace(trainer=first, budget=budget))
-        lanes = _but_key(0)
-        return jax.vmap(one, in_axes=(lanes, None), out_axes=(lanes, 0))(states, shared)
+        batch, measured = collected
+        state, learned = attack_update_step(state, meta_params, batch, trainer=self.trainer, axis=axis)
+        return state, {**measured, **learned}
+
+
+def clean_collector(
+    setup: Setup, axis: TaskAxis = TaskAxis()
+) -> Callable[[jax.Array, jax.Array | int, Params], tuple[MetaBatch, Metrics]]:
+    """`clean_batch` of a setup, compiled."""
+    return jax.jit(lambda key, step, meta_params: clean_batch(key, step, meta_params, setup=setup, axis=axis))
 
 
 def train_attacker(
@@ -227,25 +280,29 @@ def train_attacker(
     restarts: int = 1,
     units: Units = Units(),
     inputs: Units = Units(),
+    sides: Sides = Sides(),
     start_from: Params | None = None,
     axis: TaskAxis = TaskAxis(),
+    lanes: Lanes = Lanes(),
     on_step: Callable[[int, dict[str, np.ndarray]], None] = lambda step, metrics: None,
 ) -> tuple[Params, History]:
-    """Trains attackers of one victim, for every radius from every start, all in one program.
+    """Trains attackers of one victim, for every radius from every start, all with one program.
 
     Args:
         trainer: of the attack, see `make_attack_trainer`.
         meta_params: of the victim.
-        key: of starts, tasks and episodes; attackers of other radii and starts meet the same tasks.
+        key: of starts, tasks and episodes; attackers of all radii and starts meet the same tasks.
         setup: the victim's environment, policy and learner, and how much is collected per update.
         radii: of the budgets.
         steps: updates of each attacker.
         restarts: starts per radius.
         units: of the budgets.
         inputs: units of clean observations, in which networks read them.
+        sides: which data they reach; support and query by default.
         start_from: attack parameters, leading axis `[G]`, from which the first `G` starts of every radius go
             on; the others are random.
         axis: how tasks are computed.
+        lanes: how attackers are computed: one after the other by default.
         on_step: called with `(updates done, metrics [R, restarts])`.
 
     Returns:
@@ -253,28 +310,22 @@ def train_attacker(
         of their own training batches (of an attack that learns offline, the newest), and what was measured,
         `[R, restarts, steps]`. Judge them on new tasks with `evaluate`.
     """
-    states, history = AttackerTraining(trainer, setup, axis).train(
-        meta_params,
+    training = AttackerTraining(trainer, setup, axis, lanes)
+    shape = (len(radii), restarts)
+    states = training.start(
         key,
-        radii=radii,
-        steps=steps,
-        restarts=restarts,
+        np.repeat(radii, restarts),
         units=units,
         inputs=inputs,
+        sides=sides,
         start_from=start_from,
-        on_step=on_step,
+        numbers=[*range(restarts)] * len(radii),
     )
-    return states.strongest, history
-
-
-def _grid(value: jax.Array, radii: int, restarts: int) -> np.ndarray:
-    return np.asarray(value).reshape(radii, restarts)
-
-
-_LANES = ("trainer", "budget", "strongest", "strongest_return")
-"""What every attacker has for itself; they share the key and the step."""
-
-
-def _but_key(axis: int) -> Any:
-    """`vmap` axes of an `AttackerState`."""
-    return AttackerState(step=None, key=None, **dict.fromkeys(_LANES, axis))  # pyright: ignore
+    rows: list[dict[str, np.ndarray]] = []
+    for number in range(steps):
+        states, metrics = training.step(states, meta_params, key, number)
+        rows.append({name: value.reshape(shape) for name, value in metrics.items()})
+        on_step(number + 1, rows[-1])
+    measured = {name: np.stack([row[name] for row in rows], axis=-1) for name in rows[0]}
+    strongest = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), states.strongest)
+    return strongest, History(measured["train/post_return"], measured)

@@ -6,7 +6,8 @@ of here is an upper bound: a stronger attacker may yet be found.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,17 +15,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from admrl_jax.attacking import AttackerTraining, History
+from admrl_jax.attacking import SIDES, AttackerState, AttackerTraining, clean_collector
 from admrl_jax.attacks.base import Attack
+from admrl_jax.attacks.noise import blindfold
 from admrl_jax.attacks.registry import CLEAN, attack_spec, make_attack, make_attack_trainer
 from admrl_jax.attacks.threat import Budget, ThreatModel, Units
+from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.settings import ConfigError
-from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Params, Task
 from admrl_jax.envs.base import spread_tasks
 from admrl_jax.evaluation import evaluate
 from admrl_jax.sampling import expose
+from admrl_jax.stats.checks import FLAT_SHARE, last_third
 from admrl_jax.training import Setup
+
+BLIND = "blind"
+"""Name of the reference that sees the mean observation only."""
+MIN_UPDATES = 6
+"""Training is not found to be flat before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,31 +47,53 @@ class Member:
     """Settings of the attack that differ from its defaults."""
     starts: int = 1
     """Attackers of this kind, from as many starts."""
+    trial_updates: int = 0
+    """Of every start, after which the best go on; 0 lets all of them go on."""
+    kept: int = 2
+    """Starts that go on after the trial."""
     updates: int = 1
-    """Of each, where the attack learns."""
+    """Of those that go on, at most: training ends where more does no more harm."""
     goes_on_from: tuple[str, ...] = ()
     """Members whose best attackers this one starts from; their parameters must be of the same shape."""
+    sides: tuple[str, ...] = tuple(SIDES)
+    """For which data under attack it is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Members, and how much is spent on them."""
+    """Members, and how much is spent on them. Episodes per task are those of the victim's setup."""
 
     members: tuple[Member, ...]
     num_tasks: int = 10
     """Per update of an attacker."""
-    num_trajectories: int = 20
-    """Episodes per task in an update."""
-    validation_tasks: int = 10
+    tasks_together: int = 4
+    """Tasks that are judged in one call; a divisor of the three below."""
+    rank_tasks: int = 4
+    """On which starts are told apart."""
+    validation_tasks: int = 12
     """On which attackers are chosen."""
-    validation_trajectories: int = 10
-    """Episodes per validation task."""
-    kept: int = 4
-    """Starts of a member that are validated in full; the others were weaker on fewer episodes."""
     test_tasks: int = 40
     """On which the chosen ones are reported."""
-    test_trajectories: int = 10
-    """Episodes per test task."""
+
+
+class Case(NamedTuple):
+    """One victim at one radius.
+
+    Attributes:
+        meta_params: of the victim.
+        key: of all randomness: cases with one key meet the same tasks and episodes.
+        radius: L2 radius of the budget; attacks of another norm get the radius that stays within it.
+        units: of the budget.
+        inputs: units of clean observations, in which networks read them.
+        side: data under attack, one of `SIDES`.
+    """
+
+    meta_params: Params
+    key: jax.Array
+    radius: float
+    units: Units = Units()
+    inputs: Units = Units()
+    side: str = "both"
 
 
 class Found(NamedTuple):
@@ -71,15 +101,20 @@ class Found(NamedTuple):
 
     Attributes:
         member: its member.
-        start: its number among those of the member.
+        origin: where it started.
         params: of the attack.
-        validation: mean return on the validation tasks.
+        validation: `[N, K]` returns on the validation tasks.
     """
 
     member: str
-    start: int
+    origin: str
     params: Params
-    validation: float
+    validation: np.ndarray
+
+    @property
+    def left(self) -> float:
+        """Mean return on the validation tasks."""
+        return float(np.mean(self.validation))
 
 
 class MemberResult(NamedTuple):
@@ -87,15 +122,16 @@ class MemberResult(NamedTuple):
 
     Attributes:
         best: its strongest attacker by validation.
-        starts: `[starts]` what each start left, by the tasks that ranked them.
-        history: of its training; None where nothing is learned.
+        starts: `[starts]` what each start left after its trial, or at its end.
+        effort: `[T]` lowest return of an update's batch among the starts that went on; of an attack that
+            learns offline, on the tasks that rank. Empty where nothing is learned.
         seconds: of everything, compilation included.
         env_steps: control steps simulated in training.
     """
 
     best: Found
     starts: np.ndarray
-    history: History | None
+    effort: np.ndarray
     seconds: float
     env_steps: int
 
@@ -104,7 +140,6 @@ class SuiteResult(NamedTuple):
     """What a suite found at one radius.
 
     Attributes:
-        radius: of the budget.
         members: by name.
         worst: name of the member with the lowest validation return.
         clean: `[N, K]` returns without attack on the test tasks.
@@ -112,7 +147,6 @@ class SuiteResult(NamedTuple):
         tasks: the test tasks, leading axis `N`.
     """
 
-    radius: float
     members: dict[str, MemberResult]
     worst: str
     clean: np.ndarray
@@ -120,34 +154,46 @@ class SuiteResult(NamedTuple):
     tasks: Any
 
 
+def worst_of(members: Mapping[str, MemberResult]) -> Found:
+    """The strongest attacker by validation."""
+    return min((result.best for result in members.values()), key=lambda found: found.left)
+
+
 def radius_within(threat: ThreatModel, radius: float, obs_size: int) -> float | None:
     """The radius at which an attack stays inside the L2 ball of `radius`; None if none does."""
     return {"l2": radius, "linf": radius / obs_size**0.5, "none": None}[threat.norm]
 
 
+class Keys(NamedTuple):
+    """Of a case."""
+
+    train: jax.Array
+    rank: jax.Array
+    validate: jax.Array
+    test_tasks: jax.Array
+    test: jax.Array
+
+
 class SuiteRunner:
     """Runs a suite against victims that share a setup; every program is compiled once."""
 
-    def __init__(self, suite: Suite, setup: Setup, axis: TaskAxis = TaskAxis()):
+    def __init__(self, suite: Suite, setup: Setup, lanes: Lanes = Lanes()):
         """Builds the members' attacks.
 
         Args:
             suite: members and effort.
-            setup: environment, policy and learner of the victims; its sampling's sizes are not used.
-            axis: how tasks are computed.
+            setup: environment, policy and learner of the victims, and how many episodes they adapt on.
+            lanes: how attackers and blocks of tasks are computed.
 
         Raises:
-            ConfigError: a member's attack or one of its settings is not known, or goes on from no member.
+            ConfigError: see `check_suite`.
         """
-        check_members(suite)
-        sizes = dataclasses.replace(
-            setup.sampling, num_tasks=suite.num_tasks, num_trajectories=suite.num_trajectories
-        )
-        self.suite, self.axis = suite, axis
-        self.setup = setup._replace(sampling=sizes)
+        check_suite(suite)
+        sizes = dataclasses.replace(setup.sampling, num_tasks=suite.num_tasks)
+        self.suite, self.setup, self.lanes = suite, setup._replace(sampling=sizes), lanes
         self.attacks: dict[str, Attack] = {}
         self.trainings: dict[str, AttackerTraining] = {}
-        victim = setup.victim
+        victim, collector = setup.victim, clean_collector(self.setup)
         for member in suite.members:
             spec = attack_spec(member.attack)
             config = dataclasses.replace(spec.config(), **dict(member.settings))
@@ -156,203 +202,235 @@ class SuiteRunner:
                 continue
             trainer = make_attack_trainer(member.attack, victim, config)
             self.attacks[member.name] = trainer.attack
-            self.trainings[member.name] = AttackerTraining(trainer, self.setup, axis)
-        self.attacks[CLEAN] = make_attack(CLEAN, victim)
-        self._programs: dict[tuple[str, int], Callable] = {}
+            training = AttackerTraining(trainer, self.setup, lanes=lanes, collect_clean=collector)
+            self.trainings[member.name] = training
+        self.attacks |= {CLEAN: make_attack(CLEAN, victim), BLIND: blindfold()}
+        self._programs: dict[str, Callable] = {}
+
+    def takes(self, member: Member, case: Case) -> bool:
+        """Whether a member can attack in a case."""
+        threat = self.attacks[member.name].threat
+        fits = radius_within(threat, case.radius, self.setup.env.obs_size) is not None
+        return fits and case.side in member.sides
 
     def run(
         self,
-        meta_params: Params,
-        key: jax.Array,
+        case: Case,
         *,
-        radius: float,
-        units: Units = Units(),
-        inputs: Units = Units(),
-        transfer: Mapping[str, list[Params]] | None = None,
-        on_member: Callable[[str, MemberResult], None] = lambda name, result: None,
-    ) -> SuiteResult:
-        """Attacks one victim at one radius.
+        seeds: Mapping[str, Sequence[tuple[str, Params]]] | None = None,
+        done: Mapping[str, MemberResult] | None = None,
+        on_member: Callable[[MemberResult], None] = lambda result: None,
+        on_update: Callable[[str, int, float], None] = lambda member, number, left: None,
+    ) -> dict[str, MemberResult]:
+        """Attacks a victim with every member.
 
         Args:
-            meta_params: of the victim.
-            key: of all randomness.
-            radius: L2 radius of the budget; attacks of another norm get the radius that stays within it.
-            units: of the budget.
-            inputs: units of clean observations, in which networks read them.
-            transfer: attackers that were found elsewhere, by member; they are judged, and gone on from.
+            case: the victim and the budget.
+            seeds: attackers that were found elsewhere, by member, each with its origin in words; the member
+                goes on from them, and they are judged as they are.
+            done: what members have achieved in this case before.
             on_member: called as members are done.
+            on_update: called with a member's name, its updates so far and the return that it leaves.
         """
-        key_train, key_rank, key_validate, _, _ = jax.random.split(key, 5)
-        suite, env = self.suite, self.setup.env
-        tasks = spread_tasks(env, key_rank, suite.validation_tasks)
-        results: dict[str, MemberResult] = {}
-        for number, member in enumerate(suite.members):
-            if radius_within(self.attacks[member.name].threat, radius, env.obs_size) is None:
+        results: dict[str, MemberResult] = dict(done or {})
+        clean = self.clean_return(case)
+        for member in self.suite.members:
+            if member.name in results or not self.takes(member, case):
                 continue
-            began = time.perf_counter()
-            budget = self._budget(member.name, radius, units)
-            key_member = jax.random.fold_in(key_train, number)
-            moved = list((transfer or {}).get(member.name, []))
             earlier = [results[name].best for name in member.goes_on_from if name in results]
-            seeds = [found.params for found in sorted(earlier, key=lambda found: found.validation)] + moved
-            candidates, history = self._candidates(member, meta_params, key_member, budget, inputs, seeds)
+            given = [(found.member, found.params) for found in sorted(earlier, key=lambda found: found.left)]
+            given += list((seeds or {}).get(member.name, []))
+            results[member.name] = self.run_member(case, member, given, clean=clean, on_update=on_update)
+            on_member(results[member.name])
+        return results
 
-            def judge(
-                chosen: list[Params],
-                key: jax.Array,
-                episodes: int,
-                name: str = member.name,
-                budget: Budget = budget,
-            ) -> np.ndarray:
-                returns = self.judge(name, meta_params, chosen, key, tasks, budget, episodes)
-                return returns.mean(axis=(1, 2))
-
-            episodes = suite.validation_trajectories
-            order = np.arange(len(candidates))
-            if len(candidates) > suite.kept:
-                ranks = judge(candidates, key_rank, max(1, episodes // 3))
-                order = np.argsort(ranks)[: suite.kept]
-            validated = judge([candidates[i] for i in order], key_validate, episodes)
-            starts = validated if len(candidates) <= suite.kept else ranks
-            best = int(np.argmin(validated))
-            found = Found(member.name, int(order[best]), candidates[order[best]], float(validated[best]))
-            seconds = time.perf_counter() - began
-            results[member.name] = MemberResult(found, starts, history, seconds, self._env_steps(member))
-            on_member(member.name, results[member.name])
-        worst = min(results, key=lambda name: results[name].best.validation)
-        clean, attacked, tasks = self.test(meta_params, key, results[worst].best, radius=radius, units=units)
-        return SuiteResult(radius, results, worst, clean, attacked, tasks)
-
-    def judge_transfer(
+    def run_member(
         self,
-        meta_params: Params,
-        key: jax.Array,
-        found: Mapping[str, Found],
+        case: Case,
+        member: Member,
+        seeds: Sequence[tuple[str, Params]] = (),
         *,
-        radius: float,
-        units: Units = Units(),
-    ) -> dict[str, float]:
-        """Validation returns that attackers found elsewhere leave a victim, on the tasks of `run`.
+        clean: float,
+        on_update: Callable[[str, int, float], None] = lambda member, number, left: None,
+    ) -> MemberResult:
+        """What one member achieves.
 
         Args:
-            meta_params: of the victim.
-            key: the one that `run` was given.
-            found: by a name of the caller's.
-            radius: L2 radius of the budget.
-            units: of the budget.
+            case: the victim and the budget.
+            member: of the suite.
+            seeds: where it goes on from, with their origins.
+            clean: return of the victim without attack.
+            on_update: called with the member's name, updates so far and the return that it leaves.
         """
-        _, key_rank, key_validate, _, _ = jax.random.split(key, 5)
-        tasks = spread_tasks(self.setup.env, key_rank, self.suite.validation_tasks)
-        left = {}
-        for name, attacker in found.items():
-            budget = self._budget(attacker.member, radius, units)
-            episodes = self.suite.validation_trajectories
-            arguments = (meta_params, [attacker.params], key_validate, tasks, budget, episodes)
-            left[name] = float(self.judge(attacker.member, *arguments).mean())
-        return left
+        began = time.perf_counter()
+        if member.name not in self.trainings:
+            candidates, starts, effort, env_steps = [("-", ())], None, np.zeros(0), 0
+        else:
+            tried = self._train(case, member, seeds, clean, on_update)
+            candidates, starts, effort, env_steps = tried
+        scores = self.judge_validation(case, member.name, [params for _, params in candidates])
+        means = scores.mean(axis=(1, 2))
+        best = int(np.argmin(means))
+        found = Found(member.name, candidates[best][0], jax.device_get(candidates[best][1]), scores[best])
+        seconds = time.perf_counter() - began
+        return MemberResult(found, means if starts is None else starts, effort, seconds, env_steps)
 
-    def test(
-        self, meta_params: Params, key: jax.Array, found: Found, *, radius: float, units: Units = Units()
-    ) -> tuple[np.ndarray, np.ndarray, Any]:
-        """`(clean [N, K], attacked [N, K], tasks)`: returns on test tasks that nothing was chosen on."""
-        key_tasks, key_test = jax.random.split(key, 5)[3:]
-        tasks = jax.vmap(self.setup.env.sample_task)(jax.random.split(key_tasks, self.suite.test_tasks))
-        episodes = self.suite.test_trajectories
-        nothing = Budget(jnp.zeros(()), units)
-        budget = self._budget(found.member, radius, units)
-        attacked = self.judge(found.member, meta_params, [found.params], key_test, tasks, budget, episodes)
-        clean = self.judge(CLEAN, meta_params, [()], key_test, tasks, nothing, episodes)
-        return clean[0], attacked[0], jax.tree.map(np.asarray, tasks)
+    def judge_others(self, case: Case, others: Sequence[Found]) -> list[Found]:
+        """What attackers leave here that were found elsewhere, on the validation tasks."""
+        judged = {}
+        for member in dict.fromkeys(found.member for found in others):
+            mine = [number for number, found in enumerate(others) if found.member == member]
+            scores = self.judge_validation(case, member, [others[number].params for number in mine])
+            judged |= dict(zip(mine, scores, strict=True))
+        return [found._replace(validation=judged[number]) for number, found in enumerate(others)]
 
-    def _budget(self, member: str, radius: float, units: Units) -> Budget:
-        within = radius_within(self.attacks[member].threat, radius, self.setup.env.obs_size)
-        assert within is not None, member
-        return Budget(jnp.asarray(within, float), units)
+    def clean_return(self, case: Case) -> float:
+        """Mean return without attack on the validation tasks."""
+        return float(np.mean(self.judge_validation(case._replace(radius=0.0), CLEAN, [()])))
+
+    def judge_validation(self, case: Case, member: str, candidates: Sequence[Params]) -> np.ndarray:
+        """Returns `[C, N, K]` that attackers of one member leave on the validation tasks."""
+        keys = keys_of(case)
+        tasks = spread_tasks(self.setup.env, keys.rank, self.suite.validation_tasks)
+        return self.judge(case, member, candidates, tasks, keys.validate)
+
+    def rank(self, case: Case, member: str, candidates: Sequence[Params]) -> np.ndarray:
+        """Mean returns `[C]` on few tasks."""
+        keys = keys_of(case)
+        tasks = spread_tasks(self.setup.env, keys.rank, self.suite.rank_tasks)
+        return self.judge(case, member, candidates, tasks, keys.rank).mean(axis=(1, 2))
+
+    def test_tasks(self, case: Case) -> Task:
+        """Tasks that nothing was chosen on, leading axis `N`."""
+        keys = jax.random.split(keys_of(case).test_tasks, self.suite.test_tasks)
+        return jax.vmap(self.setup.env.sample_task)(keys)
+
+    def test(self, case: Case, member: str = CLEAN, params: Params = ()) -> np.ndarray:
+        """Returns `[N, K]` on the test tasks, without attack by default.
+
+        Args:
+            case: the victim and the budget.
+            member: of the suite, `CLEAN`, or `BLIND` for a policy that only sees the mean observation.
+            params: of its attack.
+        """
+        if member == BLIND:
+            params = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.setup.env.obs_size,)), case.inputs)
+        return self.judge(case, member, [params], self.test_tasks(case), keys_of(case).test)[0]
 
     def judge(
-        self,
-        member: str,
-        meta_params: Params,
-        candidates: list[Params],
-        key: jax.Array,
-        tasks: Task,
-        budget: Budget,
-        num_trajectories: int,
+        self, case: Case, member: str, candidates: Sequence[Params], tasks: Task, key: jax.Array
     ) -> np.ndarray:
         """Query returns `[C, N, K]` that attackers of one member leave, all on the same tasks and episodes."""
-        program = self._programs.get((member, num_trajectories))
-        if program is None:
-            program = self._programs[member, num_trajectories] = self._judge_program(member, num_trajectories)
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *candidates)
-        return np.stack(
-            [
-                np.asarray(
-                    program(meta_params, jax.tree.map(lambda x, i=i: x[i], stacked), key, tasks, budget)
-                )
-                for i in range(len(candidates))
-            ]
-        )
+        if member not in self._programs:
+            self._programs[member] = self.lanes.compile(self._judge_one(member))
+        count, together = jax.tree.leaves(tasks)[0].shape[0], self.suite.tasks_together
+        blocks, num = count // together, len(candidates)
+        tasks = jax.tree.map(lambda x: x.reshape(blocks, together, *x.shape[1:]), tasks)
+        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(blocks))
+        # Every candidate meets every block; blocks of one candidate are neighbours.
+        stacked = jax.tree.map(lambda *x: jnp.repeat(jnp.stack(x), blocks, axis=0), *candidates)
+        tasks, keys = jax.tree.map(lambda x: jnp.concatenate([x] * num), (tasks, keys))
+        shared = (case.meta_params, self._radius(member, case), case.units, SIDES[case.side])
+        returns = np.asarray(self._programs[member]((stacked, tasks, keys), shared))
+        return returns.reshape(num, count, returns.shape[-1])
 
-    def _judge_program(self, member: str, num_trajectories: int) -> Callable:
-        sampling = dataclasses.replace(self.setup.sampling, num_trajectories=num_trajectories)
-        setup, attack = self.setup._replace(sampling=sampling), self.attacks[member]
+    def _radius(self, member: str, case: Case) -> float:
+        within = radius_within(self.attacks[member].threat, case.radius, self.setup.env.obs_size)
+        return 0.0 if within is None else within
 
-        @jax.jit
-        def program(
-            meta_params: Params, params: Params, key: jax.Array, tasks: Task, budget: Budget
-        ) -> jax.Array:
-            count = jax.tree.leaves(tasks)[0].shape[0]
-            exposure = expose(attack, params, budget, num_tasks=count)
-            result = evaluate(meta_params, key, tasks, exposure, setup=setup, axis=self.axis)
+    def _judge_one(self, member: str) -> Callable[[Any, Any], jax.Array]:
+        setup, attack = self.setup, self.attacks[member]
+
+        def judge(mine: tuple, shared: tuple) -> jax.Array:
+            (params, tasks, key), (meta_params, radius, units, sides) = mine, shared
+            support, query = (Budget(radius * side, units) for side in sides)
+            exposure = expose(attack, params, support, query, num_tasks=self.suite.tasks_together)
+            result = evaluate(meta_params, key, tasks, exposure, setup=setup)
             # Whoever breaks the budget has not attacked.
             return jnp.where(result.budget_excess > 0, jnp.inf, result.returns[:, -1])
 
-        return program
+        return judge
 
-    def _candidates(
+    def _train(
         self,
+        case: Case,
         member: Member,
-        meta_params: Params,
-        key: jax.Array,
-        budget: Budget,
-        inputs: Units,
-        seeds: list[Params],
-    ) -> tuple[list[Params], History | None]:
-        """Attackers of a member, those that it started from among them."""
-        if member.name not in self.trainings:
-            return [()], None
-        training, first = self.trainings[member.name], seeds[: member.starts]
-        states, history = training.train(
-            meta_params,
+        seeds: Sequence[tuple[str, Params]],
+        clean: float,
+        on_update: Callable[[str, int, float], None],
+    ) -> tuple[list[tuple[str, Params]], np.ndarray | None, np.ndarray, int]:
+        """`(candidates, starts, effort, env_steps)`; those that it started from are among the candidates."""
+        training = self.trainings[member.name]
+        key = jax.random.fold_in(keys_of(case).train, zlib.crc32(member.name.encode()) % 2**31)
+        first = [params for _, params in seeds[: member.starts]]
+        states = training.start(
             key,
-            radii=[float(budget.radius)],
-            steps=member.updates,
-            restarts=member.starts,
-            units=budget.units,
-            inputs=inputs,
+            [self._radius(member.name, case)] * member.starts,
+            units=case.units,
+            inputs=case.inputs,
+            sides=SIDES[case.side],
             start_from=jax.tree.map(lambda *x: jnp.stack(x), *first) if first else None,
         )
-        last = jax.vmap(jax.vmap(training.trainer.params))(states.trainer)
-        ends = [states.strongest] if training.trainer.is_offline else [states.strongest, last]
-        found = [jax.tree.map(lambda x, i=i: x[0, i], end) for end in ends for i in range(member.starts)]
-        return found + seeds, history
+        origins = [origin for origin, _ in seeds[: member.starts]]
+        origins += [f"start {number}" for number in range(member.starts - len(origins))]
+        starts, taken = None, 0
+        for number in range(member.trial_updates):
+            states, _ = training.step(states, case.meta_params, key, number)
+            taken += member.starts
+        if member.trial_updates and member.starts > member.kept:
+            starts = self.rank(case, member.name, self._params(training, states))
+            chosen = np.argsort(starts)[: member.kept]
+            states = jax.tree.map(lambda x: x[chosen], states)
+            origins = [origins[number] for number in chosen]
+        best = self._params(training, states)
+        least, effort = np.full(len(origins), np.inf), []
+        for number in range(member.trial_updates, member.trial_updates + member.updates):
+            states, metrics = training.step(states, case.meta_params, key, number)
+            taken += len(origins)
+            left, params = metrics["train/post_return"], self._params(training, states)
+            if training.trainer.is_offline:
+                left = self.rank(case, member.name, params)
+                best = [params[i] if left[i] < least[i] else best[i] for i in range(len(best))]
+                least = np.minimum(least, left)
+            effort.append(float(np.min(left)))
+            on_update(member.name, number + 1, min(effort))
+            if len(effort) >= MIN_UPDATES and last_third(effort, clean) <= FLAT_SHARE:
+                break
+        if not training.trainer.is_offline:
+            best = _unstack(states.strongest, len(origins)) + self._params(training, states)
+            origins = origins * 2
+        candidates = [*zip(origins, best, strict=True), *seeds]
+        phases = self.setup.sampling.num_adapt_steps + 1
+        each = self.suite.num_tasks * self.setup.sampling.num_trajectories * phases * self.setup.env.horizon
+        if training.trainer.is_offline:
+            taken = member.trial_updates + len(effort)
+        return candidates, starts, np.asarray(effort), taken * each
 
-    def _env_steps(self, member: Member) -> int:
-        if member.name not in self.trainings:
-            return 0
-        sampling = self.setup.sampling
-        phases = sampling.num_adapt_steps + 1
-        per_update = sampling.num_tasks * sampling.num_trajectories * phases * self.setup.env.horizon
-        is_offline = self.trainings[member.name].trainer.is_offline
-        return member.updates * per_update * (1 if is_offline else member.starts)
+    def _params(self, training: AttackerTraining, states: AttackerState) -> list[Params]:
+        """Those that attack now, one by one."""
+        count = states.step.shape[0]
+        return _unstack(jax.vmap(training.trainer.params)(states.trainer), count)
 
 
-def check_members(suite: Suite) -> None:
-    """Refuses members that cannot be built.
+def keys_of(case: Case) -> Keys:
+    """The keys of a case; the first three choose attackers, the last two report them."""
+    return Keys(*jax.random.split(case.key, len(Keys._fields)))
+
+
+def _unstack(tree: Any, count: int) -> list[Any]:
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)]
+
+
+def check_suite(suite: Suite) -> None:
+    """Refuses suites that cannot be run.
 
     Raises:
-        ConfigError: naming the member and what is accepted.
+        ConfigError: naming the member or setting and what is accepted.
     """
+    for name in ("rank_tasks", "validation_tasks", "test_tasks"):
+        count, together = getattr(suite, name), suite.tasks_together
+        if count % together or count < together:
+            raise ConfigError(f"{name}: {count} is not accepted; accepted: multiples of {together}")
     names = [member.name for member in suite.members]
     for number, member in enumerate(suite.members):
         spec = attack_spec(member.attack)
@@ -377,17 +455,36 @@ FITS = ("fit query", "fit both", "fit adaptation")
 """Members that are fitted offline; all read the task."""
 
 
-def offline_fits(starts: int, steps: int) -> tuple[Member, ...]:
+def offline_fits(starts: int, steps: int, updates: int) -> tuple[Member, ...]:
     """Counter-action fits on query states, on support states too, and through the adaptation."""
-    kinds = dict(zip(FITS, ("query", "both", "adaptation"), strict=True))
+    kinds = (("query", tuple(SIDES)), ("both", ("both", "support")), ("adaptation", ("both", "support")))
     return tuple(
         Member(
             name=name,
             attack="counter_action",
             settings=(("through", through), ("knows_task", True), ("num_steps", steps)),
             starts=starts,
+            trial_updates=1,
+            kept=4,
+            updates=updates,
+            sides=sides,
         )
-        for name, through in kinds.items()
+        for name, (through, sides) in zip(FITS, kinds, strict=True)
+    )
+
+
+def generators(starts: int, updates: int) -> tuple[Member, ...]:
+    """Generators trained on the return, which go on from the fits: through the adaptation, or after it only."""
+    common = {"attack": "pipeline", "starts": starts, "updates": updates}
+    return (
+        Member(name="pipeline", goes_on_from=FITS, sides=("both", "support"), **common),
+        Member(
+            name="generator",
+            settings=(("side", "query"),),
+            goes_on_from=FITS[:1],
+            sides=("query",),
+            **common,
+        ),
     )
 
 
@@ -402,13 +499,11 @@ GRADIENT = (
 QUICK = Suite(
     members=(
         *untrained("l2_noise", "fgsm", "pgd", "pgd_counter"),
-        *offline_fits(4, 200),
-        Member(name="pipeline", attack="pipeline", starts=2, updates=5, goes_on_from=FITS),
+        *offline_fits(6, 100, 2),
+        *generators(2, 4),
     ),
     num_tasks=4,
-    num_trajectories=10,
-    validation_tasks=6,
-    validation_trajectories=6,
+    validation_tasks=8,
     test_tasks=20,
 )
 STANDARD = Suite(
@@ -417,27 +512,32 @@ STANDARD = Suite(
         *GRADIENT,
         Member(name="snoop", attack="snoop", starts=2),
         Member(name="critic", attack="critic", starts=2),
-        *offline_fits(16, 500),
-        Member(name="adgan", attack="adgan", starts=2, updates=20),
-        Member(name="actor", attack="actor", starts=2, updates=20),
-        Member(name="director", attack="director", starts=2, updates=15),
-        Member(name="pipeline", attack="pipeline", starts=3, updates=20, goes_on_from=FITS),
+        *offline_fits(16, 100, 6),
+        Member(name="black box", attack="black_box", updates=24),
+        Member(name="adgan", attack="adgan", starts=2, updates=15),
+        Member(name="actor", attack="actor", starts=2, updates=15),
+        Member(name="director", attack="director", starts=2, updates=12),
+        *generators(4, 15),
     ),
 )
 CLAIM = dataclasses.replace(
     STANDARD,
-    members=tuple(
-        dataclasses.replace(member, starts=max(5, 2 * member.starts), updates=2 * member.updates)
-        if attack_spec(member.attack).make_trainer
-        else member
-        for member in STANDARD.members
+    members=(
+        *(
+            dataclasses.replace(member, starts=max(6, 2 * member.starts), updates=2 * member.updates)
+            if attack_spec(member.attack).make_trainer
+            else member
+            for member in STANDARD.members
+        ),
+        Member(
+            name="adgan, all radii", attack="adgan", settings=(("all_radii", True),), starts=6, updates=30
+        ),
     ),
-    kept=6,
     validation_tasks=20,
     test_tasks=100,
 )
 SUITES = {"quick": QUICK, "standard": STANDARD, "claim": CLAIM}
-"""By effort: about a minute, ten minutes and an hour for a victim and a radius of HalfCheetah-Dir."""
+"""By effort."""
 
 
 def attack_suite(
@@ -449,8 +549,29 @@ def attack_suite(
     suite: Suite = STANDARD,
     units: Units = Units(),
     inputs: Units = Units(),
-    axis: TaskAxis = TaskAxis(),
+    side: str = "both",
+    lanes: Lanes = Lanes(),
 ) -> SuiteResult:
-    """The worst that a suite does to a victim; see `SuiteRunner`, which serves several victims and radii."""
-    runner = SuiteRunner(suite, setup, axis)
-    return runner.run(meta_params, key, radius=radius, units=units, inputs=inputs)
+    """The worst that a suite does to a victim; `SuiteRunner` serves several victims and radii.
+
+    Args:
+        setup: environment, policy and learner of the victim, and how many episodes it adapts on.
+        meta_params: of the victim.
+        key: of all randomness.
+        radius: L2 radius of the budget; attacks of another norm get the radius that stays within it.
+        suite: members and effort.
+        units: of the budget.
+        inputs: units of clean observations, in which networks read them.
+        side: data under attack: both, query or support.
+        lanes: how attackers and blocks of tasks are computed.
+
+    Raises:
+        ConfigError: see `check_suite`.
+    """
+    runner = SuiteRunner(suite, setup, lanes)
+    case = Case(meta_params, key, radius, units, inputs, side)
+    members = runner.run(case)
+    worst = worst_of(members)
+    attacked, clean = runner.test(case, worst.member, worst.params), runner.test(case)
+    tasks = jax.tree.map(np.asarray, runner.test_tasks(case))
+    return SuiteResult(members, worst.member, clean, attacked, tasks)

@@ -1,14 +1,15 @@
-"""Policy-independent baselines: no attack, Gaussian noise (paper, Eq. 13), L2 noise."""
+"""Policy-independent baselines: no attack, noise of several kinds (Gaussian: paper, Eq. 13), blindfold."""
 
 import jax
 import jax.numpy as jnp
 
 from admrl_jax.attacks.base import Attack, AttackSpec, NoSettings, Scene, memoryless
-from admrl_jax.attacks.threat import Budget, make_threat, project_l2
+from admrl_jax.attacks.threat import Budget, Units, make_threat, project_l2
 from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.types import Params
 
 NO_ATTACK = make_threat(label="clean", norm="l2", strength="none", knowledge="none")
+BLINDFOLD = make_threat(label="observation-blind", norm="none", strength="none", knowledge="none")
 GAUSSIAN_NOISE = make_threat(
     label="Gaussian noise", norm="none", strength="noise std per dimension", knowledge="none"
 )
@@ -24,6 +25,18 @@ def no_attack() -> Attack:
         return obs
 
     return memoryless(perturb, NO_ATTACK)
+
+
+def blindfold() -> Attack:
+    """Shows the policy the mean observation, whatever happens: a reference, and within no budget.
+
+    Its parameters are the `Units` whose centre is shown.
+    """
+
+    def perturb(params: Units, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(params.centre), obs.shape)
+
+    return memoryless(perturb, BLINDFOLD, lambda key: Units())
 
 
 def gaussian_noise() -> Attack:

@@ -4,7 +4,16 @@ from typing import Any
 
 from admrl_jax.attacks import fgsm, noise, pgd, sensor, stuck_sensor
 from admrl_jax.attacks.base import Attack, AttackSpec, Victim
-from admrl_jax.attacks.learned import actor, adgan, counter_action, critic, director, pipeline, snoop
+from admrl_jax.attacks.learned import (
+    actor,
+    adgan,
+    black_box,
+    counter_action,
+    critic,
+    director,
+    pipeline,
+    snoop,
+)
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.core.settings import ConfigError
 
@@ -32,6 +41,7 @@ ATTACKS: dict[str, AttackSpec] = {
         director.SPEC,
         pipeline.SPEC,
         counter_action.SPEC,
+        black_box.SPEC,
     )
 }
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -16,6 +16,8 @@ from admrl_jax.config import Config
 from admrl_jax.core.settings import Accepts, ConfigError, check_fields, fields_of, one_of, whole_from
 from admrl_jax.protocol.run import UNTIL
 from admrl_jax.runs.hosts import CLUSTERS
+
+Flags = TypeVar("Flags")
 
 DIRECTORY = Accepts(lambda x: x is None or isinstance(x, Path), "one directory")
 CACHE = Accepts(lambda x: isinstance(x, str), "one directory, off or auto")
@@ -66,14 +68,20 @@ def parse(module: str, summary: str, presets: Mapping[str, Config], argv: Sequen
     preset = first.parse_known_args(argv)[0].preset
     if preset not in presets:
         raise ConfigError(f"preset: {preset!r} is not known; accepted: {', '.join(presets)}")
-    arguments = _read(module, summary, argv, Arguments(config=presets[preset], preset=preset))
+    arguments = read_flags(module, summary, argv, Arguments(config=presets[preset], preset=preset))
     check_fields(arguments.config)
     check_fields(arguments)
     return arguments
 
 
-def _read(module: str, summary: str, argv: Sequence[str], default: Arguments) -> Arguments:
-    """Reads the command line over the settings of a preset.
+def read_flags(module: str, summary: str, argv: Sequence[str], default: Flags) -> Flags:
+    """Reads flags over a dataclass of defaults.
+
+    Args:
+        module: for the help.
+        summary: what it does, for the help.
+        argv: words.
+        default: what holds where no flag says otherwise.
 
     Raises:
         ConfigError: tyro refused it; in one line instead of tyro's box, which does not say what is accepted.
@@ -82,7 +90,7 @@ def _read(module: str, summary: str, argv: Sequence[str], default: Arguments) ->
     try:
         with contextlib.redirect_stderr(box):
             return tyro.cli(
-                Arguments,
+                type(default),
                 args=argv,
                 prog=f"python -m {module}",
                 description=summary,
@@ -96,7 +104,7 @@ def _read(module: str, summary: str, argv: Sequence[str], default: Arguments) ->
     raise _why_refused(argv, default) or ConfigError(f"command line: {said}")
 
 
-def _why_refused(argv: Sequence[str], default: Arguments) -> ConfigError | None:
+def _why_refused(argv: Sequence[str], default: Any) -> ConfigError | None:
     """What is wrong with the first flag that is unknown or whose value is not of its type."""
     fields = {name.removeprefix("config."): field for name, *field in fields_of(default)}
     flags = {_flag(name): name for name in fields}

@@ -108,7 +108,7 @@ def _prepare_jax(arguments: Arguments) -> None:
     jax.config.update("jax_disable_most_optimizations", False)
     if arguments.preset == "quick":
         compile_fast()
-    _keep_compiled_programs(arguments.compilation_cache)
+    keep_compiled_programs(arguments.compilation_cache)
     is_one_process = not arguments.coordinator and arguments.distributed == "off"
     make_cpu_devices(arguments.config.num_devices or (CPU_DEVICES if is_one_process else 1))
 
@@ -140,8 +140,12 @@ def _open(directory: Path, arguments: Arguments) -> int | None:
     return lock
 
 
-def _keep_compiled_programs(choice: str) -> None:
-    """Turns on JAX's persistent compilation cache."""
+def keep_compiled_programs(choice: str) -> None:
+    """Turns on JAX's persistent compilation cache.
+
+    Args:
+        choice: a directory, `off`, or `auto`.
+    """
     if choice == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return

@@ -113,7 +113,9 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(panels: int, columns: int, size: tuple[float, float], **shared: Any) -> tuple[Figure, list[Axes]]:
+def new_figure(
+    panels: int, columns: int, size: tuple[float, float], **shared: Any
+) -> tuple[Figure, list[Axes]]:
     """A figure with `panels` axes of `size` inches, in rows of `columns`."""
     rows = -(-panels // columns)
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
@@ -137,7 +139,7 @@ def _floor(ax: Axes, floor: float) -> None:
     ax.axhline(floor, color=GREY, linestyle="--", linewidth=1.2, label="do nothing")
 
 
-def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
+def put_legend(figure: Figure, axes: Iterable[Axes]) -> None:
     """One legend below the figure for what `axes` show, each label once."""
     entries: dict[str, Any] = {}
     for ax in axes:
@@ -181,7 +183,7 @@ def _draw(
 
 def _strength_figure(results: Row) -> Figure:
     rows, panels = results["rows"], panels_of(results)
-    figure, axes = _figure(len(panels), 3 if len(panels) > 4 else 2, (4.2, 3.4), sharey=True)
+    figure, axes = new_figure(len(panels), 3 if len(panels) > 4 else 2, (4.2, 3.4), sharey=True)
     for ax, (panel, strengths) in zip(axes, panels.items(), strict=True):
         _floor(ax, results["floor"])
         x = [0.0, *strengths]
@@ -202,7 +204,7 @@ def _strength_figure(results: Row) -> Figure:
         ax.set_xticks(x, ["clean", *(f"{s:g}" for s in strengths)])
         ax.set_xlabel(f"{strength_label(results, panel[0])} ({results['units']})", fontsize=9)
     figure.supylabel(f"{RETURN}, after adaptation", fontsize=10)
-    _legend(figure, axes)
+    put_legend(figure, axes)
     return figure
 
 
@@ -210,7 +212,7 @@ def _convergence_figure(results: Row, attacks: Sequence[str]) -> Figure:
     """Return of the saved policies over outer steps; fine-tuning starts at the dotted line."""
     curves = results["curves"]
     size = (4.4, 3.6) if len(attacks) > 1 else (7.5, 4.0)
-    figure, axes = _figure(len(attacks), min(len(attacks), 3), size, sharey=True)
+    figure, axes = new_figure(len(attacks), min(len(attacks), 3), size, sharey=True)
     for ax, attack in zip(axes, attacks, strict=True):
         _floor(ax, results["floor"])
         shared = _series(curves, "step", "post", method="pretrain", attack=attack)
@@ -227,7 +229,7 @@ def _convergence_figure(results: Row, attacks: Sequence[str]) -> Figure:
         ax.set_title(results["attacks"][attack]["label"] + detail, fontsize=11)
         ax.set_xlabel("outer step")
     figure.supylabel(f"{RETURN}, after adaptation", fontsize=10)
-    _legend(figure, axes)
+    put_legend(figure, axes)
     return figure
 
 
@@ -236,7 +238,7 @@ def _cells_figure(results: Row) -> Figure:
     rows, panels, floor = results["rows"], panels_of(results), results["floor"]
     panel = headline_panel(results)
     strength, methods = panels[panel][-1], methods_of(results, rows)
-    figure, axes = _figure(1, 1, (8.5, 4.2))
+    figure, axes = new_figure(1, 1, (8.5, 4.2))
     ax = axes[0]
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
@@ -263,17 +265,17 @@ def _cells_figure(results: Row) -> Figure:
         f"{panel_label(results, panel)}, {strength_label(results, panel[0])} {strength:g}; dots: seeds",
         fontsize=11,
     )
-    _legend(figure, axes)
+    put_legend(figure, axes)
     return figure
 
 
 def _training_figure(results: Row, metrics: Sequence[Row]) -> Figure:
     """Training curves, diagnostics of opponents, and attackers' effort; thick lines are running means."""
-    figure, axes = _figure(8, 2, (5.2, 3.0))
+    figure, axes = new_figure(8, 2, (5.2, 3.0))
     _draw_outer_steps(axes[:4], results, metrics)
     _draw_opponents(axes[4:7], results, metrics)
     _draw_effort(axes[7], results, metrics)
-    _legend(figure, [*axes[:4], axes[7]])
+    put_legend(figure, [*axes[:4], axes[7]])
     figure.align_ylabels()
     return figure
 
@@ -362,7 +364,7 @@ def _trajectories_figure(results: Row, arrays: Mapping[str, np.ndarray]) -> Figu
     keys = [f"{method}/{cell}/{phase}" for method in methods for cell, phase in columns]
     paths = {key: np.where(arrays[f"{key}/mask"][..., None] > 0, arrays[key], np.nan) for key in keys}
     limit, share_cut = frame(list(paths.values()), goals)
-    figure, axes = _figure(len(keys), len(columns), (2.6, 2.6), sharex=True, sharey=True)
+    figure, axes = new_figure(len(keys), len(columns), (2.6, 2.6), sharex=True, sharey=True)
     for i, (ax, key) in enumerate(zip(axes, keys, strict=True)):
         for g, goal in enumerate(goals):
             colour = GOAL_COLOURS[g % len(GOAL_COLOURS)]

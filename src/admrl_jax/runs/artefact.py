@@ -221,15 +221,22 @@ def load_attacker(
         raise ArtefactError(f"attacker: {prefix[9:-1]} is not in {path}; accepted: {', '.join(found)}")
     env, config = trained.env, getattr(trained.config.attacks, attack)
     built = make_attack(attack, make_victim(env, trained.policy, trained.learner), config)
-    like = _shapes(built.init, env.obs_size)
+    like = empty_params(built.init, env.obs_size)
     params = unflatten_params(arrays, prefix, like)
     if seed is not None:
         params = jax.tree.map(lambda x: x[trained.config.seeds.index(seed)], params)
     return params
 
 
-def _shapes(init: Callable[[jax.Array], Params], obs_size: int) -> Params:
-    """Empty arrays like fresh parameters; units that are one number for all dimensions have one for each."""
+def empty_params(init: Callable[[jax.Array], Params], obs_size: int) -> Params:
+    """Empty arrays like an attack's fresh parameters, for `unflatten_params`.
+
+    Units that are one number for all dimensions have one for each.
+
+    Args:
+        init: of the attack.
+        obs_size: length of an observation.
+    """
     shapes = jax.eval_shape(init, jax.random.key(0))
     empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
     return jax.tree.map(

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from admrl_jax.core.lanes import AXIS as LANES
+from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.task_axis import TaskAxis
 
@@ -95,6 +97,18 @@ def task_mesh(num_devices: int = 0) -> Mesh:
     if num_devices > len(devices):
         raise ConfigError(f"num_devices: {num_devices} is not accepted; accepted here: 0 to {len(devices)}")
     return jax.make_mesh((num_devices or len(devices),), (TASKS,), devices=devices[: num_devices or None])
+
+
+def make_lanes(num_devices: int = 0) -> Lanes:
+    """Runs spread over devices: one at a time on each of a CPU's, all together on an accelerator.
+
+    Args:
+        num_devices: 0 takes all; of CPU devices `CPU_DEVICES` at most.
+    """
+    is_cpu = jax.default_backend() == "cpu"
+    count = num_devices or (min(jax.device_count(), CPU_DEVICES) if is_cpu else jax.device_count())
+    mesh = None if count == 1 else jax.make_mesh((count,), (LANES,), devices=jax.devices()[:count])
+    return Lanes(int(is_cpu), mesh)
 
 
 class Devices:

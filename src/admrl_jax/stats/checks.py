@@ -74,24 +74,40 @@ def sanity_checks(scores: Iterable[Score], *, errors: float = 2.0) -> list[Check
     return found
 
 
-def converged(
-    victim: str, attacker: str, returns: Sequence[float], *, clean: float, tolerance: float = 0.05
-) -> Check:
+FLAT_SHARE = 0.05
+"""Share of the whole drop that the last third of an attacker's updates may bring, where it counts as flat."""
+
+
+def last_third(returns: Sequence[float], clean: float) -> float:
+    """Share of the whole drop that the last third of the updates brought.
+
+    A drop of less than 2 % of the clean return counts as one of 2 %: it is within the noise.
+
+    Args:
+        returns: `[T]` what was left, update by update; the lowest so far counts.
+        clean: return without attack.
+    """
+    best = np.minimum.accumulate(np.asarray(returns, float))
+    start, end = best[max(0, len(best) * 2 // 3 - 1)], best[-1]
+    return float((start - end) / max(clean - end, 0.02 * abs(clean), 1e-12))
+
+
+def converged(victim: str, radius: float, attacker: str, returns: Sequence[float], *, clean: float) -> Check:
     """Whether the return against effort is flat at its end: the last third brought next to nothing.
 
     Args:
         victim: its name.
+        radius: of the budget.
         attacker: its name.
-        returns: `[T]` the lowest return so far, update by update; a mean over batches is less noisy.
+        returns: `[T]` what was left, update by update; a mean over batches is less noisy.
         clean: return without attack.
-        tolerance: share of the whole drop that the last third may bring.
     """
-    best = np.minimum.accumulate(np.asarray(returns, float))
-    start, end = best[max(0, len(best) * 2 // 3 - 1)], best[-1]
-    drop = max(clean - end, 1e-12)
-    share = (start - end) / drop
-    detail = f"{attacker}: the last third of {len(best)} updates brought {100 * share:.0f} % of the drop"
-    return Check(CONVERGED, victim, bool(share <= tolerance), detail)
+    share = last_third(returns, clean)
+    detail = (
+        f"radius {radius:g}: {attacker}: the last third of {len(returns)} updates brought "
+        f"{100 * share:.0f} % of the drop"
+    )
+    return Check(CONVERGED, victim, share <= FLAT_SHARE, detail)
 
 
 def is_claim_sound(checks: Iterable[Check], victim: str) -> bool:

@@ -20,7 +20,6 @@ What the numbers say about the least expected return that an attacker of the bud
   the worst corner (it may be, by second order in the cell's size).
 """
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from admrl_jax.attacks.base import Attack
+from admrl_jax.attacks.base import Attack, Scene
 from admrl_jax.attacks.threat import Budget, make_threat
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.linalg import safe_norm
@@ -386,14 +385,14 @@ def planned_attack(policy: Policy, env: Navigation2D, config: PlanConfig | None 
         return Plan(jnp.asarray(nodes), jnp.zeros(2), values)
 
     def perturb(
-        params: Plan, memory: jax.Array, key: jax.Array, obs: jax.Array, policy_params: Params, budget: Budget
+        params: Plan, memory: jax.Array, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget
     ) -> tuple[jax.Array, jax.Array]:
         values, after = params.values[memory + 1], tents(params.nodes, obs[:, None] + steps)
         nearby = jnp.einsum("xg,gh,yh->xy", *(after[0], values, after[1]), precision="highest")
         at_goal = interpolate(values, *tents(params.nodes, params.goal))
 
         def best(points: jax.Array) -> jax.Array:
-            choices = _choices_at(policy_params, obs, points, budget, policy)
+            choices = _choices_at(scene.policy_params, obs, points, budget, policy)
             moves = expected_moves(obs, choices, params.goal, env=env, config=config)
             return points[jnp.argmin(look_ahead(moves, nearby, at_goal, env=env))]
 

@@ -69,6 +69,8 @@ class AttackTrainer(NamedTuple):
             from.
         is_offline: it learns from clean episodes: its batches are collected without attack, so they cannot
             tell how strong it is.
+        is_for_all_radii: it learns one attack for all radii up to the budget's: the tasks of its batches are
+            attacked at radii that are spread evenly.
     """
 
     name: str
@@ -78,3 +80,4 @@ class AttackTrainer(NamedTuple):
     update: UpdateFn
     check_batch: Callable[[int, int], None] = accept_any_batch
     is_offline: bool = False
+    is_for_all_radii: bool = False

@@ -52,6 +52,7 @@ def make_adgan_trainer(config: AdGANConfig, victim: Victim) -> AttackTrainer:
         params=lambda state: state.attack_params,
         update=functools.partial(update_adgan, adgan),
         check_batch=check_batch,
+        is_for_all_radii=config.all_radii,
     )
 
 

@@ -76,7 +76,9 @@ def make_adgan(victim: Victim, config: AdGANConfig) -> AdGAN:
     """Builds generator, discriminator and two Adam optimisers."""
     body = make_network(victim.obs_size, 1, hidden_sizes=config.hidden_sizes, activation="leaky_relu")
     return AdGAN(
-        generator=make_generator(victim, config.hidden_sizes, output_scale=FIRST_SIZE),
+        generator=make_generator(
+            victim, config.hidden_sizes, output_scale=FIRST_SIZE, knows_radius=config.all_radii
+        ),
         discriminator=Network(body.init, lambda params, x: body.apply(params, x)[..., 0]),
         generator_optimizer=optax.adam(config.generator_lr),
         discriminator_optimizer=optax.adam(config.discriminator_lr),

@@ -1,0 +1,140 @@
+"""An attacker that only sees returns: cross-entropy search over an affine map of the observation."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from admrl_jax.attacks.base import Attack, AttackSpec, Scene, Victim, memoryless
+from admrl_jax.attacks.generator import add_projected
+from admrl_jax.attacks.learned.trainer import AttackTrainer
+from admrl_jax.attacks.threat import Budget, Units, make_threat
+from admrl_jax.core.settings import FRACTION, POSITIVE, whole_from
+from admrl_jax.core.task_axis import TaskAxis
+from admrl_jax.core.types import MetaBatch, Metrics, Params, where_tree
+
+THREAT = make_threat(label="black box", norm="l2", strength="L2 radius", knowledge="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlackBoxConfig:
+    """Effort of the search."""
+
+    population: Annotated[int, whole_from(2, 10_000)] = 12
+    """Candidates of a generation; each takes one update, as it is judged by one meta-batch."""
+    elite_share: Annotated[float, FRACTION] = 0.25
+    """Of a generation, to which the next one is fitted."""
+    init_std: Annotated[float, POSITIVE] = 1.0
+    """Standard deviation of the first generation's numbers."""
+    min_std: Annotated[float, POSITIVE] = 0.1
+    """Of later ones, at least."""
+
+
+class AffineParams(NamedTuple):
+    """Parameters of the attack.
+
+    Attributes:
+        weights: `[2, 2, O]`: before and after adaptation, a gain on each number of the standardised
+            observation, and a bias.
+        inputs: units in which observations are read.
+    """
+
+    weights: jax.Array
+    inputs: Units
+
+
+class SearchState(NamedTuple):
+    """What the search carries.
+
+    Attributes:
+        mean: `[2, 2, O]` of the candidates.
+        std: likewise.
+        candidates: `[P, 2, 2, O]` of this generation.
+        returns: `[P]` that they left.
+        number: `[]` of the candidate under test.
+        inputs: units in which observations are read.
+    """
+
+    mean: jax.Array
+    std: jax.Array
+    candidates: jax.Array
+    returns: jax.Array
+    number: jax.Array
+    inputs: Units
+
+
+def affine_attack(victim: Victim) -> Attack:
+    """Adds `gain * x + bias` of the standardised observation, in radii, projected onto the ball."""
+
+    def perturb(
+        params: AffineParams, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget
+    ) -> jax.Array:
+        gain, bias = params.weights[jnp.asarray(scene.is_query, int)]
+        return add_projected(budget.radius * (gain * params.inputs.apply(obs) + bias), obs, budget)
+
+    def init(key: jax.Array) -> AffineParams:
+        return AffineParams(jax.random.normal(key, (2, 2, victim.obs_size)), Units())
+
+    return memoryless(perturb, THREAT, init)
+
+
+def make_black_box(config: BlackBoxConfig, victim: Victim) -> AttackTrainer:
+    """Cross-entropy method (de Boer et al. 2005): the next generation is drawn around the best of the last."""
+    shape, population = (2, 2, victim.obs_size), config.population
+    elite = max(1, round(config.elite_share * population))
+
+    def draw(key: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+        return mean + std * jax.random.normal(key, (population, *shape))
+
+    def init(key: jax.Array, inputs: Units, start_from: AffineParams | None = None) -> SearchState:
+        mean, std = jnp.zeros(shape), jnp.full(shape, config.init_std)
+        if start_from is not None:
+            mean, inputs = start_from
+        candidates = draw(key, mean, std)
+        if start_from is not None:
+            candidates = candidates.at[0].set(mean)
+        return SearchState(
+            mean, std, candidates, jnp.full((population,), jnp.inf), jnp.zeros((), int), inputs
+        )
+
+    def params(state: SearchState) -> AffineParams:
+        return AffineParams(state.candidates[state.number], state.inputs)
+
+    def update(
+        state: SearchState,
+        key: jax.Array,
+        meta_params: Params,
+        batch: MetaBatch,
+        budget: Budget,
+        axis: TaskAxis = TaskAxis(),
+    ) -> tuple[SearchState, Metrics]:
+        taken = batch.query.trajectory
+        left = axis.mean(jnp.mean(jnp.sum(taken.reward, axis=-1)))
+        # Episodes that broke off say nothing.
+        left = jnp.where(axis.total(jnp.sum(taken.diverged)) > 0, jnp.inf, left)
+        state = state._replace(returns=state.returns.at[state.number].set(left), number=state.number + 1)
+        best = state.candidates[jnp.argsort(state.returns)[:elite]]
+        mean, std = jnp.mean(best, axis=0), jnp.maximum(jnp.std(best, axis=0), config.min_std)
+        bred = SearchState(
+            mean,
+            std,
+            draw(key, mean, std),
+            jnp.full((population,), jnp.inf),
+            jnp.zeros((), int),
+            state.inputs,
+        )
+        is_over = state.number == population
+        metrics = {"adversary/search_std": jnp.mean(state.std), "adversary/skipped": jnp.zeros(())}
+        return where_tree(is_over, bred, state), metrics
+
+    return AttackTrainer(
+        name=f"black_box {config}", attack=affine_attack(victim), init=init, params=params, update=update
+    )
+
+
+def _attack(config: Any, victim: Victim) -> Attack:
+    return affine_attack(victim)
+
+
+SPEC = AttackSpec("black_box", THREAT, "#7F7F7F", BlackBoxConfig, _attack, make_black_box)

@@ -1,0 +1,111 @@
+"""The same episode twice, clean and attacked, side by side, for bodies of MuJoCo."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from admrl_jax.attacks.base import Attack, Scene
+from admrl_jax.attacks.threat import Budget
+from admrl_jax.core import gaussian
+from admrl_jax.core.types import Params, Task
+from admrl_jax.envs.base import Env
+from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.protocol.attack_run import AttackRun
+from admrl_jax.report.film import write_film
+from admrl_jax.sampling import collect_meta_batch, expose
+from admrl_jax.simulators.models import load_model
+from admrl_jax.suite import Case, SuiteRunner
+
+FILM = "episode.gif"
+
+
+def film_section(run: AttackRun) -> Iterator[str]:
+    """Films the first victim at the largest radius under the worst attacker; the block of its report.
+
+    Nothing where the environment has no MuJoCo body.
+    """
+    env = run.victims[run.plan.methods[0]].runner.setup.env
+    if not isinstance(env, PhysicsEnv):
+        return
+    cell = [cell for cell in run.cells if cell[:2] == run.cells[0][:2]][-1]
+    victims, file = run.victims[cell.method], run.file(cell)
+    runner, case = victims.runner, victims.case(run.plan, cell)
+    path = run.folder / "figures" / FILM
+    if not path.exists():
+        entry = min(file.results, key=lambda name: file.results[name].best.left)
+        best = file.results[entry].best
+        path.parent.mkdir(exist_ok=True)
+        pair = [
+            film_episode(runner, case._replace(radius=radius), runner.attacks[best.member], best.params)
+            for radius in (0.0, cell.radius)
+        ]
+        titles = [
+            f"{title}: return {total:.0f}"
+            for title, (_, total) in zip(("clean", "attacked"), pair, strict=True)
+        ]
+        write_film(path, load_model(env.model), [qpos for qpos, _ in pair], titles)
+    yield (
+        f"## One episode\n\n![episode](figures/{FILM})\n\n*{cell}: the same task, clean and under the worst "
+        "attacker, each after adapting to data of the same kind.*"
+    )
+
+
+def film_episode(runner: SuiteRunner, case: Case, attack: Attack, params: Params) -> tuple[np.ndarray, float]:
+    """`(qpos [H, Q], return)` of the first test task, adapted and run at the case's radius."""
+    setup = runner.setup
+    tasks = jax.tree.map(lambda x: x[:1], runner.test_tasks(case))
+    budget = Budget(jnp.asarray(case.radius, float), case.units)
+    batch = jax.jit(
+        lambda meta_params, tasks: (
+            collect_meta_batch(
+                meta_params,
+                case.key,
+                tasks,
+                expose(attack, params, budget, num_tasks=1),
+                env=setup.env,
+                policy=setup.policy,
+                learner=setup.learner,
+                config=setup.sampling,
+            ).adapted_params
+        )
+    )(case.meta_params, tasks)
+    adapted, task = jax.tree.map(lambda x: x[0], (batch, tasks))
+    return _run(setup.env, setup.policy.apply, attack, params, adapted, budget, case.key, task)
+
+
+def _run(
+    env: Env,
+    apply: Any,
+    attack: Attack,
+    params: Params,
+    policy_params: Params,
+    budget: Budget,
+    key: jax.Array,
+    task: Task,
+) -> tuple[np.ndarray, float]:
+    key_reset, key_memory, key_steps = jax.random.split(key, 3)
+    scene = Scene(policy_params, task, True)
+
+    @jax.jit
+    def episode() -> tuple[jax.Array, jax.Array]:
+        def step(carry: tuple, key: jax.Array):
+            state, obs, memory, alive = carry
+            key_attack, key_action = jax.random.split(key)
+            seen, memory = attack.perturb(params, memory, key_attack, obs, scene, budget)
+            dist = apply(policy_params, seen)
+            action = gaussian.from_noise(dist, jax.random.normal(key_action, (env.action_size,)))
+            new_state, new = env.step(state, action, task)
+            state = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new_state, state)
+            reward = jnp.where(alive, new.reward, 0.0)
+            return (state, new.obs, memory, alive & ~new.terminated), (state.qpos, reward)
+
+        state, obs = env.reset(key_reset, task)
+        carry = (state, obs, attack.reset(key_memory), jnp.array(True))
+        _, (qpos, rewards) = jax.lax.scan(step, carry, jax.random.split(key_steps, env.horizon))
+        return qpos, jnp.sum(rewards)
+
+    qpos, total = episode()
+    return np.asarray(qpos), float(total)

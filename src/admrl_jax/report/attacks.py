@@ -1,0 +1,416 @@
+"""The report of an attack on saved policies: how low the worst attacker took each, and how far to trust it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from admrl_jax.attacks.registry import CLEAN
+from admrl_jax.report.tables import rounded, table
+from admrl_jax.runs.files import write_bytes, write_text
+from admrl_jax.stats import scores
+from admrl_jax.stats.checks import (
+    LEARNED,
+    TRANSFER,
+    UNTRAINED,
+    Check,
+    Score,
+    converged,
+    is_claim_sound,
+    sanity_checks,
+)
+from admrl_jax.stats.intervals import interquartile_mean, t_interval
+
+Row = Mapping[str, Any]
+WORDED_SEEDS = 3
+"""With fewer seeds no interval is given and no comparison worded."""
+CVAR_LEVEL = 0.1
+
+
+class Attacked:
+    """The results of an attack, by victim and radius."""
+
+    def __init__(self, results: Row):
+        self.results = results
+        plan = results["plan"]
+        self.methods: list[str] = list(plan["methods"])
+        self.seeds: list[int] = list(plan["seeds"])
+        self.radii: list[float] = sorted(plan["radii"])
+        self.floor: float = results["floor"]
+        self._tests = {(test["method"], test["seed"], test["radius"]): test for test in results["tests"]}
+
+    def label(self, method: str) -> str:
+        """A method's name for people."""
+        return self.results["methods"][method]["label"]
+
+    def victim(self, method: str, seed: int) -> str:
+        """A victim's name for people."""
+        return f"{self.label(method)}, seed {seed}" if len(self.seeds) > 1 else self.label(method)
+
+    def returns(self, method: str, seed: int, radius: float, name: str = "worst") -> np.ndarray | None:
+        """`[N]` test return of every task; None where it was not measured.
+
+        Args:
+            method: of the victim.
+            seed: of the victim.
+            radius: 0 for the clean return.
+            name: an entry, or `worst`.
+        """
+        test = self._tests[method, seed, radius or self.radii[0]]
+        name = CLEAN if radius == 0 else test["worst"] if name == "worst" else name
+        found = test["returns"].get(name)
+        return None if found is None else np.asarray(found, float)
+
+    def mean(self, method: str, seed: int, radius: float, name: str = "worst") -> float:
+        """Mean test return, tasks of all kinds weighing the same; NaN where it was not measured."""
+        found = self.returns(method, seed, radius, name)
+        if found is None:
+            return float("nan")
+        kinds = self.results["strata"]
+        return float(found.mean() if kinds is None else scores.stratified_mean(found, kinds))
+
+    def error(self, returns: np.ndarray) -> float:
+        """Standard error of the mean over tasks; within kinds of tasks where they come in kinds."""
+        kinds = self.results["strata"]
+        groups = [returns] if kinds is None else [returns[np.asarray(kinds) == k] for k in set(kinds)]
+        variances = [group.var(ddof=1) / len(group) for group in groups if len(group) > 1]
+        return float(np.sqrt(np.sum(variances))) / max(len(groups), 1)
+
+    def rows(self, **where: Any) -> list[Row]:
+        """Entries that match."""
+        return [row for row in self.results["rows"] if all(row[k] == v for k, v in where.items())]
+
+    def is_learned(self, row: Row) -> bool:
+        """Whether an entry's member learns."""
+        return self.results["members"][row["member"]]["kind"] == LEARNED
+
+    def kind(self, row: Row) -> str:
+        """An entry's kind, as the sanity checks count them."""
+        return TRANSFER if row["entry"] == "transferred" else self.results["members"][row["member"]]["kind"]
+
+    def scores(self) -> list[Score]:
+        """What was measured on test tasks, for the sanity checks."""
+        found = []
+        for test in self.results["tests"]:
+            victim = self.victim(test["method"], test["seed"])
+            cell = {name: test[name] for name in ("method", "seed", "radius")}
+            for row in self.rows(**cell):
+                returns = self.returns(*cell.values(), row["entry"])
+                if returns is None:
+                    continue
+                left = self.mean(*cell.values(), row["entry"])
+                found.append(
+                    Score(victim, test["radius"], row["entry"], self.kind(row), left, self.error(returns))
+                )
+        return found
+
+    def checks(self) -> list[Check]:
+        """The sanity checks, and whether the worst learned attacker of each cell had converged."""
+        found = sanity_checks(self.scores())
+        for test in self.results["tests"]:
+            cell = {name: test[name] for name in ("method", "seed", "radius")}
+            learned = [row for row in self.rows(**cell) if self.is_learned(row) and row["effort"]]
+            if not learned:
+                continue
+            worst = min(learned, key=lambda row: row["validation"])
+            victim = self.victim(test["method"], test["seed"])
+            clean = self.mean(test["method"], test["seed"], 0)
+            effort = converged(victim, test["radius"], worst["entry"], worst["effort"], clean=clean)
+            found.append(effort)
+        return found
+
+
+def write_attack_report(folder: Path, results: Row, extras: Iterable[str] = ()) -> Path:
+    """Writes `report.md` and `figures/*.png` of an attack.
+
+    Args:
+        folder: of the results.
+        results: what `results.json` holds.
+        extras: further blocks of Markdown, put at the end.
+    """
+    from admrl_jax.report.attack_figures import draw
+    from admrl_jax.report.figures import png
+
+    attacked = Attacked(results)
+    figures = draw(attacked)
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, (figure, _) in figures.items():
+        write_bytes(folder / "figures" / f"{name}.png", png(figure))
+    captions = {name: caption for name, (_, caption) in figures.items()}
+    path = folder / "report.md"
+    write_text(path, report_text(attacked, captions, extras))
+    return path
+
+
+def report_text(attacked: Attacked, captions: Mapping[str, str], extras: Iterable[str] = ()) -> str:
+    """The report in Markdown, with the figures named in `captions`."""
+    images = {name: f"![{name}](figures/{name}.png)\n\n*{caption}*" for name, caption in captions.items()}
+    checks = attacked.checks()
+    blocks = [
+        _introduction(attacked),
+        "## The lowest return that any attacker left",
+        headline_table(attacked, checks),
+        images.get("radius", ""),
+        "## Sanity checks",
+        _checks_section(checks),
+        "## Every attacker",
+        "Mean return on the validation tasks, on which attackers were chosen. The lowest is bold.",
+        *(_members_section(attacked, radius) for radius in attacked.radii),
+        "## Effort",
+        images.get("effort", ""),
+        effort_table(attacked),
+        _truth_section(attacked),
+        "## Statistics" if len(attacked.seeds) >= WORDED_SEEDS else "",
+        _statistics_section(attacked),
+        images.get("profile", ""),
+        "## Threat cards",
+        cards_table(attacked),
+        *extras,
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _introduction(attacked: Attacked) -> str:
+    results, plan = attacked.results, attacked.results["plan"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    suite = results["suite"]
+    side = {
+        "both": "support and query data",
+        "query": "query data only",
+        "support": "support data only",
+    }[plan["side"]]
+    return (
+        f"# Attack on {results['env']}\n\n"
+        f"Suite `{plan['suite']}`: {len(suite['members'])} attackers against every victim, on {side}. Radii are L2 "
+        f"norms ({results['units']}); attacks of another norm stay inside that ball. Attackers were chosen on "
+        f"{suite['validation_tasks']} tasks, spread evenly, and are reported on {suite['test_tasks']} others, "
+        f"{results['episodes']} episodes each, before and after adaptation. "
+        f"Doing nothing returns {rounded(attacked.floor)}.\n\n"
+        "**A number here is an upper bound: a stronger attacker may yet be found.**\n\n"
+        f"Policies: `{plan['source']}`. Device: {results['device']}; {versions}."
+    )
+
+
+def spread(values: Sequence[float], floor: float | None = None) -> str:
+    """Mean over seeds, with a t interval where there are seeds enough, else all of them."""
+    kept = [value for value in values if np.isfinite(value)]
+    text = rounded(float(np.mean(kept)) if kept else float("nan"), floor)
+    if len(kept) >= WORDED_SEEDS:
+        return text + " [{:.1f}, {:.1f}]".format(*t_interval(kept))
+    return text + (f" ({', '.join(rounded(value) for value in kept)})" if len(kept) > 1 else "")
+
+
+def headline_table(attacked: Attacked, checks: Sequence[Check]) -> str:
+    """Clean return, worst of suite at every radius, references, and whether the checks hold."""
+    body = []
+    for method in attacked.methods:
+        mine = [(method, seed) for seed in attacked.seeds]
+        clean = spread([attacked.mean(*who, 0) for who in mine], attacked.floor)
+        worst = [
+            spread([attacked.mean(*who, radius) for who in mine], attacked.floor) for radius in attacked.radii
+        ]
+        blind = spread([attacked.mean(*who, attacked.radii[0], "blind") for who in mine])
+        unsound = [
+            seed for seed in attacked.seeds if not is_claim_sound(checks, attacked.victim(method, seed))
+        ]
+        words = "hold" if not unsound else "**fail: claim withheld**"
+        if unsound and len(attacked.seeds) > 1:
+            words += f" (seeds {', '.join(map(str, unsound))})"
+        body.append((attacked.label(method), clean, *worst, blind, words))
+    columns = [f"radius {radius:g}" for radius in attacked.radii]
+    header = ["victim", "clean", *columns, "sees only the mean observation", "checks"]
+    note = "Mean over seeds [95 % t interval]; " if len(attacked.seeds) >= WORDED_SEEDS else ""
+    return table(header, body) + f"\n\n{note}↓: below doing nothing."
+
+
+def _checks_section(checks: Sequence[Check]) -> str:
+    failed = [check for check in checks if not check.holds]
+    names = list(dict.fromkeys(check.name for check in checks))
+    body = [
+        (
+            name,
+            str(sum(check.name == name for check in checks)),
+            str(sum(check.name == name for check in failed)),
+        )
+        for name in names
+    ]
+    text = table(["what should hold", "checked", "failed"], body)
+    if not failed:
+        return text + "\n\nAll hold."
+    lines = "\n".join(f"- {check.victim}: not so that {check.name} ({check.detail})" for check in failed)
+    return text + "\n\nFailed, so that nothing is claimed of these victims:\n\n" + lines
+
+
+def _members_section(attacked: Attacked, radius: float) -> str:
+    rows = attacked.rows(radius=radius)
+    entries = list(dict.fromkeys(row["entry"] for row in rows))
+    values = {
+        (entry, method): [
+            row["validation"] for row in rows if (row["entry"], row["method"]) == (entry, method)
+        ]
+        for entry in entries
+        for method in attacked.methods
+    }
+    means = {key: float(np.mean(found)) if found else np.nan for key, found in values.items()}
+    lowest = {
+        method: np.nanmin([means[entry, method] for entry in entries] or [np.nan])
+        for method in attacked.methods
+    }
+
+    def cell(entry: str, method: str) -> str:
+        text = rounded(means[entry, method], digits=1)
+        return f"**{text}**" if means[entry, method] == lowest[method] else text
+
+    body = [(entry, *(cell(entry, method) for method in attacked.methods)) for entry in entries]
+    return f"### Radius {radius:g}\n\n" + table(["attacker", *map(attacked.label, attacked.methods)], body)
+
+
+def effort_table(attacked: Attacked) -> str:
+    """What each learned attacker cost, and in how many cells it was flat at its end."""
+    body = []
+    for member, card in attacked.results["members"].items():
+        rows = [row for row in attacked.rows(entry=member) if row["effort"]]
+        if card["kind"] != LEARNED or not rows:
+            continue
+        flat = sum(
+            converged("", 0, member, row["effort"], clean=attacked.mean(row["method"], row["seed"], 0)).holds
+            for row in rows
+        )
+        seconds = np.median([row["seconds"] for row in rows])
+        steps = np.median([row["env_steps"] for row in rows])
+        updates = np.median([len(row["effort"]) for row in rows])
+        words = "all" if flat == len(rows) else f"{flat} of {len(rows)}"
+        body.append((member, f"{updates:g}", f"{seconds:.0f}", f"{steps:,.0f}", words))
+    return table(["attacker", "updates", "seconds", "control steps", "cells in which it was flat"], body)
+
+
+def _truth_section(attacked: Attacked) -> str:
+    """How near the suite comes to the strongest attack, where that is known."""
+    body = []
+    for method in attacked.methods:
+        for radius in attacked.radii:
+            mine = [(method, seed) for seed in attacked.seeds]
+            truth = [attacked.mean(*who, radius, "truth") for who in mine]
+            if not np.all(np.isfinite(truth)):
+                continue
+            worst, clean = ([attacked.mean(*who, r) for who in mine] for r in (radius, 0))
+            untrained = [attacked.mean(*who, radius, _best_untrained(attacked, *who, radius)) for who in mine]
+            shares = [100 * (c - w) / max(c - t, 1e-9) for c, w, t in zip(clean, worst, truth, strict=True)]
+            body.append(
+                (
+                    attacked.label(method),
+                    f"{radius:g}",
+                    spread(clean),
+                    spread(untrained),
+                    spread(worst),
+                    spread(truth),
+                    f"{np.mean(shares):.0f} %",
+                )
+            )
+    if not body:
+        return ""
+    header = [
+        "victim",
+        "radius",
+        "clean",
+        "best untrained",
+        "worst of suite",
+        "planned attack",
+        "share of its drop",
+    ]
+    return (
+        "## Optimality gap\n\nThe planned attack is found by dynamic programming over positions, for every adapted "
+        "policy; what it leaves is near the least that any attack can.\n\n" + table(header, body, 2)
+    )
+
+
+def _best_untrained(attacked: Attacked, method: str, seed: int, radius: float) -> str:
+    rows = [
+        row
+        for row in attacked.rows(method=method, seed=seed, radius=radius)
+        if not attacked.is_learned(row) and row["entry"] != "transferred"
+    ]
+    return min(rows, key=lambda row: row["validation"])["entry"] if rows else UNTRAINED
+
+
+def _statistics_section(attacked: Attacked) -> str:
+    """Aggregates over seeds and tasks, and paired differences from the first method."""
+    if len(attacked.seeds) < WORDED_SEEDS:
+        return ""
+    body = []
+    for radius in attacked.radii:
+        for method in attacked.methods:
+            all_tasks = _matrix(attacked, method, radius)
+            share = "-"
+            clean = np.mean([attacked.mean(attacked.methods[0], seed, 0) for seed in attacked.seeds])
+            if clean > attacked.floor:
+                normal = scores.floor_normalised(all_tasks.mean(axis=1), attacked.floor, clean)
+                share = spread(normal.tolist())
+            body.append(
+                (
+                    f"{radius:g}",
+                    attacked.label(method),
+                    rounded(interquartile_mean(all_tasks)),
+                    rounded(scores.cvar(all_tasks, CVAR_LEVEL)),
+                    share,
+                )
+            )
+    header = ["radius", "victim", "interquartile mean", "mean of the worst tenth", "floor-normalised"]
+    blocks = [
+        "Over seeds and test tasks, under the worst of the suite. Floor-normalised: 0 is doing nothing, 1 the clean "
+        f"return of {attacked.label(attacked.methods[0])}.",
+        table(header, body, 2),
+    ]
+    if len(attacked.methods) > 1:
+        blocks.append(_differences(attacked))
+    return "\n\n".join(blocks)
+
+
+def _differences(attacked: Attacked) -> str:
+    """Every method minus the first, paired by seed, with p values adjusted for their number."""
+    first, found = attacked.methods[0], []
+    for radius in (0.0, *attacked.radii):
+        for method in attacked.methods[1:]:
+            mine, theirs = (
+                [attacked.mean(name, seed, radius) for seed in attacked.seeds] for name in (method, first)
+            )
+            chance = scores.probability_of_improvement(
+                _matrix(attacked, method, radius), _matrix(attacked, first, radius)
+            )
+            found.append((radius, method, scores.paired_interval(mine, theirs), chance))
+    adjusted = scores.holm([difference.p_value for _, _, difference, _ in found])
+    body = [
+        (
+            f"{radius:g}" if radius else "clean",
+            attacked.label(method),
+            rounded(difference.mean),
+            f"[{difference.low:.2f}, {difference.high:.2f}]",
+            f"{p:.3f}",
+            rounded(chance),
+        )
+        for (radius, method, difference, chance), p in zip(found, adjusted, strict=True)
+    ]
+    header = ["radius", "victim", "mean", "95 % t interval", "p (Holm)", "probability of improvement"]
+    title = f"### Minus {attacked.label(first)}, paired by seed"
+    return f"{title}\n\n" + table(header, body, 2)
+
+
+def _matrix(attacked: Attacked, method: str, radius: float) -> np.ndarray:
+    """`[S, N]` test returns under the worst."""
+    return np.stack([np.asarray(attacked.returns(method, seed, radius)) for seed in attacked.seeds])
+
+
+def cards_table(attacked: Attacked) -> str:
+    """Threat model and effort of every member."""
+    suite = {member["name"]: member for member in attacked.results["suite"]["members"]}
+    body = []
+    for name, card in attacked.results["members"].items():
+        member = suite[name]
+        effort = "-"
+        if card["kind"] == LEARNED:
+            trial = f"{member['trial_updates']} trial, then " if member["trial_updates"] else ""
+            effort = f"{member['starts']} starts, {trial}up to {member['updates']} updates"
+        settings = ", ".join(f"{key}={value}" for key, value in member["settings"]) or "-"
+        body.append((name, card["label"], card["norm"], card["knowledge"], settings, effort))
+    return table(["name", "attack", "norm", "knows", "settings", "effort"], body, 6)
