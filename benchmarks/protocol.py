@@ -11,7 +11,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -136,12 +136,19 @@ def stage_work(session: Session, stage: str, of: str, runs: int, steps: int, ste
     lanes = session.devices.place(lanes)
     count = jax.tree.leaves(lanes)[0].shape[0]
 
-    def take(programs: LanePrograms) -> list[Any]:
-        blocks = zip(*(split(x, programs.at_once) for x in lanes), strict=True)
+    def take(programs: LanePrograms, blocks: Iterable[tuple[Any, ...]]) -> list[Any]:
         return [step(programs, state, fixed[0] if fixed else ()) for state, *fixed in blocks]
 
-    programs = choose_lanes(session.programs, count, take, session.config.lanes)
-    return Work(stage, of, runs, steps, count, programs.at_once, lambda: take(programs))
+    def split_lanes(at_once: int) -> list[tuple[Any, ...]]:
+        return list(zip(*(split(x, at_once) for x in lanes), strict=True))
+
+    def run_first(programs: LanePrograms) -> None:
+        take(programs, split_lanes(programs.at_once))
+
+    programs = choose_lanes(session.programs, count, run_first, session.config.lanes)
+    # A run splits once, not at every step.
+    blocks = split_lanes(programs.at_once)
+    return Work(stage, of, runs, steps, count, programs.at_once, lambda: take(programs, blocks))
 
 
 def training_work(session: Session, method: str, bases: dict[str, Pretrained]) -> Iterator[Work]:
