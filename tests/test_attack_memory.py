@@ -26,7 +26,7 @@ FAR, NEAR = jnp.array([9.0, 9.0]), jnp.array([0.25, 0.25])
 FREE = make_threat(label="", norm="none", strength="", knowledge="none")
 
 
-def count(params, memory, key, obs, policy_params, budget):
+def count(params, memory, key, obs, scene, budget):
     """Adds the number of the step, and remembers the next."""
     return obs + memory, memory + 1
 
@@ -63,7 +63,7 @@ def test_memory_stands_still_once_an_episode_has_ended() -> None:
 
 
 def test_every_episode_is_reset_with_a_key_of_its_own() -> None:
-    hold = lambda params, memory, key, obs, policy_params, budget: (obs + memory, memory)  # noqa: E731
+    hold = lambda params, memory, key, obs, scene, budget: (obs + memory, memory)  # noqa: E731
     taken = episodes(Attack(lambda key: (), jax.random.uniform, hold, FREE))
     shift = np.asarray(taken.perturbed_obs - taken.obs)[..., 0]
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1], shift.shape), atol=1e-6)

@@ -67,8 +67,8 @@ def test_sound_numbers_pass_and_chance_is_forgiven() -> None:
 
 def test_effort_is_flat_or_not() -> None:
     # From 300 to 100; the last two of six updates bring 4 of 200.
-    flat = converged("maml", "fit", [250, 150, 120, 104, 101, 100], clean=300)
+    flat = converged("maml", 0.8, "fit", [250, 150, 120, 104, 101, 100], clean=300)
     assert flat.holds and flat.name == CONVERGED and "2 %" in flat.detail
-    assert not converged("maml", "fit", [300, 290, 280, 260, 240, 200], clean=300).holds
+    assert not converged("maml", 0.8, "fit", [300, 290, 280, 260, 240, 200], clean=300).holds
     # A lower batch by chance does not count twice: the lowest so far is compared.
-    assert converged("maml", "fit", [100, 250, 120, 104, 101, 180], clean=300).holds
+    assert converged("maml", 0.8, "fit", [100, 250, 120, 104, 101, 180], clean=300).holds

@@ -175,7 +175,7 @@ def attack_step(
 
 
 class AttackerTraining:
-    """Trains attackers of victims that share a setup; what is compiled serves all victims, radii and starts."""
+    """Trains attackers of victims that share a setup; its programs serve all victims, radii and starts."""
 
     def __init__(
         self,

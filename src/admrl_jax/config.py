@@ -89,7 +89,8 @@ else:
     )
 
 PART_GROUPS = ("learners", "defences", "attacks")
-"""Settings of parts. A saved config may lack parts that are newer than it; it did not use them."""
+"""Settings of parts. A saved config may lack parts and settings that are newer than it; the default of a new
+setting is what its part did before."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from admrl_jax.training import Setup
 
 BLIND = "blind"
 """Name of the reference that sees the mean observation only."""
-MIN_UPDATES = 6
+MIN_UPDATES = 8
 """Training is not found to be flat before."""
 
 
@@ -320,7 +320,7 @@ class SuiteRunner:
     def judge(
         self, case: Case, member: str, candidates: Sequence[Params], tasks: Task, key: jax.Array
     ) -> np.ndarray:
-        """Query returns `[C, N, K]` that attackers of one member leave, all on the same tasks and episodes."""
+        """Query returns `[C, N, K]` that attackers of one member leave, on the same tasks and episodes."""
         if member not in self._programs:
             self._programs[member] = self.lanes.compile(self._judge_one(member))
         count, together = jax.tree.leaves(tasks)[0].shape[0], self.suite.tasks_together
@@ -451,39 +451,65 @@ def untrained(*attacks: str) -> tuple[Member, ...]:
     return tuple(Member(name=name, attack=name) for name in attacks)
 
 
-FITS = ("fit query", "fit both", "fit adaptation")
-"""Members that are fitted offline; all read the task."""
+OFFLINE = ("fit query", "fit both", "fit adaptation")
+"""Generators that are fitted to turn actions against themselves on clean episodes; all read the task."""
+UNDER_ATTACK = "fit under attack"
+"""The same on episodes under attack, through the adaptation."""
+PLAIN = "plain fit under attack"
+"""That one without the task, as adGAN's generator."""
+WITH_SUPPORT = ("both", "support")
 
 
 def offline_fits(starts: int, steps: int, updates: int) -> tuple[Member, ...]:
-    """Counter-action fits on query states, on support states too, and through the adaptation."""
-    kinds = (("query", tuple(SIDES)), ("both", ("both", "support")), ("adaptation", ("both", "support")))
+    """Counter-action fits on clean episodes: of query states, of support states too, through the adaptation."""
+    settings = (
+        (("through", "query"),),
+        (("through", "both"),),
+        (("through", "adaptation"), ("num_samples", 1000), ("learning_rate", 1e-2)),
+    )
     return tuple(
         Member(
             name=name,
             attack="counter_action",
-            settings=(("through", through), ("knows_task", True), ("num_steps", steps)),
+            settings=(*mine, ("knows_task", True), ("num_steps", steps)),
             starts=starts,
             trial_updates=1,
-            kept=4,
             updates=updates,
-            sides=sides,
+            sides=tuple(SIDES) if name == OFFLINE[0] else WITH_SUPPORT,
         )
-        for name, (through, sides) in zip(FITS, kinds, strict=True)
+        for name, mine in zip(OFFLINE, settings, strict=True)
+    )
+
+
+def fits_under_attack(starts: int, steps: int, updates: int) -> tuple[Member, ...]:
+    """Counter-action fits through the adaptation on episodes under attack, with and without the task."""
+    return tuple(
+        Member(
+            name=name,
+            attack="counter_action",
+            settings=(
+                ("through", "adaptation"),
+                ("under_attack", True),
+                ("num_samples", 1000),
+                ("learning_rate", 1e-2),
+                ("num_steps", steps),
+                ("knows_task", name == UNDER_ATTACK),
+            ),
+            starts=starts,
+            updates=updates,
+        )
+        for name in (UNDER_ATTACK, PLAIN)
     )
 
 
 def generators(starts: int, updates: int) -> tuple[Member, ...]:
-    """Generators trained on the return, which go on from the fits: through the adaptation, or after it only."""
+    """Generators trained on the return that go on from the fits: through the adaptation, or after it only."""
     common = {"attack": "pipeline", "starts": starts, "updates": updates}
+    earlier = (*OFFLINE, UNDER_ATTACK)
     return (
-        Member(name="pipeline", goes_on_from=FITS, sides=("both", "support"), **common),
+        Member(name="pipeline", goes_on_from=earlier, sides=WITH_SUPPORT, **common),
         Member(
-            name="generator",
-            settings=(("side", "query"),),
-            goes_on_from=FITS[:1],
-            sides=("query",),
-            **common,
+            name="generator", settings=(("side", "query"),), goes_on_from=earlier, sides=("query",), **common
         ),
     )
 
@@ -498,9 +524,9 @@ GRADIENT = (
 )
 QUICK = Suite(
     members=(
-        *untrained("l2_noise", "fgsm", "pgd", "pgd_counter"),
-        *offline_fits(6, 100, 2),
-        *generators(2, 4),
+        *untrained("l2_noise", "sensor_bias", "fgsm", "pgd", "pgd_counter"),
+        *fits_under_attack(2, 40, 6)[:1],
+        Member(name="black box", attack="black_box", updates=12),
     ),
     num_tasks=4,
     validation_tasks=8,
@@ -512,13 +538,15 @@ STANDARD = Suite(
         *GRADIENT,
         Member(name="snoop", attack="snoop", starts=2),
         Member(name="critic", attack="critic", starts=2),
-        *offline_fits(16, 100, 6),
+        *offline_fits(8, 60, 3),
+        *fits_under_attack(6, 40, 14),
         Member(name="black box", attack="black_box", updates=24),
-        Member(name="adgan", attack="adgan", starts=2, updates=15),
-        Member(name="actor", attack="actor", starts=2, updates=15),
-        Member(name="director", attack="director", starts=2, updates=12),
-        *generators(4, 15),
+        Member(name="adgan", attack="adgan", starts=2, updates=10, goes_on_from=(PLAIN,)),
+        Member(name="actor", attack="actor", starts=2, updates=10),
+        Member(name="director", attack="director", starts=2, updates=10),
+        *generators(2, 10),
     ),
+    num_tasks=6,
 )
 CLAIM = dataclasses.replace(
     STANDARD,
@@ -529,9 +557,7 @@ CLAIM = dataclasses.replace(
             else member
             for member in STANDARD.members
         ),
-        Member(
-            name="adgan, all radii", attack="adgan", settings=(("all_radii", True),), starts=6, updates=30
-        ),
+        Member(name="adgan, all radii", attack="adgan_all_radii", starts=6, updates=30),
     ),
     validation_tasks=20,
     test_tasks=100,

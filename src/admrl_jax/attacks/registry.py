@@ -37,6 +37,7 @@ ATTACKS: dict[str, AttackSpec] = {
         snoop.SPEC,
         adgan.SPEC,
         adgan.SPEC_NO_GAN,
+        adgan.SPEC_ALL_RADII,
         actor.SPEC,
         director.SPEC,
         pipeline.SPEC,

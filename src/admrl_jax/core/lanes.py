@@ -4,16 +4,22 @@ A CPU computes one run at a time on each of its devices, which keeps products of
 one program for any number of runs. An accelerator computes them all together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 AXIS = "lanes"
 """Name of the mesh axis over runs."""
+
+
+def lane_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh over devices, for `Lanes`."""
+    # Arrays move to where their runs are by themselves.
+    return jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(AxisType.Auto,))
 
 
 class Lanes(NamedTuple):
@@ -21,7 +27,7 @@ class Lanes(NamedTuple):
 
     Attributes:
         at_once: runs computed together on each device; 0 takes all.
-        mesh: of the one axis `AXIS`; None where there is one device.
+        mesh: of `lane_mesh`; None where there is one device.
     """
 
     at_once: int = 1
@@ -60,6 +66,8 @@ class Lanes(NamedTuple):
                 # The last block is filled up with the last run.
                 chosen = np.minimum(np.arange(start, start + size), count - 1)
                 blocks.append(program(_take(mine, chosen, count), shared))
+            if self.mesh is not None:
+                blocks = [_to_host(block) for block in blocks]
             return jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *blocks)
 
         return run
@@ -69,6 +77,17 @@ class Lanes(NamedTuple):
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, shared)
         return jax.device_put(shared, jax.sharding.NamedSharding(self.mesh, PartitionSpec()))
+
+
+def _to_host(tree: Any) -> Any:
+    """Arrays of one device. Joining spread ones would make devices wait for each other in no fixed order."""
+
+    def fetch(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(fetch(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return jnp.asarray(np.asarray(x))
+
+    return jax.tree.map(fetch, jax.block_until_ready(tree))
 
 
 def _take(tree: Any, chosen: np.ndarray, count: int) -> Any:

@@ -160,14 +160,14 @@ def from_plain(cls: Any, tree: dict[str, Any], prefix: str = "", *, may_miss: tu
         cls: the dataclass.
         tree: its settings.
         prefix: of names in messages.
-        may_miss: dotted names of groups whose missing members take their defaults.
+        may_miss: names of groups in which whatever is missing takes its default.
 
     Raises:
         ConfigError: settings are unknown or missing.
     """
     hints = get_type_hints(cls)
     names = {item.name for item in dataclasses.fields(cls)}
-    odd = set(tree) - names if prefix.removesuffix(".") in may_miss else names ^ set(tree)
+    odd = set(tree) - names if prefix.split(".")[0] in may_miss else names ^ set(tree)
     if odd:
         raise ConfigError(
             "config: unknown or missing settings: " + ", ".join(prefix + name for name in sorted(odd))

@@ -55,8 +55,8 @@ class Arguments:
 def attack_main(module: str, summary: str, argv: Sequence[str] | None = None) -> int:
     """Attacks saved policies; returns the exit code.
 
-    0: done. 2: something is not accepted, or the disk cannot be written. 130, 143: stopped by SIGINT, SIGTERM;
-    what was finished is saved.
+    0: done. 2: something is not accepted, or the disk cannot be written. 130, 143: stopped by SIGINT,
+    SIGTERM; what was finished is saved.
 
     Args:
         module: name of the module, for messages.

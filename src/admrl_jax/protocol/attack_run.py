@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from admrl_jax.attacking import SIDES
-from admrl_jax.attacks.registry import ATTACKS, CLEAN, attack_spec
+from admrl_jax.attacks.registry import CLEAN, attack_spec
 from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.config import UNITS
 from admrl_jax.core.lanes import Lanes
@@ -48,6 +48,8 @@ TRANSFERRED, REFINED = "transferred", "refined"
 """Entries of a cell beside its members: the best attacker that was found elsewhere, and what came of it."""
 KEY = 2**31 - 3
 """Folded into the attack's seed: no policy was trained with the keys that follow."""
+UNKNOWN_METHOD = {"colour": "#777777"}
+"""What a report says of a policy that is no method's, such as the pre-trained one."""
 BEST_OF_OTHERS = 3
 """Attackers of every other cell that are tried on a victim."""
 
@@ -138,9 +140,7 @@ def make_plan(
     radii = tuple(sorted(set(radii))) or trained.config.eval.strengths
     for radius in radii:
         if not (np.isfinite(radius) and radius > 0):
-            raise ConfigError(
-                f"radii: {radius!r} is not accepted; accepted: numbers above 0, in {UNITS_WORDS}"
-            )
+            raise ConfigError(f"radii: {radius!r} is not accepted; accepted: numbers above 0")
     return AttackPlan(
         source=str(source),
         suite=suite,
@@ -151,9 +151,6 @@ def make_plan(
         side=side,
         seed=seed,
     )
-
-
-UNITS_WORDS = "the units of --units"
 
 
 class Victims(NamedTuple):
@@ -209,9 +206,17 @@ def setup_of(trained: Trained) -> Setup:
 class CellFile:
     """What has been found in a cell, on disk."""
 
-    def __init__(self, folder: Path, cell: Cell, runner: SuiteRunner):
+    def __init__(self, folder: Path, cell: Cell, runner: SuiteRunner, plan: str):
+        """Reads what is there.
+
+        Args:
+            folder: of the attack.
+            cell: the cell.
+            runner: of its victim.
+            plan: all cells, in words. What depends on the others is dropped where they were other ones.
+        """
         self.path = folder / "cells" / f"{cell.stem}.npz"
-        self._runner = runner
+        self._runner, self._plan = runner, plan
         self.results: dict[str, MemberResult] = {}
         self.tests: dict[str, np.ndarray] = {}
         if is_whole(self.path):
@@ -229,6 +234,7 @@ class CellFile:
 
     def _write(self) -> None:
         arrays: dict[str, np.ndarray] = {f"test/{name}": x for name, x in self.tests.items()}
+        arrays["plan"] = np.array(self._plan)
         for entry, result in self.results.items():
             best, at = result.best, f"entry/{entry}/"
             arrays |= flatten_params(best.params, f"{at}params/")
@@ -243,12 +249,13 @@ class CellFile:
         write_arrays(self.path, **arrays)
 
     def _read(self) -> None:
-        arrays = read_arrays(self.path)
+        arrays = read_arrays(self.path, "plan")
+        is_same = str(arrays.pop("plan")) == self._plan
         for name, x in arrays.items():
             kind, entry, *rest = name.split("/")
-            if kind == "test":
+            if kind == "test" and is_same:
                 self.tests[entry] = x
-            elif rest == ["words"]:
+            elif rest == ["words"] and (is_same or entry not in (TRANSFERRED, REFINED)):
                 self.results[entry] = self._read_entry(arrays, f"entry/{entry}/")
 
     def _read_entry(self, arrays: Mapping[str, np.ndarray], at: str) -> MemberResult:
@@ -286,7 +293,8 @@ class AttackRun:
 
     def file(self, cell: Cell) -> CellFile:
         """What has been found in a cell."""
-        return CellFile(self.folder, cell, self.victims[cell.method].runner)
+        cells = json.dumps([self.plan.methods, self.plan.seeds, self.plan.radii])
+        return CellFile(self.folder, cell, self.victims[cell.method].runner, cells)
 
     def run(self) -> dict[str, Any]:
         """Runs what is not done yet; returns the results, which are in `results.json` too.
@@ -472,7 +480,7 @@ def kind_of(entry: str, result: MemberResult, runner: SuiteRunner) -> str:
 
 
 def worst_entries(results: Mapping[str, MemberResult]) -> dict[str, str]:
-    """The entry with the lowest validation return: of all, of those found here, found elsewhere, untrained."""
+    """The entry with the lowest validation return of all, and of each kind."""
     learned = {entry for entry, result in results.items() if len(result.effort)}
     groups = {
         "worst": list(results),
@@ -513,27 +521,33 @@ def _card(member: Member, runner: SuiteRunner) -> dict[str, Any]:
     kind = LEARNED if is_learned else NOISE if threat.knowledge == "none" else UNTRAINED
     return {
         "attack": member.attack,
-        "colour": ATTACKS[member.attack].colour,
+        "colour": spec.colour,
         "kind": kind,
         **threat._asdict(),
     }
 
 
+MAY_GROW = ("methods", "seeds", "radii")
+"""What an attack may be given more of: what is there is kept."""
+
+
 def claim(folder: Path, plan: AttackPlan) -> None:
-    """Writes the plan of a new run, or refuses a folder that holds another.
+    """Writes the plan of an attack, or refuses a folder that holds another.
 
     Raises:
         RunError: it does, or cannot be written.
     """
-    path, said = folder / "plan.json", json.dumps(asdict(plan), indent=1) + "\n"
+    path, wanted = folder / "plan.json", asdict(plan)
     try:
         if path.exists():
-            if path.read_text() != said:
-                raise RunError(f"out: {folder} holds another attack; name another --out")
-            return
-        if folder.exists() and any(folder.iterdir()):
+            found = json.loads(path.read_text())
+            odd = [name for name in wanted if name not in MAY_GROW and found.get(name) != wanted[name]]
+            if odd:
+                words = ", ".join(f"{name}: {found.get(name)} -> {wanted[name]}" for name in odd)
+                raise RunError(f"out: {folder} holds another attack ({words}); name another --out")
+        elif folder.exists() and any(folder.iterdir()):
             raise RunError(f"out: {folder} is not empty and holds no attack; name another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, said)
-    except OSError as error:
-        raise RunError(f"out: {folder} cannot be written ({error.strerror})") from error
+        write_text(path, json.dumps(wanted, indent=1) + "\n")
+    except (OSError, ValueError) as error:
+        raise RunError(f"out: {folder} cannot be written or read ({error})") from error

@@ -18,8 +18,8 @@ def draw(attacked: Attacked) -> dict[str, tuple[Figure, str]]:
     figures = {
         "radius": (
             _radius_figure(attacked),
-            "Return on test tasks under the worst attacker of the suite. Points: seeds; bars: 95 % t interval "
-            f"(from {WORDED_SEEDS} seeds up). Dotted: the victim sees only the mean observation.",
+            "Return on test tasks under the worst attacker of the suite. Points: seeds; bars: 95 % t "
+            f"interval (from {WORDED_SEEDS} seeds up). Dotted: the victim sees only the mean observation.",
         )
     }
     learned = [name for name, card in attacked.results["members"].items() if card["kind"] == LEARNED]
@@ -27,8 +27,8 @@ def draw(attacked: Attacked) -> dict[str, tuple[Figure, str]]:
     if learned:
         figures["effort"] = (
             _effort_figure(attacked, learned),
-            f"Lowest return so far against updates at radius {attacked.radii[-1]:g}, one panel per attacker that "
-            "learns, one line per victim. A line that still falls at its right end says: not converged.",
+            f"Lowest return so far against updates at radius {attacked.radii[-1]:g}, one panel per attacker "
+            "that learns, one line per victim. A line that still falls at its right end says: not converged.",
         )
     if len(attacked.seeds) >= WORDED_SEEDS:
         figures["profile"] = (

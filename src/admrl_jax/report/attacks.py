@@ -1,4 +1,4 @@
-"""The report of an attack on saved policies: how low the worst attacker took each, and how far to trust it."""
+"""The report of an attack on saved policies: how low each was taken, and how far to trust the number."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -182,10 +182,10 @@ def _introduction(attacked: Attacked) -> str:
     }[plan["side"]]
     return (
         f"# Attack on {results['env']}\n\n"
-        f"Suite `{plan['suite']}`: {len(suite['members'])} attackers against every victim, on {side}. Radii are L2 "
-        f"norms ({results['units']}); attacks of another norm stay inside that ball. Attackers were chosen on "
-        f"{suite['validation_tasks']} tasks, spread evenly, and are reported on {suite['test_tasks']} others, "
-        f"{results['episodes']} episodes each, before and after adaptation. "
+        f"Suite `{plan['suite']}`: {len(suite['members'])} attackers against every victim, on {side}. Radii "
+        f"are L2 norms ({results['units']}); attacks of another norm stay inside that ball. Attackers were "
+        f"chosen on {suite['validation_tasks']} tasks, spread evenly, and are reported on "
+        f"{suite['test_tasks']} others, {results['episodes']} episodes each, before and after adaptation. "
         f"Doing nothing returns {rounded(attacked.floor)}.\n\n"
         "**A number here is an upper bound: a stronger attacker may yet be found.**\n\n"
         f"Policies: `{plan['source']}`. Device: {results['device']}; {versions}."
@@ -320,8 +320,8 @@ def _truth_section(attacked: Attacked) -> str:
         "share of its drop",
     ]
     return (
-        "## Optimality gap\n\nThe planned attack is found by dynamic programming over positions, for every adapted "
-        "policy; what it leaves is near the least that any attack can.\n\n" + table(header, body, 2)
+        "## Optimality gap\n\nThe planned attack is found by dynamic programming over positions, for every "
+        "adapted policy; what it leaves is near the least that any attack can.\n\n" + table(header, body, 2)
     )
 
 
@@ -358,8 +358,8 @@ def _statistics_section(attacked: Attacked) -> str:
             )
     header = ["radius", "victim", "interquartile mean", "mean of the worst tenth", "floor-normalised"]
     blocks = [
-        "Over seeds and test tasks, under the worst of the suite. Floor-normalised: 0 is doing nothing, 1 the clean "
-        f"return of {attacked.label(attacked.methods[0])}.",
+        "Over seeds and test tasks, under the worst of the suite. Floor-normalised: 0 is doing nothing, 1 "
+        f"the clean return of {attacked.label(attacked.methods[0])}.",
         table(header, body, 2),
     ]
     if len(attacked.methods) > 1:

@@ -62,7 +62,7 @@ def geoms_at(model: Any, qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
     shown = [g for g in range(model.ngeom) if model.geom_type[g] in round_geoms and model.geom_bodyid[g] > 0]
     along = data.geom_xmat.reshape(-1, 3, 3)[shown, :, 2]
-    is_sphere = model.geom_type[shown] == mujoco.mjtGeom.mjGEOM_SPHERE
+    is_sphere = model.geom_type[shown] == int(mujoco.mjtGeom.mjGEOM_SPHERE)
     half = np.where(is_sphere, 0.0, model.geom_size[shown, 1])[:, None] * along
     centre = data.geom_xpos[shown]
     return np.stack([centre - half, centre + half], axis=1), model.geom_size[shown, 0]

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from admrl_jax.core.lanes import AXIS as LANES
-from admrl_jax.core.lanes import Lanes
+from admrl_jax.core.lanes import Lanes, lane_mesh
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.task_axis import TaskAxis
 
@@ -107,8 +106,7 @@ def make_lanes(num_devices: int = 0) -> Lanes:
     """
     is_cpu = jax.default_backend() == "cpu"
     count = num_devices or (min(jax.device_count(), CPU_DEVICES) if is_cpu else jax.device_count())
-    mesh = None if count == 1 else jax.make_mesh((count,), (LANES,), devices=jax.devices()[:count])
-    return Lanes(int(is_cpu), mesh)
+    return Lanes(int(is_cpu), None if count == 1 else lane_mesh(jax.devices()[:count]))
 
 
 class Devices:

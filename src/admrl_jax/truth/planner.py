@@ -15,7 +15,7 @@ from admrl_jax.training import Setup
 from admrl_jax.truth.navigation import planned_returns
 
 Planner = Callable[[Params, jax.Array, Task, Budget, Setup], jax.Array]
-"""`(meta_params, key, tasks, budget, setup) -> returns [N, K]` under the strongest attack on the adapted policy."""
+"""`(meta_params, key, tasks, budget, setup) -> returns [N, K]` under the planned attack."""
 
 
 def planner_for(env: Env) -> Planner | None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Attack, AttackSpec, Scene, Victim, memoryless
+from admrl_jax.attacks.base import Attack, AttackSpec, Scene, Victim
 from admrl_jax.attacks.generator import add_projected
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, Units, make_threat
@@ -35,8 +35,8 @@ class AffineParams(NamedTuple):
     """Parameters of the attack.
 
     Attributes:
-        weights: `[2, 2, O]`: before and after adaptation, a gain on each number of the standardised
-            observation, and a bias.
+        weights: `[2, 3, O]`: before and after adaptation, a gain on each number of the standardised
+            observation, a bias, and the spread of a bias that is drawn anew for every episode.
         inputs: units in which observations are read.
     """
 
@@ -48,9 +48,9 @@ class SearchState(NamedTuple):
     """What the search carries.
 
     Attributes:
-        mean: `[2, 2, O]` of the candidates.
+        mean: `[2, 3, O]` of the candidates.
         std: likewise.
-        candidates: `[P, 2, 2, O]` of this generation.
+        candidates: `[P, 2, 3, O]` of this generation.
         returns: `[P]` that they left.
         number: `[]` of the candidate under test.
         inputs: units in which observations are read.
@@ -65,23 +65,41 @@ class SearchState(NamedTuple):
 
 
 def affine_attack(victim: Victim) -> Attack:
-    """Adds `gain * x + bias` of the standardised observation, in radii, projected onto the ball."""
+    """Adds `gain * x + bias + spread * z` in radii, `x` standardised, `z` normal per episode, projected."""
 
     def perturb(
-        params: AffineParams, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget
-    ) -> jax.Array:
-        gain, bias = params.weights[jnp.asarray(scene.is_query, int)]
-        return add_projected(budget.radius * (gain * params.inputs.apply(obs) + bias), obs, budget)
+        params: AffineParams,
+        memory: jax.Array,
+        key: jax.Array,
+        obs: jax.Array,
+        scene: Scene,
+        budget: Budget,
+    ) -> tuple[jax.Array, jax.Array]:
+        gain, bias, spread = params.weights[jnp.asarray(scene.is_query, int)]
+        raw = gain * params.inputs.apply(obs) + bias + spread * memory
+        return add_projected(budget.radius * raw, obs, budget), memory
+
+    def reset(key: jax.Array) -> jax.Array:
+        return jax.random.normal(key, (victim.obs_size,))
 
     def init(key: jax.Array) -> AffineParams:
-        return AffineParams(jax.random.normal(key, (2, 2, victim.obs_size)), Units())
+        return AffineParams(jax.random.normal(key, (2, 3, victim.obs_size)), Units())
 
-    return memoryless(perturb, THREAT, init)
+    return Attack(init, reset, perturb, THREAT)
+
+
+def first_guesses(obs_size: int) -> jax.Array:
+    """Candidates `[4, 2, 3, O]` that people would try: shrink, stretch, and biases per episode."""
+    ones, none = jnp.ones(obs_size), jnp.zeros(obs_size)
+    shrink, stretch = jnp.stack([-ones, none, none]), jnp.stack([ones, none, none])
+    per_episode, nothing = jnp.stack([none, none, 3 * ones]), jnp.zeros((3, obs_size))
+    pairs = ((shrink, shrink), (stretch, stretch), (per_episode, per_episode), (per_episode, nothing))
+    return jnp.stack([jnp.stack(pair) for pair in pairs])
 
 
 def make_black_box(config: BlackBoxConfig, victim: Victim) -> AttackTrainer:
-    """Cross-entropy method (de Boer et al. 2005): the next generation is drawn around the best of the last."""
-    shape, population = (2, 2, victim.obs_size), config.population
+    """Cross-entropy method (de Boer et al. 2005): a generation is drawn around the best of the last."""
+    shape, population = (2, 3, victim.obs_size), config.population
     elite = max(1, round(config.elite_share * population))
 
     def draw(key: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
@@ -91,9 +109,8 @@ def make_black_box(config: BlackBoxConfig, victim: Victim) -> AttackTrainer:
         mean, std = jnp.zeros(shape), jnp.full(shape, config.init_std)
         if start_from is not None:
             mean, inputs = start_from
-        candidates = draw(key, mean, std)
-        if start_from is not None:
-            candidates = candidates.at[0].set(mean)
+        first = first_guesses(victim.obs_size) if start_from is None else mean[None]
+        candidates = jnp.concatenate([first, draw(key, mean, std)])[:population]
         return SearchState(
             mean, std, candidates, jnp.full((population,), jnp.inf), jnp.zeros((), int), inputs
         )

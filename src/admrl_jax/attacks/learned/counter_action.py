@@ -37,6 +37,10 @@ class CounterActionConfig:
     through: Annotated[str, one_of(*FITS)] = "query"
     """query: states of query episodes under the adapted policy. both: also states of support episodes, under
     the policy before it adapts. adaptation: also how the policy adapts to perturbed support data."""
+    under_attack: bool = False
+    """Episodes are collected under the attack as it is, and the action meant is that of the policy that
+    the same support data would make if it were seen as it is. Else they are clean, and none are needed
+    for an attack that is not there yet."""
     knows_task: bool = False
     """The generator also reads the task and whether the policy has adapted."""
     action_limit: Annotated[float, POSITIVE] = 1e6
@@ -51,7 +55,7 @@ class CounterActionState(NamedTuple):
 
 
 def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTrainer:
-    """Minimises `clip(mu(x + G(x))) . clip(mu(x))` on clean episodes, under the policies that acted there.
+    """Minimises `clip(mu(x + G(x))) . clip(mu(x))` over episodes, under the policies that acted there.
 
     Through adaptation, `mu` on the left is that of the policy that the perturbed support data would make,
     its actions and advantages as they are.
@@ -63,8 +67,21 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
     optimizer = optax.adam(config.learning_rate)
     limit = min(config.action_limit, victim.action_limit)
     adapt_step = victim.adapt_step
-    if config.through == "adaptation" and adapt_step is None:
+    if adapt_step is None and (config.through == "adaptation" or config.under_attack):
         raise ConfigError("through: 'adaptation' is not accepted for a victim that does not adapt")
+
+    def adapt(meta_params: Params, acting: Params, support: list[tuple], see: Callable) -> Params:
+        """The policy that support data makes, seen in another way; its actions and advantages stay."""
+        assert adapt_step is not None
+        for _, batch in support:
+            seen = batch.trajectory._replace(perturbed_obs=see(batch.trajectory.obs))
+            acting = adapt_step(meta_params, acting, batch._replace(trajectory=seen))
+        return acting
+
+    def meant_policy(meta_params: Params, batch: MetaBatch) -> Params:
+        """Of one task: what its support data would make if it were seen as it is."""
+        support = in_turn(batch.support_params, batch.support)
+        return adapt(meta_params, support[0][0], support, lambda obs: obs)
 
     def init(key: jax.Array, inputs: Units, start_from: GeneratorParams | None = None) -> CounterActionState:
         fresh = GeneratorParams(generator.network.init(key), inputs)
@@ -89,15 +106,10 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
             scene = Scene((), task.task, is_query)
             return lambda obs: generator.perturb(params, obs, scene, budget)
 
-        steps = range(task.support.advantage.shape[0])
-        support = [jax.tree.map(lambda x, s=s: x[s], (task.policies, task.support)) for s in steps]
+        support = in_turn(task.policies, task.support)
         acting, total = task.adapted, 0.0
         if config.through == "adaptation":
-            assert adapt_step is not None
-            acting = support[0][0]
-            for _, batch in support:
-                seen = batch.trajectory._replace(perturbed_obs=moving(False)(batch.trajectory.obs))
-                acting = adapt_step(meta_params, acting, batch._replace(trajectory=seen))
+            acting = adapt(meta_params, support[0][0], support, moving(False))
         if config.through != "query":
             total = sum(agreement(policy, policy, batch, moving(False)) for policy, batch in support)
         return total + agreement(acting, task.adapted, task.query, moving(True))
@@ -111,6 +123,9 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
         axis: TaskAxis = TaskAxis(),
     ) -> tuple[CounterActionState, Metrics]:
         num_tasks = batch.query.advantage.shape[0] * axis.num_devices
+        if config.under_attack:
+            meant = axis.map(lambda one: meant_policy(meta_params, one), batch)
+            batch = batch._replace(adapted_params=meant)
 
         def step(carry: tuple, key: jax.Array):
             network, opt_state = carry
@@ -139,8 +154,14 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
         init=init,
         params=lambda state: state.params,
         update=update,
-        is_offline=True,
+        is_offline=not config.under_attack,
     )
+
+
+def in_turn(policies: Params, support: Experience) -> list[tuple[Params, Experience]]:
+    """The steps of adaptation of one task, leading axis `S`, each with the policy that collected it."""
+    steps = range(support.advantage.shape[0])
+    return [jax.tree.map(lambda x, s=s: x[s], (policies, support)) for s in steps]
 
 
 class OneTask(NamedTuple):
@@ -168,9 +189,9 @@ def draw(drawn: tuple[jax.Array, MetaBatch], num_samples: int) -> OneTask:
 
     def some(key: jax.Array, experience: Experience) -> Experience:
         count = experience.advantage.size
-        chosen = (
-            jax.random.permutation(key, count)[:num_samples] if num_samples < count else jnp.arange(count)
-        )
+        # With replacement: permutations would take a third of the time of a step.
+        every = jnp.arange(count)
+        chosen = jax.random.randint(key, (num_samples,), 0, count) if num_samples < count else every
         return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:])[chosen][None], experience)
 
     keys = jax.random.split(key_support, batch.support.advantage.shape[0])

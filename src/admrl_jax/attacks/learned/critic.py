@@ -29,10 +29,10 @@ class CriticConfig:
     """Layers of the critic."""
     learning_rate: Annotated[float, STEP_SIZE] = 3e-3
     """Step size of Adam."""
-    num_steps: Annotated[int, REPEATS] = 500
+    num_steps: Annotated[int, REPEATS] = 300
     """Adam steps per meta-batch."""
     num_samples: Annotated[int, COUNT] = 256
-    """Steps of each task that an Adam step looks at; all if there are fewer."""
+    """Steps of each task that an Adam step looks at."""
     discount: Annotated[float, UNIT] = 0.95
     """Of the rewards that the critic foretells."""
     steps: Annotated[int, REPEATS] = 3
@@ -98,7 +98,7 @@ def make_critic(config: CriticConfig, victim: Victim) -> AttackTrainer:
 
         def step(carry: tuple, key: jax.Array):
             network, opt_state = carry
-            chosen = jax.random.permutation(key, count)[: config.num_samples]
+            chosen = jax.random.randint(key, (config.num_samples,), 0, count)
 
             def loss(network: Params, data: tuple) -> jax.Array:
                 def one(obs, action, target, mask, task) -> jax.Array:

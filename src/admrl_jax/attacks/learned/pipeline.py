@@ -46,12 +46,12 @@ class PipelineConfig:
     learning_rate: Annotated[float, STEP_SIZE] = 1e-3
     """Step size of Adam."""
     num_steps: Annotated[int, REPEATS] = 10
-    """Adam steps per meta-batch, at most."""
+    """Adam steps per meta-batch, those that are taken back included."""
     clip_ratio: Annotated[float, FRACTION] = 0.2
     """Clip of the probability ratios."""
     max_kl: Annotated[float, POSITIVE] = 0.03
-    """Steps on a meta-batch end once the actions' distributions have moved this far: a good generator is not
-    thrown away by one batch."""
+    """How far a meta-batch may move the actions' distributions. A step beyond is taken back and the next is
+    half as long: a good generator is not thrown away by one batch."""
     gradient_clip: Annotated[float, POSITIVE] = 1.0
     """Largest norm of a gradient."""
     support_weight: Annotated[float, NOT_NEGATIVE] = 1.0
@@ -59,10 +59,17 @@ class PipelineConfig:
 
 
 class PipelineState(NamedTuple):
-    """What training carries: the generator and its optimiser's state."""
+    """What training carries.
+
+    Attributes:
+        params: the generator.
+        opt_state: its optimiser's.
+        scale: `[]` of its steps, which the trust region sets.
+    """
 
     params: GeneratorParams
     opt_state: Any
+    scale: jax.Array
 
 
 def make_pipeline(config: PipelineConfig, victim: Victim) -> AttackTrainer:
@@ -85,7 +92,7 @@ def make_pipeline(config: PipelineConfig, victim: Victim) -> AttackTrainer:
 
     def init(key: jax.Array, inputs: Units, start_from: GeneratorParams | None = None) -> PipelineState:
         params = GeneratorParams(generator.network.init(key), inputs) if start_from is None else start_from
-        return PipelineState(params, optimizer.init(params.network))
+        return PipelineState(params, optimizer.init(params.network), jnp.ones(()))
 
     def ratio_at(params: Params, batch: Experience, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Ratios of the taken actions' densities at other observations, and the KL's estimate `[]`."""
@@ -144,32 +151,36 @@ def make_pipeline(config: PipelineConfig, victim: Victim) -> AttackTrainer:
         num_tasks = batch.query.advantage.shape[0] * axis.num_devices
         data = (batch, outcomes(batch, victim, axis))
 
-        def step(carry: tuple, _: None):
-            network, opt_state, going = carry
+        def step(carry: tuple, is_last: jax.Array):
+            here, kept, scale = carry
 
             def value_and_grad(one: tuple):
                 loss = jax.value_and_grad(one_task, has_aux=True)
-                return loss(network, state.params, meta_params, budget, one)
+                return loss(here[0], state.params, meta_params, budget, one)
 
             summed = axis.total(axis.sum_tasks(value_and_grad, data))
             (value, kl), gradient = jax.tree.map(lambda x: x / num_tasks, summed)
-            updates, opt_state_new = optimizer.update(gradient, opt_state, network)
-            new = (optax.apply_updates(network, updates), opt_state_new)
-            going = going & (kl <= config.max_kl)
-            finite = all_finite((gradient, new))
-            kept = where_tree(finite & going, new, (network, opt_state))
-            return (*kept, going), (value, kl, 1.0 - finite.astype(value.dtype), going.astype(value.dtype))
+            updates, opt_state = optimizer.update(gradient, here[1], here[0])
+            updates = jax.tree.map(lambda x: scale * x, updates)
+            ahead = (optax.apply_updates(here[0], updates), opt_state)
+            finite, inside = all_finite((value, gradient, ahead)), kl <= config.max_kl
+            kept = where_tree(inside & finite, here, kept)
+            # Whatever lies beyond is taken back; the last is only looked at.
+            here = where_tree(inside & finite & ~is_last, ahead, kept)
+            scale = jnp.where(inside, jnp.minimum(1.2 * scale, 1.0), 0.5 * scale)
+            return (here, kept, scale), (value, kl, 1.0 - finite.astype(value.dtype), inside)
 
-        start = (state.params.network, state.opt_state, jnp.array(True))
-        (network, opt_state, _), found = jax.lax.scan(step, start, length=config.num_steps)
-        values, kls, skipped, taken = found
+        start = (state.params.network, state.opt_state)
+        is_last = jnp.arange(config.num_steps + 1) == config.num_steps
+        (_, kept, scale), found = jax.lax.scan(step, (start, start, state.scale), is_last)
+        values, kls, skipped, inside = found
         metrics = {
             "adversary/surrogate": values[-1],
             "adversary/kl": kls[-1],
-            "adversary/steps_taken": jnp.sum(taken),
+            "adversary/steps_kept": jnp.mean(inside, dtype=float),
             "adversary/skipped": jnp.mean(skipped),
         }
-        return PipelineState(state.params._replace(network=network), opt_state), metrics
+        return PipelineState(state.params._replace(network=kept[0]), kept[1], scale), metrics
 
     return AttackTrainer(
         name=f"pipeline {config} {victim.name}",

@@ -28,10 +28,10 @@ class SnoopConfig:
     """Layers of the copy."""
     learning_rate: Annotated[float, STEP_SIZE] = 3e-3
     """Step size of Adam."""
-    num_steps: Annotated[int, REPEATS] = 500
+    num_steps: Annotated[int, REPEATS] = 300
     """Adam steps per meta-batch."""
     num_samples: Annotated[int, COUNT] = 256
-    """Steps of each task that an Adam step looks at; all if there are fewer."""
+    """Steps of each task that an Adam step looks at."""
     steps: Annotated[int, REPEATS] = 3
     """Gradient steps per observation."""
 
@@ -84,7 +84,7 @@ def make_snoop(config: SnoopConfig, victim: Victim) -> AttackTrainer:
                 x.reshape(taken.mask.size, *x.shape[taken.mask.ndim :])
                 for x in (taken.obs, taken.action, taken.mask)
             )
-            chosen = jax.random.permutation(key, taken.mask.size)[: config.num_samples]
+            chosen = jax.random.randint(key, (config.num_samples,), 0, taken.mask.size)
             action = jnp.clip(action[chosen], -limit, limit)
             squared = jnp.mean(jnp.square(act(params, obs[chosen], scene) - action), axis=-1)
             return jnp.sum(squared * mask[chosen]) / jnp.maximum(jnp.sum(mask[chosen]), 1.0)

@@ -33,6 +33,3 @@ class AdGANConfig:
     clip_ratio: Annotated[float, FRACTION] = 0.5
     """Clip of the probability ratio in the adversarial loss, which lets one meta-batch serve several
     generator steps."""
-    all_radii: bool = False
-    """The generator also reads the budget's radius, and learns from tasks at radii up to it: one serves a whole
-    curve."""

@@ -72,12 +72,12 @@ class AdGANState(struct.PyTreeNode):
         return GeneratorParams(self.generator, self.inputs)
 
 
-def make_adgan(victim: Victim, config: AdGANConfig) -> AdGAN:
-    """Builds generator, discriminator and two Adam optimisers."""
+def make_adgan(victim: Victim, config: AdGANConfig, *, knows_radius: bool = False) -> AdGAN:
+    """Builds generator, discriminator and two Adam optimisers; the generator may read the budget's radius."""
     body = make_network(victim.obs_size, 1, hidden_sizes=config.hidden_sizes, activation="leaky_relu")
     return AdGAN(
         generator=make_generator(
-            victim, config.hidden_sizes, output_scale=FIRST_SIZE, knows_radius=config.all_radii
+            victim, config.hidden_sizes, output_scale=FIRST_SIZE, knows_radius=knows_radius
         ),
         discriminator=Network(body.init, lambda params, x: body.apply(params, x)[..., 0]),
         generator_optimizer=optax.adam(config.generator_lr),

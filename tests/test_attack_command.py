@@ -1,0 +1,220 @@
+"""`experiments.attack` from a saved run to its report: finished, stopped, gone on with, refused."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from admrl_jax.protocol import attack_run
+from admrl_jax.protocol.attack_command import attack_main
+from admrl_jax.protocol.attack_run import AttackRun, CellFile, cells_of, make_plan
+from admrl_jax.report.attacks import Attacked, report_text
+from admrl_jax.runs.signals import Interrupted
+from admrl_jax.suite import SUITES, Member, Suite, SuiteRunner, untrained
+
+TINY = Suite(
+    members=(
+        *untrained("l2_noise", "fgsm", "stuck_sensor"),
+        Member(
+            name="fit",
+            attack="counter_action",
+            settings=(("hidden_sizes", (4,)), ("num_steps", 3), ("knows_task", True)),
+            starts=2,
+            updates=2,
+        ),
+        Member(
+            name="pipeline",
+            attack="pipeline",
+            settings=(("hidden_sizes", (4,)), ("num_steps", 2)),
+            updates=1,
+            goes_on_from=("fit",),
+        ),
+    ),
+    num_tasks=2,
+    tasks_together=2,
+    rank_tasks=2,
+    validation_tasks=2,
+    test_tasks=4,
+)
+RADII = ("--radii", "0.1", "0.3")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_suite():
+    """A suite that takes seconds, under a name that the command line knows."""
+    patch = pytest.MonkeyPatch()
+    patch.setitem(SUITES, "quick", TINY)
+    yield
+    patch.undo()
+
+
+def attack(source: Path, *flags: str) -> int:
+    return attack_main("experiments.attack RUN", "", [str(source), "--suite", "quick", *flags])
+
+
+@pytest.fixture(scope="module")
+def attacked(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An attack on two methods of the toy run, undisturbed."""
+    folder = tmp_path_factory.mktemp("attacks") / "whole"
+    assert attack(finished, *RADII, "--methods", "maml", "admrl", "--out", str(folder)) == 0
+    return folder
+
+
+def test_an_attack_leaves_numbers_cards_checks_and_figures(attacked: Path, finished: Path) -> None:
+    results = json.loads((attacked / "results.json").read_text())
+    seeds = json.loads((finished / "config.json").read_text())["seeds"]
+    cells = {(row["method"], row["seed"], row["radius"]) for row in results["rows"]}
+    assert cells == {(m, s, r) for m in ("maml", "admrl") for s in seeds for r in (0.1, 0.3)}
+    for cell in cells:
+        rows = [row for row in results["rows"] if (row["method"], row["seed"], row["radius"]) == cell]
+        entries = {row["entry"] for row in rows}
+        assert {member.name for member in TINY.members} | {"transferred"} <= entries
+        assert all(np.isfinite(row["validation"]) for row in rows)
+        test = next(t for t in results["tests"] if (t["method"], t["seed"], t["radius"]) == cell)
+        assert {"none", "blind", test["worst"], "transferred"} <= set(test["returns"])
+        assert all(len(returns) == 4 for returns in test["returns"].values())
+        lowest = min(rows, key=lambda row: row["validation"])
+        assert test["worst"] == lowest["entry"]
+    text = (attacked / "report.md").read_text()
+    for words in ("## Sanity checks", "## Threat cards", "## Effort", "stuck", "Doing nothing returns"):
+        assert words in text
+    for name in ("radius", "effort"):
+        assert (attacked / "figures" / f"{name}.png").stat().st_size > 1000
+
+
+def test_the_worst_attackers_can_be_loaded(attacked: Path, finished: Path) -> None:
+    plan = make_plan(finished, suite="quick", radii=(0.1, 0.3), methods=("maml", "admrl"))
+    run = AttackRun(plan, attacked)
+    cell = run.cells[0]
+    file = run.file(cell)
+    runner = run.victims[cell.method].runner
+    case = run.victims[cell.method].case(plan, cell)
+    for name in ("fit", "pipeline"):
+        best = file.results[name].best
+        again = runner.judge_validation(case, best.member, [best.params])[0]
+        # The same attacker leaves the same returns.
+        np.testing.assert_allclose(again, best.validation, rtol=1e-3, atol=1e-3)
+
+
+def test_a_stopped_attack_goes_on_to_the_same_numbers(
+    attacked: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "stopped"
+    flags = (*RADII, "--methods", "maml", "admrl", "--out", str(folder))
+    add = CellFile.add
+
+    def stop_after(self: CellFile, entry: str, result) -> None:
+        add(self, entry, result)
+        if entry == "fit":
+            raise Interrupted(2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CellFile, "add", stop_after)
+        assert attack(finished, *flags) == 130
+    assert not (folder / "results.json").exists()
+    # A cell that was damaged meanwhile is measured again.
+    damaged = next((folder / "cells").glob("*.npz"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert attack(finished, *flags) == 0
+    first, second = (json.loads((path / "results.json").read_text()) for path in (attacked, folder))
+    for mine, theirs in zip(second["rows"], first["rows"], strict=True):
+        assert mine["entry"] == theirs["entry"]
+        assert mine["validation"] == pytest.approx(theirs["validation"], rel=1e-4)
+    assert [test["returns"] for test in second["tests"]] == [test["returns"] for test in first["tests"]]
+
+
+def test_a_finished_attack_is_not_run_again(
+    attacked: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(SuiteRunner, "judge", refuse)
+    assert attack(finished, *RADII, "--methods", "maml", "admrl", "--out", str(attacked)) == 0
+
+
+def test_the_query_alone_has_its_truth_beside_it(finished: Path, tmp_path: Path) -> None:
+    flags = ("--radii", "0.3", "--methods", "maml", "--seeds", "0", "--side", "query")
+    assert attack(finished, *flags, "--out", str(tmp_path / "query")) == 0
+    results = json.loads((tmp_path / "query" / "results.json").read_text())
+    attacked = Attacked(results)
+    truth = attacked.mean("maml", 0, 0.3, "truth")
+    # Episodes differ and the grid has its error.
+    assert truth <= attacked.mean("maml", 0, 0.3) + 0.5
+    assert "## Optimality gap" in report_text(attacked, {})
+
+
+def test_a_failed_check_withholds_the_claim(attacked: Path) -> None:
+    results = json.loads((attacked / "results.json").read_text())
+    assert results["strata"] is None
+    for test in results["tests"]:
+        if test["method"] == "admrl":
+            # Noise that does more harm than what was learned.
+            test["returns"]["l2_noise"] = [-1e4] * 4
+            test["returns"]["fit"] = test["returns"]["pipeline"] = [-1.0] * 4
+    text = report_text(Attacked(results), {})
+    line = next(line for line in text.splitlines() if line.startswith("| adMRL"))
+    assert "claim withheld" in line
+    assert "Failed, so that nothing is claimed" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--suite", "hard"), "suite: 'hard' is not accepted; accepted: one of quick, standard, claim"),
+        (("--radii", "-1"), "radii: (-1.0,) is not accepted; accepted: numbers above 0"),
+        (("--radii", "two"), "radii: 'two' is not accepted"),
+        (("--methods", "mamll"), "methods: 'mamll' is not accepted; accepted: admrl, fgsm, maml"),
+        (("--seeds", "77"), "seeds: 77 is not accepted; accepted: "),
+        (("--units", "metres"), "units: 'metres' is not accepted"),
+        (("--side", "left"), "side: 'left' is not accepted; accepted: one of both, query, support"),
+        (("--radius", "1"), "'--radius' is not known"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line(
+    flags: tuple[str, ...], words: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        attack_main("experiments.attack RUN", "", [str(finished), *flags, "--out", str(tmp_path / "x")]) == 2
+    )
+    said = capsys.readouterr().err
+    assert words in said and len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_wrong_sources_and_folders_are_refused_in_one_line(
+    attacked: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged, other = tmp_path / "policies.npz", tmp_path / "other"
+    damaged.write_bytes((finished / "policies.npz").read_bytes()[:-200])
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    cases = [
+        (["--suite", "quick"], "source: nothing given"),
+        ([str(tmp_path / "nowhere")], "there is no"),
+        ([str(damaged)], "is damaged"),
+        ([str(finished), "--out", str(other)], "is not empty and holds no attack"),
+        (
+            [str(finished), "--suite", "quick", "--seed", "1", "--out", str(attacked)],
+            "holds another attack",
+        ),
+    ]
+    for argv, words in cases:
+        assert attack_main("experiments.attack RUN", "", argv) == 2, words
+        said = capsys.readouterr().err
+        assert words in said and len(said.strip().splitlines()) == 1, said
+    assert (other / "thesis.txt").read_text() == "mine"
+
+
+def test_cells_go_from_small_radii_to_large(finished: Path, tmp_path: Path) -> None:
+    plan = make_plan(finished, suite="quick", radii=(0.3, 0.1, 0.3), methods=("maml",))
+    assert plan.radii == (0.1, 0.3)
+    assert [cell.radius for cell in cells_of(plan)][:2] == [0.1, 0.3]
+    shutil.copy(finished / "policies.npz", tmp_path)
+    # The file alone is enough.
+    alone = make_plan(tmp_path / "policies.npz", suite="quick")
+    assert alone.methods == make_plan(finished).methods and dataclasses.asdict(alone)["side"] == "both"
+    assert attack_run.KEY < 2**31

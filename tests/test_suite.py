@@ -1,0 +1,195 @@
+"""The suite on a toy whose worst attack is known: it finds it, and does not lose it again."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from homing import INPUTS, META_PARAMS, SETUP
+
+from admrl_jax.attacks import registry
+from admrl_jax.attacks.base import AttackSpec, NoSettings, memoryless
+from admrl_jax.attacks.generator import GeneratorParams
+from admrl_jax.attacks.registry import CLEAN
+from admrl_jax.attacks.threat import make_threat
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.suite import (
+    BLIND,
+    MIN_UPDATES,
+    SUITES,
+    Case,
+    Member,
+    Suite,
+    SuiteRunner,
+    attack_suite,
+    check_suite,
+    keys_of,
+    untrained,
+    worst_of,
+)
+
+RADIUS = 0.8
+FIT = Member(
+    name="fit",
+    attack="counter_action",
+    settings=(("hidden_sizes", (8,)), ("learning_rate", 0.03), ("num_steps", 10)),
+    starts=3,
+    trial_updates=1,
+    kept=2,
+    updates=8,
+)
+GAN = Member(
+    name="gan",
+    attack="adgan",
+    settings=(("hidden_sizes", (8,)), ("num_minibatches", 4), ("generator_lr", 0.02), ("gan_weight", 0.0)),
+    starts=2,
+    updates=10,
+    goes_on_from=("fit",),
+)
+SUITE = Suite(
+    members=(*untrained("l2_noise", "pgd"), FIT, GAN),
+    num_tasks=4,
+    tasks_together=2,
+    rank_tasks=2,
+    validation_tasks=4,
+    test_tasks=6,
+)
+CASE = Case(META_PARAMS, jax.random.key(3), RADIUS, inputs=INPUTS)
+
+
+@pytest.fixture(scope="module")
+def runner() -> SuiteRunner:
+    """One for all tests, as its programs are the expensive part."""
+    return SuiteRunner(SUITE, SETUP)
+
+
+@pytest.fixture(scope="module")
+def found(runner: SuiteRunner):
+    """What the members achieve, and what they said on the way."""
+    heard: list[tuple[str, int, float]] = []
+    return runner.run(CASE, on_update=lambda *said: heard.append(said)), heard
+
+
+def test_learned_attackers_are_the_worst_and_all_is_accounted_for(runner: SuiteRunner, found) -> None:
+    members, heard = found
+    assert list(members) == ["l2_noise", "pgd", "fit", "gan"]
+    noise, clean = members["l2_noise"].best.left, runner.clean_return(CASE)
+    worst = worst_of(members)
+    assert worst.left == min(result.best.left for result in members.values())
+    # A constant shift costs |d|^2 a step; noise of that size a third of it.
+    assert worst.left < 1.5 * noise < noise < clean
+    assert worst.member in ("fit", "gan")
+    for name in ("fit", "gan"):
+        result = members[name]
+        assert result.best.validation.shape == (4, 12)
+        updates = [number for member, number, _ in heard if member == name]
+        assert len(updates) == len(result.effort) <= {"fit": 8, "gan": 10}[name]
+        lefts = [left for member, _, left in heard if member == name]
+        np.testing.assert_allclose(lefts, np.minimum.accumulate(result.effort), rtol=1e-6)
+    assert members["fit"].starts.shape == (3,) and members["gan"].starts.shape == (2 * 2 + 1,)
+    # Clean batches serve all starts; others collect their own. 4 tasks, 12 episodes, 2 phases, 10 steps.
+    each = 4 * 12 * 2 * 10
+    assert members["fit"].env_steps == (1 + len(members["fit"].effort)) * each
+    assert members["gan"].env_steps == 2 * len(members["gan"].effort) * each
+    assert members["pgd"].env_steps == 0 and len(members["pgd"].effort) == 0
+
+
+def test_a_member_that_goes_on_does_not_lose_what_it_was_given(found) -> None:
+    members, _ = found
+    assert members["gan"].best.left <= members["fit"].best.left + 1e-4
+
+
+def test_training_that_is_flat_ends_early(runner: SuiteRunner) -> None:
+    # Without a radius nothing helps.
+    nothing = CASE._replace(radius=0.0)
+    result = runner.run_member(nothing, FIT, clean=runner.clean_return(nothing))
+    assert len(result.effort) == MIN_UPDATES < FIT.updates
+
+
+def test_attackers_from_elsewhere_are_judged_as_they_are_and_what_is_done_is_kept(
+    runner: SuiteRunner, found
+) -> None:
+    members, _ = found
+    best = members["fit"].best
+    done = {name: result for name, result in members.items() if name != "gan"}
+    asked = []
+    again = runner.run(
+        CASE,
+        seeds={"gan": [("elsewhere", best.params)]},
+        done=done,
+        on_member=lambda result: asked.append(result.best.member),
+    )
+    assert asked == ["gan"] and again["fit"] is members["fit"]
+    assert again["gan"].best.left <= best.left + 1e-4
+    judged = runner.judge_others(CASE, [best, members["gan"].best, members["l2_noise"].best])
+    for mine, theirs in zip(judged, (best, members["gan"].best, members["l2_noise"].best), strict=True):
+        np.testing.assert_allclose(mine.validation, theirs.validation, rtol=1e-4, atol=1e-4)
+
+
+def test_sides(runner: SuiteRunner, found) -> None:
+    members, _ = found
+    best = members["fit"].best
+    # This policy hardly adapts: what happens to its support data does not matter.
+    left = {
+        side: runner.judge_validation(CASE._replace(side=side), "fit", [best.params]).mean()
+        for side in ("both", "query", "support")
+    }
+    assert left["both"] == pytest.approx(left["query"], rel=1e-3)
+    assert left["support"] == pytest.approx(runner.clean_return(CASE), rel=1e-3)
+
+
+def test_whoever_breaks_the_budget_has_not_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    threat = make_threat(label="", norm="l2", strength="", knowledge="none")
+    cheat = memoryless(lambda params, key, obs, scene, budget: obs + 2 * budget.radius, threat)
+    spec = AttackSpec("cheat", threat, "", NoSettings, lambda config, victim: cheat)
+    monkeypatch.setitem(registry.ATTACKS, "cheat", spec)
+    suite = dataclasses.replace(SUITE, members=untrained("l2_noise", "cheat", "gaussian"))
+    result = attack_suite(SETUP, META_PARAMS, CASE.key, radius=RADIUS, suite=suite, inputs=INPUTS)
+    # Noise that no radius bounds takes no part at all.
+    assert list(result.members) == ["l2_noise", "cheat"] and result.worst == "l2_noise"
+    assert np.all(np.isinf(result.members["cheat"].best.validation))
+    assert result.attacked.shape == result.clean.shape == (6, 12)
+    assert result.attacked.mean() < result.clean.mean()
+
+
+def test_references_and_the_tasks_of_a_report(runner: SuiteRunner, found) -> None:
+    members, _ = found
+    tested = runner.test(CASE, "fit", members["fit"].best.params)
+    # The origin is all that the blind policy sees: it stays where its own noise takes it.
+    blind, clean = runner.test(CASE, BLIND), runner.test(CASE, CLEAN)
+    assert tested.mean() < blind.mean() < clean.mean()
+    keys = keys_of(CASE)
+    assert not np.array_equal(jax.random.key_data(keys.validate), jax.random.key_data(keys.test))
+
+
+def test_parameters_keep_the_units_that_they_read(found) -> None:
+    params = found[0]["fit"].best.params
+    assert isinstance(params, GeneratorParams)
+    np.testing.assert_allclose(params.inputs.scale, jnp.full(2, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"test_tasks": 7}, "test_tasks: 7 is not accepted; accepted: multiples of 2"),
+        ({"members": untrained("pgd", "pgd")}, "'pgd' is there twice"),
+        ({"members": untrained("pgdd")}, "'pgdd' is not known; accepted: none"),
+        ({"members": (dataclasses.replace(FIT, settings=(("step", 1),)),)}, "'step' is no setting of it"),
+        ({"members": (GAN, FIT)}, "goes_on_from: 'fit' is no member before it"),
+    ],
+)
+def test_a_suite_that_cannot_be_run_is_refused(change: dict, words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_suite(dataclasses.replace(SUITE, **change))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_the_suites_can_be_built(name: str) -> None:
+    suite = SUITES[name]
+    check_suite(suite)
+    runner = SuiteRunner(suite, SETUP)
+    for side in ("both", "query", "support"):
+        taken = [member for member in suite.members if runner.takes(member, CASE._replace(side=side))]
+        assert any(member.name in runner.trainings for member in taken)
