@@ -33,6 +33,7 @@ PAPER = Config(
         # One below the paper's, where the attack leaves room above doing nothing.
         strengths=(0.1, 0.2, 0.5, 0.8),
         attacker=AttackerConfig(steps=60, num_tasks=10, num_trajectories=10),
+        suite="quick",
     ),
 )
 

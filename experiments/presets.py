@@ -29,6 +29,7 @@ def presets_for(env: EnvConfig, *, inner_lr: float = 0.1) -> dict[str, Config]:
         learners=LearnerConfigs(maml_trpo=MAMLTRPOConfig(inner_lr=inner_lr)),
         # A step takes seconds here, so each is shown and a stop request never waits long.
         schedule=ScheduleConfig(chunk_steps=1),
+        eval=EvalConfig(suite="quick"),
     )
     quick = replace(
         paper,

@@ -48,6 +48,8 @@ def test_attack_a_saved_policy() -> None:
     assert clean > -25 and attacked < clean and found < clean
     assert names["history"].returns.shape == (1, 2, 3)
     assert names["validation"][names["starts"].index(names["best"])] == min(names["validation"])
+    suite = names["found"]
+    assert suite.attacked.mean() < suite.clean.mean() and suite.worst in ("bias", "fit")
 
 
 def test_add_an_attack() -> None:

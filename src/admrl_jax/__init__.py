@@ -6,7 +6,15 @@ attacks and defences are small values, found by name in `ENVS`, `LEARNERS`, `ATT
 of `METHODS` is a learner with a defence.
 """
 
-from admrl_jax.attacking import AttackerState, History, attack_step, init_attacker, train_attacker
+from admrl_jax.attacking import (
+    AttackerState,
+    AttackerTraining,
+    History,
+    Sides,
+    attack_step,
+    init_attacker,
+    train_attacker,
+)
 from admrl_jax.attacks.base import Attack, AttackSpec, Scene, Victim, memoryless
 from admrl_jax.attacks.fgsm import fgsm
 from admrl_jax.attacks.learned.trainer import AttackTrainer
@@ -16,6 +24,7 @@ from admrl_jax.attacks.registry import ATTACKS, make_attack, make_attack_trainer
 from admrl_jax.attacks.stuck_sensor import stuck_sensor
 from admrl_jax.attacks.threat import Budget, Measurement, ThreatModel, Units, make_threat
 from admrl_jax.core.gaussian import Gaussian
+from admrl_jax.core.lanes import Lanes, lane_mesh
 from admrl_jax.core.networks import Policy, PolicyConfig, make_policy
 from admrl_jax.core.returns import estimate_advantages
 from admrl_jax.core.settings import ConfigError
@@ -53,6 +62,7 @@ from admrl_jax.simulators import (
     SimulatorError,
     make_simulator,
 )
+from admrl_jax.suite import SUITES, Case, Member, Suite, SuiteResult, SuiteRunner, attack_suite
 from admrl_jax.training import Setup, TrainState, init_train_state, outer_step
 from admrl_jax.victims import make_victim
 
@@ -63,12 +73,15 @@ __all__ = [
     "LEARNERS",
     "METHODS",
     "SIMULATORS",
+    "SUITES",
     "ArtefactError",
     "Attack",
     "AttackSpec",
     "AttackTrainer",
     "AttackerState",
+    "AttackerTraining",
     "Budget",
+    "Case",
     "ConfigError",
     "Defence",
     "DefenceSpec",
@@ -81,12 +94,14 @@ __all__ = [
     "FunctionEnv",
     "Gaussian",
     "History",
+    "Lanes",
     "Learner",
     "LearnerSpec",
     "LearnerState",
     "LossTerm",
     "MAMLTRPOConfig",
     "Measurement",
+    "Member",
     "MetaBatch",
     "Method",
     "Model",
@@ -98,9 +113,13 @@ __all__ = [
     "SamplingConfig",
     "Scene",
     "Setup",
+    "Sides",
     "SimState",
     "Simulator",
     "SimulatorError",
+    "Suite",
+    "SuiteResult",
+    "SuiteRunner",
     "TRPOConfig",
     "TRPOInfo",
     "TaskAxis",
@@ -112,6 +131,7 @@ __all__ = [
     "Units",
     "Victim",
     "attack_step",
+    "attack_suite",
     "collect",
     "collect_meta_batch",
     "do_nothing_returns",
@@ -127,6 +147,7 @@ __all__ = [
     "init_train_state",
     "inner_loss",
     "l2_noise",
+    "lane_mesh",
     "load_attacker",
     "load_policy",
     "make_attack",

@@ -35,6 +35,7 @@ from admrl_jax.learners.registry import LEARNERS
 from admrl_jax.methods import METHODS, PAPER_METHODS
 from admrl_jax.sampling import SamplingConfig
 from admrl_jax.simulators import SIMULATORS
+from admrl_jax.suite import SUITES
 
 MACHINE_SETTINGS = ("simulator", "num_threads", "num_devices", "lanes", "task_block")
 """Settings that say where and how a run is computed, and not what."""
@@ -160,6 +161,9 @@ class EvalConfig:
     """Strength of the attacks in the convergence curves."""
     attacker: AttackerConfig = field(default_factory=AttackerConfig)
     """Effort of attackers that learn."""
+    suite: Annotated[str, one_of("none", *SUITES)] = "none"
+    """Attackers that are tried on every policy after all this: none, quick, standard or claim. See
+    `experiments.attack`, which does the same to a finished run."""
     seed: Annotated[int, SEED] = 20210426
     """Seed of the held-out tasks; the same for every seed and method."""
 
@@ -242,7 +246,7 @@ def from_dict(tree: dict[str, Any]) -> Config:
     env = dict(tree.get("env", {}))
     spec = env_spec(env.pop("name", None))
     tree["env"] = from_plain(spec.config, env, "env.")
-    return validate(from_plain(Config, tree, may_miss=PART_GROUPS))
+    return validate(from_plain(Config, tree, may_miss=(*PART_GROUPS, "eval")))
 
 
 def config_difference(saved: Config, wanted: Config) -> str:

@@ -461,7 +461,7 @@ WITH_SUPPORT = ("both", "support")
 
 
 def offline_fits(starts: int, steps: int, updates: int) -> tuple[Member, ...]:
-    """Counter-action fits on clean episodes: of query states, of support states too, through the adaptation."""
+    """Counter-action fits on clean episodes: query states, support states too, through the adaptation."""
     settings = (
         (("through", "query"),),
         (("through", "both"),),

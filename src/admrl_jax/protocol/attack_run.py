@@ -5,6 +5,7 @@ victim is tried on the others, and what broke a victim at one radius on the same
 then are the worst attackers reported, on test tasks.
 """
 
+import contextlib
 import json
 import platform
 import time
@@ -26,9 +27,9 @@ from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.types import Params
 from admrl_jax.evaluation import do_nothing_returns
 from admrl_jax.methods import METHODS
-from admrl_jax.protocol.run import versions
 from admrl_jax.runs.artefact import (
     Trained,
+    digest,
     empty_params,
     flatten_params,
     load_policy,
@@ -39,6 +40,7 @@ from admrl_jax.runs.directory import RunError
 from admrl_jax.runs.files import is_whole, read_arrays, write_arrays, write_text
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted, StopRequest
+from admrl_jax.runs.versions import versions
 from admrl_jax.stats.checks import LEARNED, NOISE, TRANSFER, UNTRAINED
 from admrl_jax.suite import BLIND, SUITES, Case, Found, Member, MemberResult, Suite, SuiteRunner
 from admrl_jax.training import Setup
@@ -67,6 +69,7 @@ class AttackPlan:
         units: of the radii, one of `UNITS`.
         side: data under attack, one of `SIDES`.
         seed: of the attack.
+        policies: digest of the artefact.
     """
 
     source: str
@@ -77,6 +80,7 @@ class AttackPlan:
     units: str
     side: str
     seed: int
+    policies: str
 
 
 class Cell(NamedTuple):
@@ -150,6 +154,7 @@ def make_plan(
         units=chosen["units"][0][0],
         side=side,
         seed=seed,
+        policies=digest(arrays),
     )
 
 
@@ -273,13 +278,16 @@ class CellFile:
 class AttackRun:
     """One run of a suite against the victims of a plan."""
 
-    def __init__(self, plan: AttackPlan, folder: Path, lanes: Lanes = Lanes()):
+    def __init__(
+        self, plan: AttackPlan, folder: Path, lanes: Lanes = Lanes(), stop: StopRequest | None = None
+    ):
         """Loads the victims.
 
         Args:
             plan: what is attacked.
             folder: of the results.
             lanes: how attackers are computed.
+            stop: requests to stop that somebody else listens for; by default this run does.
 
         Raises:
             ArtefactError: a policy is missing or damaged.
@@ -289,7 +297,7 @@ class AttackRun:
         self.suite = SUITES[plan.suite]
         self.victims = load_victims(plan, self.suite, lanes)
         self.cells = list(cells_of(plan))
-        self.stop = StopRequest()
+        self.stop, self._listens = stop or StopRequest(), stop is None
 
     def file(self, cell: Cell) -> CellFile:
         """What has been found in a cell."""
@@ -303,7 +311,7 @@ class AttackRun:
             Interrupted: SIGINT or SIGTERM came; every finished member is saved.
         """
         claim(self.folder, self.plan)
-        with self.stop:
+        with self.stop if self._listens else contextlib.nullcontext():
             for cell in self.cells:
                 self._attack(cell)
             for cell in self.cells:
@@ -527,8 +535,8 @@ def _card(member: Member, runner: SuiteRunner) -> dict[str, Any]:
     }
 
 
-MAY_GROW = ("methods", "seeds", "radii")
-"""What an attack may be given more of: what is there is kept."""
+MAY_CHANGE = ("source", "methods", "seeds", "radii")
+"""An attack may be given more of these, and its policies may be moved; what is there is kept."""
 
 
 def claim(folder: Path, plan: AttackPlan) -> None:
@@ -541,7 +549,7 @@ def claim(folder: Path, plan: AttackPlan) -> None:
     try:
         if path.exists():
             found = json.loads(path.read_text())
-            odd = [name for name in wanted if name not in MAY_GROW and found.get(name) != wanted[name]]
+            odd = [name for name in wanted if name not in MAY_CHANGE and found.get(name) != wanted[name]]
             if odd:
                 words = ", ".join(f"{name}: {found.get(name)} -> {wanted[name]}" for name in odd)
                 raise RunError(f"out: {folder} holds another attack ({words}); name another --out")

@@ -10,7 +10,7 @@ import functools
 import json
 import platform
 import resource
-from importlib.metadata import PackageNotFoundError, version
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,22 @@ from admrl_jax.attacks.registry import ATTACKS, CLEAN
 from admrl_jax.config import UNITS, to_dict
 from admrl_jax.core.types import Params
 from admrl_jax.methods import METHODS
+from admrl_jax.protocol.attack_run import AttackRun, make_plan
 from admrl_jax.protocol.attack_stages import Attackers, attack_method
 from admrl_jax.protocol.eval_stages import MetaTest, tests_of, trained_along
+from admrl_jax.protocol.film import film_section
 from admrl_jax.protocol.paths import save_paths
 from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.train_stages import Arm, Pretrained, finetune, pretrain
+from admrl_jax.report.attacks import write_attack_report
 from admrl_jax.report.write import write_report
 from admrl_jax.runs.artefact import ATTACKERS, POLICIES, save_attackers, save_policies
+from admrl_jax.runs.devices import make_lanes
 from admrl_jax.runs.files import write_text
+from admrl_jax.runs.versions import versions
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "mujoco", "mujoco-mjx", "numpy", "gymnasium")
-
+ATTACK_FOLDER = "attack"
+"""Of a run, where a suite's results are."""
 UNTIL = ("pretrain", "finetune", "report")
 """Stages after which a run can be told to stop; a later one goes on from there."""
 
@@ -79,7 +84,20 @@ def run_protocol(session: Session, preset: str, until: str = "report") -> Path:
         if not session.journal.writes:
             return session.directory
         save_results(session, preset, rows, curves)
+        if config.eval.suite != "none":
+            _attack(session)
         return write_report(session.directory)
+
+
+def _attack(session: Session) -> None:
+    """Tries a suite of attackers on the run's policies, in a folder of its own."""
+    if jax.process_count() > 1:
+        print("suite: not with several processes; experiments.attack does it afterwards", file=sys.stderr)
+        return
+    config, folder = session.config, session.directory / ATTACK_FOLDER
+    plan = make_plan(session.directory, suite=config.eval.suite, methods=config.methods)
+    run = AttackRun(plan, folder, make_lanes(), session.stop)
+    write_attack_report(folder, run.run(), film_section(run))
 
 
 def pretrain_learners(session: Session) -> dict[str, Pretrained]:
@@ -152,17 +170,6 @@ def save_results(
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     write_text(path, json.dumps(timing, indent=1) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the installed packages that can change results."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def describe_method(name: str) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Writes the report of a run: text, tables and figures, from the files that the run left."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from admrl_jax.report.attacks import Attacked, headline_table
 from admrl_jax.report.results import (
     Row,
     headline_panel,
@@ -43,12 +45,35 @@ def write_report(run_dir: Path) -> Path:
     for name, (figure, _) in figures.items():
         write_bytes(run_dir / "figures" / f"{name}.png", png(figure))
     path = run_dir / "report.md"
-    write_text(path, report_text(results, {name: caption for name, (_, caption) in figures.items()}))
+    captions = {name: caption for name, (_, caption) in figures.items()}
+    write_text(path, report_text(results, captions, _attack_section(run_dir / "attack")))
     return path
 
 
-def report_text(results: Row, captions: Mapping[str, str]) -> str:
-    """The report in Markdown, with the figures named in `captions`."""
+def _attack_section(folder: Path) -> str:
+    """What a suite of attackers did to the run's policies; empty where none was tried."""
+    path = folder / "results.json"
+    if not path.exists():
+        return ""
+    attacked = Attacked(json.loads(path.read_text()))
+    return "\n\n".join(
+        [
+            "## Under many attackers",
+            f"Suite `{attacked.results['plan']['suite']}`, support and query attacked, the lowest return "
+            "that any attacker left; the whole of it is in [attack/report.md](attack/report.md).",
+            headline_table(attacked, attacked.checks()),
+        ]
+    )
+
+
+def report_text(results: Row, captions: Mapping[str, str], attack: str = "") -> str:
+    """The report in Markdown.
+
+    Args:
+        results: of `read_results`.
+        captions: of the figures that there are, by name.
+        attack: block on what a suite of attackers did.
+    """
     images = {name: f"![{name}](figures/{name}.png)\n\n*{caption}*" for name, caption in captions.items()}
     source = "arXiv:2104.13302"
     headline = panel_label(results, headline_panel(results)).split(",")[0]
@@ -67,6 +92,7 @@ def report_text(results: Row, captions: Mapping[str, str]) -> str:
         table_1(results),
         images.get("strength", ""),
         images.get("convergence_attacked", ""),
+        attack,
         "## Support x query",
         "At the largest strength of each attack, after adaptation.",
         cells_table(results),

@@ -103,7 +103,7 @@ def save_policies(
         "seeds": np.asarray(seeds, np.int32),
         "config": np.array(json.dumps(to_dict(config))),
     }
-    write_arrays(path, **arrays, sha256=np.array(_digest(arrays)))
+    write_arrays(path, **arrays, sha256=np.array(digest(arrays)))
 
 
 def save_attackers(path: Path, attackers: Mapping[tuple[str, str, str], Params]) -> None:
@@ -114,7 +114,8 @@ def save_attackers(path: Path, attackers: Mapping[tuple[str, str, str], Params])
     write_arrays(path, **arrays)
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of arrays and their names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         value = np.ascontiguousarray(arrays[name])
@@ -141,7 +142,7 @@ def read_policies(path: str | Path) -> dict[str, np.ndarray]:
     except DamagedFileError as error:
         raise ArtefactError(f"policy: {path} is damaged, or no artefact of this project") from error
     said = str(arrays.pop("sha256"))
-    if said != _digest(arrays):
+    if said != digest(arrays):
         raise ArtefactError(f"policy: {path} is not as it was written")
     return arrays
 
