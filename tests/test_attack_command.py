@@ -11,7 +11,8 @@ import pytest
 from admrl_jax.protocol import attack_run
 from admrl_jax.protocol.attack_command import attack_main
 from admrl_jax.protocol.attack_run import AttackRun, CellFile, cells_of, make_plan
-from admrl_jax.report.attacks import Attacked, report_text
+from admrl_jax.report.attacked import Attacked
+from admrl_jax.report.attacks import report_text
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.suite import SUITES, Member, Suite, SuiteRunner, untrained
 
@@ -106,8 +107,8 @@ def test_a_stopped_attack_goes_on_to_the_same_numbers(
     flags = (*RADII, "--methods", "maml", "admrl", "--out", str(folder))
     add = CellFile.add
 
-    def stop_after(self: CellFile, entry: str, result) -> None:
-        add(self, entry, result)
+    def stop_after(self: CellFile, entry: str, *more) -> None:
+        add(self, entry, *more)
         if entry == "fit":
             raise Interrupted(2)
 

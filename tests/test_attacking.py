@@ -44,6 +44,11 @@ CONFIGS: dict[str, Any] = {
 }
 
 
+GROWTH = {"adgan": 1.25, "pipeline": 1.25, "actor": 1.1, "director": 1.1, "black_box": 0.9}
+"""By how much the return falls in twelve updates. The director begins with a gradient's direction, the black box
+with what people would try, and each of its batches is another candidate's."""
+
+
 @functools.cache
 def trainer(name: str) -> AttackTrainer:
     return make_attack_trainer(name, VICTIM, CONFIGS[name])
@@ -89,12 +94,12 @@ def test_a_trained_attacker_hurts_more_than_noise_of_its_size(name: str, noise_r
         # Its batches are clean.
         np.testing.assert_array_equal(history.metrics["attack/size"], 0)
     else:
-        # Each learns; what it costs grows with the radius. A quarter more than at first, at the larger one.
-        assert np.all(history.returns[1, :, -3:].mean(-1) < 1.25 * history.returns[1, :, 0])
+        # Each learns; what it costs grows with the radius.
+        assert np.all(history.returns[1, :, -3:].mean(-1) < GROWTH[name] * history.returns[1, :, 0])
         assert np.all(history.returns[1].min(-1) < history.returns[0].min(-1))
     tried = [jax.tree.map(lambda x, i=i: x[1, i], params) for i in range(2)]
     attacked = [measured_return(trainer(name).attack, one, RADII[1]) for one in tried]
-    assert min(attacked) < 1.8 * noise_return
+    assert min(attacked) < 1.6 * noise_return
     strongest = tried[int(np.argmin(attacked))]
     # A radius of 0 is no attack: here the way home and the actions' own noise are all that it costs.
     assert noise_return < measured_return(trainer(name).attack, strongest, 0.0)
@@ -120,7 +125,7 @@ def test_starts_and_what_they_have_in_common() -> None:
         random_like(lambda key: trainer("adgan").init(key, INPUTS).generator, 5),
         Units(jnp.ones(2), jnp.full(2, 2.0)),
     )
-    mixed, _ = train("adgan", start_from=given)
+    mixed, _ = train("adgan", start_from=jax.tree.map(lambda x: x[None], given))
     for radius in range(2):
         assert_trees_equal(pick(mixed, radius, 0), given)
         assert_trees_equal(pick(mixed, radius, 1), pick(fresh, radius, 1))

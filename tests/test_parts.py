@@ -18,7 +18,7 @@ from admrl_jax.envs.navigation import NavigationConfig
 
 ROOT = Path(__file__).parents[1]
 POLICY = admrl.make_policy(3, 2, admrl.PolicyConfig(hidden_sizes=(4,)))
-VICTIM = admrl.Victim(POLICY, 3, 2)
+VICTIM = admrl.Victim(POLICY, 3, 2, adapt_step=admrl.make_maml_trpo(POLICY).adapt_step)
 
 NAMES = {*admrl.METHODS, *admrl.ATTACKS, *admrl.DEFENCES, *admrl.LEARNERS} - {"none"}
 """`none` is also a norm, a knowledge and a device; the clean attack is known as `registry.CLEAN`."""
@@ -103,7 +103,7 @@ def test_trainers_start_and_go_on(name: str):
 def test_unknown_parts_are_refused_by_name():
     with pytest.raises(admrl.ConfigError, match="'nope' is not known; accepted: none, gaussian"):
         admrl.make_attack("nope", VICTIM)
-    with pytest.raises(admrl.ConfigError, match="'fgsm' learns nothing; accepted: adgan"):
+    with pytest.raises(admrl.ConfigError, match="'fgsm' learns nothing; accepted: critic"):
         admrl.make_attack_trainer("fgsm", VICTIM)
     with pytest.raises(admrl.ConfigError, match="'nope' is not known"):
         admrl.make_env("nope")

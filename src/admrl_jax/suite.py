@@ -5,7 +5,6 @@ of here is an upper bound: a stronger attacker may yet be found.
 """
 
 import dataclasses
-import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,14 +124,12 @@ class MemberResult(NamedTuple):
         starts: `[starts]` what each start left after its trial, or at its end.
         effort: `[T]` lowest return of an update's batch among the starts that went on; of an attack that
             learns offline, on the tasks that rank. Empty where nothing is learned.
-        seconds: of everything, compilation included.
         env_steps: control steps simulated in training.
     """
 
     best: Found
     starts: np.ndarray
     effort: np.ndarray
-    seconds: float
     env_steps: int
 
 
@@ -262,7 +259,6 @@ class SuiteRunner:
             clean: return of the victim without attack.
             on_update: called with the member's name, updates so far and the return that it leaves.
         """
-        began = time.perf_counter()
         if member.name not in self.trainings:
             candidates, starts, effort, env_steps = [("-", ())], None, np.zeros(0), 0
         else:
@@ -272,8 +268,7 @@ class SuiteRunner:
         means = scores.mean(axis=(1, 2))
         best = int(np.argmin(means))
         found = Found(member.name, candidates[best][0], jax.device_get(candidates[best][1]), scores[best])
-        seconds = time.perf_counter() - began
-        return MemberResult(found, means if starts is None else starts, effort, seconds, env_steps)
+        return MemberResult(found, means if starts is None else starts, effort, env_steps)
 
     def judge_others(self, case: Case, others: Sequence[Found]) -> list[Found]:
         """What attackers leave here that were found elsewhere, on the validation tasks."""

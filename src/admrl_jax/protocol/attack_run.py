@@ -223,13 +223,14 @@ class CellFile:
         self.path = folder / "cells" / f"{cell.stem}.npz"
         self._runner, self._plan = runner, plan
         self.results: dict[str, MemberResult] = {}
+        self.seconds: dict[str, float] = {}
         self.tests: dict[str, np.ndarray] = {}
         if is_whole(self.path):
             self._read()
 
-    def add(self, entry: str, result: MemberResult) -> None:
-        """Keeps what a member, `TRANSFERRED` or `REFINED` has achieved."""
-        self.results[entry] = result
+    def add(self, entry: str, result: MemberResult, seconds: float) -> None:
+        """Keeps what a member, `TRANSFERRED` or `REFINED` has achieved in so many seconds."""
+        self.results[entry], self.seconds[entry] = result, seconds
         self._write()
 
     def add_test(self, name: str, returns: np.ndarray) -> None:
@@ -248,7 +249,7 @@ class CellFile:
                 f"{at}validation": best.validation,
                 f"{at}starts": result.starts,
                 f"{at}effort": result.effort,
-                f"{at}cost": np.array([result.seconds, result.env_steps]),
+                f"{at}cost": np.array([self.seconds[entry], result.env_steps]),
             }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(self.path, **arrays)
@@ -262,17 +263,16 @@ class CellFile:
                 self.tests[entry] = x
             elif rest == ["words"] and (is_same or entry not in (TRANSFERRED, REFINED)):
                 self.results[entry] = self._read_entry(arrays, f"entry/{entry}/")
+                self.seconds[entry] = float(arrays[f"entry/{entry}/cost"][0])
 
     def _read_entry(self, arrays: Mapping[str, np.ndarray], at: str) -> MemberResult:
         member, origin = json.loads(str(arrays[f"{at}words"]))
         attack = self._runner.attacks[member]
         like = empty_params(attack.init, self._runner.setup.env.obs_size)
         params = unflatten_params(arrays, f"{at}params/", like)
-        seconds, env_steps = arrays[f"{at}cost"]
+        env_steps = int(arrays[f"{at}cost"][1])
         found = Found(member, origin, params, arrays[f"{at}validation"])
-        return MemberResult(
-            found, arrays[f"{at}starts"], arrays[f"{at}effort"], float(seconds), int(env_steps)
-        )
+        return MemberResult(found, arrays[f"{at}starts"], arrays[f"{at}effort"], env_steps)
 
 
 class AttackRun:
@@ -336,8 +336,13 @@ class AttackRun:
             return
         progress = Progress(f"attack: {cell}", len(members), len(done))
 
+        began = time.perf_counter()
+
         def on_member(result: MemberResult) -> None:
-            file.add(result.best.member, result)
+            nonlocal began
+            now = time.perf_counter()
+            file.add(result.best.member, result, now - began)
+            began = now
             progress.update(len(file.results), {result.best.member: result.best.left, **self._best(file)})
             self._check_stop()
 
@@ -377,14 +382,15 @@ class AttackRun:
         own = self._best(file)["lowest"]
         best = judged[int(np.argmin(lefts))]
         seconds = time.perf_counter() - began
-        result = MemberResult(best, lefts, np.zeros(0), seconds, 0)
+        result = MemberResult(best, lefts, np.zeros(0), 0)
         member = self._refiner(best)
         if best.left < own and member is not None and REFINED not in file.results:
             same = [judged[i] for i in np.argsort(lefts) if judged[i].member == best.member]
             given = [(found.origin, found.params) for found in same[: member.starts]]
             clean = runner.clean_return(case)
-            file.add(REFINED, runner.run_member(case, member, given, clean=clean))
-        file.add(TRANSFERRED, result)
+            refined = runner.run_member(case, member, given, clean=clean)
+            file.add(REFINED, refined, time.perf_counter() - began - seconds)
+        file.add(TRANSFERRED, result, seconds)
         self._check_stop()
 
     def _refiner(self, found: Found) -> Member | None:
@@ -436,7 +442,9 @@ class AttackRun:
         for cell in self.cells:
             file = self.file(cell)
             what = {"method": cell.method, "seed": cell.seed, "radius": cell.radius}
-            rows += [{**what, **_row(entry, result)} for entry, result in file.results.items()]
+            rows += [
+                {**what, **_row(entry, result, file.seconds[entry])} for entry, result in file.results.items()
+            ]
             worst = worst_entries(file.results)
             tests.append(
                 {
@@ -507,7 +515,7 @@ def strata(tasks: Any) -> list[int] | None:
     return np.ravel(numbers).tolist() if len(kinds) <= len(numbers) // 5 else None
 
 
-def _row(entry: str, result: MemberResult) -> dict[str, Any]:
+def _row(entry: str, result: MemberResult, seconds: float) -> dict[str, Any]:
     best = result.best
     return {
         "entry": entry,
@@ -516,7 +524,7 @@ def _row(entry: str, result: MemberResult) -> dict[str, Any]:
         "validation": best.left,
         "starts": np.round(result.starts, 4).tolist(),
         "effort": np.round(result.effort, 4).tolist(),
-        "seconds": round(result.seconds, 1),
+        "seconds": round(seconds, 1),
         "env_steps": result.env_steps,
     }
 

@@ -14,9 +14,7 @@ from admrl_jax.core.types import Params, Task
 from admrl_jax.envs.base import Env
 from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.protocol.attack_run import AttackRun
-from admrl_jax.report.film import write_film
 from admrl_jax.sampling import collect_meta_batch, expose
-from admrl_jax.simulators.models import load_model
 from admrl_jax.suite import Case, SuiteRunner
 
 FILM = "episode.gif"
@@ -30,6 +28,10 @@ def film_section(run: AttackRun) -> Iterator[str]:
     env = run.victims[run.plan.methods[0]].runner.setup.env
     if not isinstance(env, PhysicsEnv):
         return
+    # Environments in closed form need no MuJoCo.
+    from admrl_jax.report.film import write_film
+    from admrl_jax.simulators.models import load_model
+
     cell = [cell for cell in run.cells if cell[:2] == run.cells[0][:2]][-1]
     victims, file = run.victims[cell.method], run.file(cell)
     runner, case = victims.runner, victims.case(run.plan, cell)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from admrl_jax.report.attacks import WORDED_SEEDS, Attacked
+from admrl_jax.report.attacked import WORDED_SEEDS, Attacked
 from admrl_jax.report.figures import GREY, RETURN, new_figure, put_legend
 from admrl_jax.stats.checks import LEARNED
 from admrl_jax.stats.intervals import t_interval

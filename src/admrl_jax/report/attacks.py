@@ -2,123 +2,23 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from admrl_jax.attacks.registry import CLEAN
+from admrl_jax.report.attacked import WORDED_SEEDS, Attacked, Row
 from admrl_jax.report.tables import rounded, table
 from admrl_jax.runs.files import write_bytes, write_text
 from admrl_jax.stats import scores
 from admrl_jax.stats.checks import (
     LEARNED,
-    TRANSFER,
     UNTRAINED,
     Check,
-    Score,
     converged,
     is_claim_sound,
-    sanity_checks,
 )
 from admrl_jax.stats.intervals import interquartile_mean, t_interval
 
-Row = Mapping[str, Any]
-WORDED_SEEDS = 3
-"""With fewer seeds no interval is given and no comparison worded."""
 CVAR_LEVEL = 0.1
-
-
-class Attacked:
-    """The results of an attack, by victim and radius."""
-
-    def __init__(self, results: Row):
-        self.results = results
-        plan = results["plan"]
-        self.methods: list[str] = list(plan["methods"])
-        self.seeds: list[int] = list(plan["seeds"])
-        self.radii: list[float] = sorted(plan["radii"])
-        self.floor: float = results["floor"]
-        self._tests = {(test["method"], test["seed"], test["radius"]): test for test in results["tests"]}
-
-    def label(self, method: str) -> str:
-        """A method's name for people."""
-        return self.results["methods"][method]["label"]
-
-    def victim(self, method: str, seed: int) -> str:
-        """A victim's name for people."""
-        return f"{self.label(method)}, seed {seed}" if len(self.seeds) > 1 else self.label(method)
-
-    def returns(self, method: str, seed: int, radius: float, name: str = "worst") -> np.ndarray | None:
-        """`[N]` test return of every task; None where it was not measured.
-
-        Args:
-            method: of the victim.
-            seed: of the victim.
-            radius: 0 for the clean return.
-            name: an entry, or `worst`.
-        """
-        test = self._tests[method, seed, radius or self.radii[0]]
-        name = CLEAN if radius == 0 else test["worst"] if name == "worst" else name
-        found = test["returns"].get(name)
-        return None if found is None else np.asarray(found, float)
-
-    def mean(self, method: str, seed: int, radius: float, name: str = "worst") -> float:
-        """Mean test return, tasks of all kinds weighing the same; NaN where it was not measured."""
-        found = self.returns(method, seed, radius, name)
-        if found is None:
-            return float("nan")
-        kinds = self.results["strata"]
-        return float(found.mean() if kinds is None else scores.stratified_mean(found, kinds))
-
-    def error(self, returns: np.ndarray) -> float:
-        """Standard error of the mean over tasks; within kinds of tasks where they come in kinds."""
-        kinds = self.results["strata"]
-        groups = [returns] if kinds is None else [returns[np.asarray(kinds) == k] for k in set(kinds)]
-        variances = [group.var(ddof=1) / len(group) for group in groups if len(group) > 1]
-        return float(np.sqrt(np.sum(variances))) / max(len(groups), 1)
-
-    def rows(self, **where: Any) -> list[Row]:
-        """Entries that match."""
-        return [row for row in self.results["rows"] if all(row[k] == v for k, v in where.items())]
-
-    def is_learned(self, row: Row) -> bool:
-        """Whether an entry's member learns."""
-        return self.results["members"][row["member"]]["kind"] == LEARNED
-
-    def kind(self, row: Row) -> str:
-        """An entry's kind, as the sanity checks count them."""
-        return TRANSFER if row["entry"] == "transferred" else self.results["members"][row["member"]]["kind"]
-
-    def scores(self) -> list[Score]:
-        """What was measured on test tasks, for the sanity checks."""
-        found = []
-        for test in self.results["tests"]:
-            victim = self.victim(test["method"], test["seed"])
-            cell = {name: test[name] for name in ("method", "seed", "radius")}
-            for row in self.rows(**cell):
-                returns = self.returns(*cell.values(), row["entry"])
-                if returns is None:
-                    continue
-                left = self.mean(*cell.values(), row["entry"])
-                found.append(
-                    Score(victim, test["radius"], row["entry"], self.kind(row), left, self.error(returns))
-                )
-        return found
-
-    def checks(self) -> list[Check]:
-        """The sanity checks, and whether the worst learned attacker of each cell had converged."""
-        found = sanity_checks(self.scores())
-        for test in self.results["tests"]:
-            cell = {name: test[name] for name in ("method", "seed", "radius")}
-            learned = [row for row in self.rows(**cell) if self.is_learned(row) and row["effort"]]
-            if not learned:
-                continue
-            worst = min(learned, key=lambda row: row["validation"])
-            victim = self.victim(test["method"], test["seed"])
-            clean = self.mean(test["method"], test["seed"], 0)
-            effort = converged(victim, test["radius"], worst["entry"], worst["effort"], clean=clean)
-            found.append(effort)
-        return found
 
 
 def write_attack_report(folder: Path, results: Row, extras: Iterable[str] = ()) -> Path:

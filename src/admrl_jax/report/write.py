@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from admrl_jax.report.attacks import Attacked, headline_table
+from admrl_jax.report.attacked import Attacked
+from admrl_jax.report.attacks import headline_table
 from admrl_jax.report.results import (
     Row,
     headline_panel,

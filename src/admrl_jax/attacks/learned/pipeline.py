@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from admrl_jax.attacks.base import AttackSpec, Scene, Victim
-from admrl_jax.attacks.generator import GeneratorParams, generator_attack, make_generator
+from admrl_jax.attacks.generator import Generator, GeneratorParams, generator_attack, make_generator
 from admrl_jax.attacks.learned.outcomes import outcomes
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, Units, make_threat
@@ -72,6 +72,10 @@ class PipelineState(NamedTuple):
     scale: jax.Array
 
 
+def _generator(config: PipelineConfig, victim: Victim) -> Generator:
+    return make_generator(victim, config.hidden_sizes, knows_task=config.knows_task)
+
+
 def make_pipeline(config: PipelineConfig, victim: Victim) -> AttackTrainer:
     """Minimises the query return over the generator's parameters.
 
@@ -84,7 +88,7 @@ def make_pipeline(config: PipelineConfig, victim: Victim) -> AttackTrainer:
     Raises:
         ConfigError: the gradient is to go through an adaptation that the victim does not have.
     """
-    generator = make_generator(victim, config.hidden_sizes, knows_task=config.knows_task)
+    generator = _generator(config, victim)
     optimizer = optax.chain(optax.clip_by_global_norm(config.gradient_clip), optax.adam(config.learning_rate))
     policy, adapt_step = victim.policy, victim.adapt_step
     if config.side == "pipeline" and adapt_step is None:
@@ -196,6 +200,6 @@ SPEC = AttackSpec(
     THREAT,
     "#D62728",
     PipelineConfig,
-    lambda config, victim: make_pipeline(config, victim).attack,
+    lambda config, victim: generator_attack(_generator(config, victim), THREAT),
     make_pipeline,
 )
