@@ -45,8 +45,8 @@ CONFIGS: dict[str, Any] = {
 
 
 GROWTH = {"adgan": 1.25, "pipeline": 1.25, "actor": 1.1, "director": 1.1, "black_box": 0.9}
-"""By how much the return falls in twelve updates. The director begins with a gradient's direction, the black box
-with what people would try, and each of its batches is another candidate's."""
+"""By how much the return falls in twelve updates. The director begins with a gradient's direction, the black
+box with what people would try, and each of its batches is another candidate's."""
 
 
 @functools.cache

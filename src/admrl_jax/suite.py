@@ -476,8 +476,14 @@ def offline_fits(starts: int, steps: int, updates: int) -> tuple[Member, ...]:
     )
 
 
-def fits_under_attack(starts: int, steps: int, updates: int) -> tuple[Member, ...]:
-    """Counter-action fits through the adaptation on episodes under attack, with and without the task."""
+def fits_under_attack(starts: tuple[int, ...], steps: int, updates: int) -> tuple[Member, ...]:
+    """Counter-action fits through the adaptation on episodes under attack: with the task, and without it.
+
+    Args:
+        starts: of each; the second may be left out.
+        steps: Adam steps per update.
+        updates: of each start.
+    """
     return tuple(
         Member(
             name=name,
@@ -490,10 +496,10 @@ def fits_under_attack(starts: int, steps: int, updates: int) -> tuple[Member, ..
                 ("num_steps", steps),
                 ("knows_task", name == UNDER_ATTACK),
             ),
-            starts=starts,
+            starts=count,
             updates=updates,
         )
-        for name in (UNDER_ATTACK, PLAIN)
+        for name, count in zip((UNDER_ATTACK, PLAIN), starts, strict=False)
     )
 
 
@@ -520,7 +526,7 @@ GRADIENT = (
 QUICK = Suite(
     members=(
         *untrained("l2_noise", "sensor_bias", "fgsm", "pgd", "pgd_counter"),
-        *fits_under_attack(2, 40, 6)[:1],
+        *fits_under_attack((2,), 40, 6),
         Member(name="black box", attack="black_box", updates=12),
     ),
     num_tasks=4,
@@ -533,15 +539,15 @@ STANDARD = Suite(
         *GRADIENT,
         Member(name="snoop", attack="snoop", starts=2),
         Member(name="critic", attack="critic", starts=2),
-        *offline_fits(8, 60, 3),
-        *fits_under_attack(6, 40, 14),
+        *offline_fits(6, 60, 3),
+        *fits_under_attack((4, 2), 40, 20),
         Member(name="black box", attack="black_box", updates=24),
         Member(name="adgan", attack="adgan", starts=2, updates=10, goes_on_from=(PLAIN,)),
         Member(name="actor", attack="actor", starts=2, updates=10),
         Member(name="director", attack="director", starts=2, updates=10),
         *generators(2, 10),
     ),
-    num_tasks=6,
+    num_tasks=8,
 )
 CLAIM = dataclasses.replace(
     STANDARD,
