@@ -476,7 +476,9 @@ def test_machine_settings_make_no_other_protocol(finished: Path, tmp_path: Path)
     policies, before = (dict(read_arrays(folder / "policies.npz")) for folder in (directory, finished))
     assert policies.keys() == before.keys()
     for name in policies.keys() - {"config", "sha256"}:
-        np.testing.assert_array_equal(policies[name], before[name])
+        # What is measured again, on other devices, is the same up to rounding.
+        tolerance = 1e-5 if name.startswith("normaliser/") else 0
+        np.testing.assert_allclose(policies[name], before[name], rtol=tolerance)
 
 
 def test_another_engine_is_another_run(finished: Path, capsys) -> None:

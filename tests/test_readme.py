@@ -56,7 +56,7 @@ def test_examples_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert float(training[-1]) > float(training[1]) + 10, "five steps improve the return after adaptation"
     metrics = namespace["metrics"]
     assert 0 < metrics["attack/size"] <= 0.2 + 1e-6 and metrics["attack/budget_excess"] == 0
-    assert namespace["history"].returns.shape == (1, 1, 20)
+    assert namespace["history"].returns.shape == (1, 1, 3)
     assert clean > -25, "the committed policy adapts"
     assert attacked < clean - 3, "the attacker takes some of that away"
     assert namespace["result"].budget_excess == 0

@@ -9,7 +9,6 @@ import pytest
 from helpers import assert_trees_equal, random_experience
 
 from admrl_jax.core import returns
-from admrl_jax.core.types import Trajectory
 
 REWARD = jnp.array([1.0, 2.0, 3.0, 4.0])
 VALUE = jnp.array([0.5, 1.0, 1.5, 2.0])
@@ -142,7 +141,7 @@ def test_masked_steps_change_nothing() -> None:
     assert 0 < mask.sum() < mask.size
     gone = mask == 0
     spoil = lambda x: jnp.where(gone.reshape(gone.shape + (1,) * (x.ndim - 2)), -777.0, x)  # noqa: E731
-    garbage = Trajectory(*map(spoil, trajectory))._replace(mask=trajectory.mask)
+    garbage = jax.tree.map(spoil, trajectory)._replace(mask=trajectory.mask)
     clean, dirty = score(trajectory), score(garbage)
     assert_trees_equal(clean.advantage, dirty.advantage)
     np.testing.assert_array_equal(np.asarray(clean.advantage)[gone], 0)

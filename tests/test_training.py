@@ -147,7 +147,9 @@ def test_a_step_is_its_three_parts_and_both_sides_learn() -> None:
     learn = jax.jit(functools.partial(learn_step, learner=LEARNER, loss_term=ADGAN.loss_term))
     learner, learned = learn(before.learner, before.key, before.step, batch)
     face = jax.jit(functools.partial(opponent_step, defence=ADGAN))
-    opponent, faced = face(before.opponent, before.key, before.step, before.units, batch)
+    opponent, faced = face(
+        before.opponent, before.key, before.step, before.units, before.learner.meta_params, batch
+    )
     assert_trees_close(after.learner, learner, rtol=1e-3, atol=1e-5)
     assert_trees_close(after.opponent, opponent, rtol=1e-3, atol=1e-5)
     parts = {**measured, **learned, **faced}

@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from admrl_jax.attacks.base import Victim
 from admrl_jax.core.networks import Policy
@@ -24,18 +23,19 @@ def make_victim(env: Env, policy: Policy, learner: Learner | None = None) -> Vic
         policy: Gaussian policy.
         learner: adapts it; without one, attacks through the adaptation cannot be built.
     """
+    # Constants, unless the environment's own numbers are traced.
     with jax.ensure_compile_time_eval():
         tasks = jax.vmap(env.sample_task)(jax.random.split(jax.random.key(0), DRAWN_TASKS))
-        numbers = np.asarray(jax.vmap(flat_task)(tasks), float)
-    centre, spread = numbers.mean(axis=0), numbers.std(axis=0)
-    scale = np.where(spread > 1e-9, 1 / np.where(spread > 1e-9, spread, 1), 0.0)
+        numbers = jax.vmap(flat_task)(tasks)
+        centre, spread = numbers.mean(axis=0), numbers.std(axis=0)
+        scale = jnp.where(spread > 1e-6, 1 / jnp.where(spread > 1e-6, spread, 1), 0.0)
     return Victim(
         policy,
         env.obs_size,
         env.action_size,
         task_size=numbers.shape[-1],
         task_features=lambda task: (flat_task(task) - centre) * scale,
-        action_limit=float(getattr(env, "action_limit", math.inf)),
+        action_limit=getattr(env, "action_limit", math.inf),
         adapt_step=learner.adapt_step if learner else None,
         name=learner.name if learner else "",
     )

@@ -119,6 +119,9 @@ def _why_refused(argv: Sequence[str], default: Any) -> ConfigError | None:
         value, accepts = fields[name]
         if isinstance(value, bool) and words:
             accepts = Accepts(bool, f"{_flag(name)} or {_flag(name, 'no-')}, without a value")
+        elif value == () and accepts:
+            if accepts.test(tuple(map(_parsed, words))):
+                continue
         elif _are_of_type(words, value):
             continue
         given = repr(" ".join(words)) if words else "no value"
@@ -148,6 +151,12 @@ def _are_of_type(words: Sequence[str], default: Any) -> bool:
     return (is_list or len(words) == 1) and (
         kind not in (int, float) or all(_is_read(kind, word) for word in words)
     )
+
+
+def _parsed(word: str) -> int | float | str:
+    """A word as what it looks like."""
+    kinds = [kind for kind in (int, float) if _is_read(kind, word)]
+    return kinds[0](word) if kinds else word
 
 
 def _is_read(kind: type[int] | type[float], word: str) -> bool:

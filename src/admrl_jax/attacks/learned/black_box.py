@@ -10,7 +10,7 @@ from admrl_jax.attacks.base import Attack, AttackSpec, Scene, Victim
 from admrl_jax.attacks.generator import add_projected
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, Units, make_threat
-from admrl_jax.core.settings import FRACTION, POSITIVE, whole_from
+from admrl_jax.core.settings import COUNT, FRACTION, POSITIVE
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params, where_tree
 
@@ -21,7 +21,7 @@ THREAT = make_threat(label="black box", norm="l2", strength="L2 radius", knowled
 class BlackBoxConfig:
     """Effort of the search."""
 
-    population: Annotated[int, whole_from(2, 10_000)] = 12
+    population: Annotated[int, COUNT] = 12
     """Candidates of a generation; each takes one update, as it is judged by one meta-batch."""
     elite_share: Annotated[float, FRACTION] = 0.25
     """Of a generation, to which the next one is fitted."""

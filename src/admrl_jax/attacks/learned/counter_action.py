@@ -65,7 +65,7 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
     """
     generator = make_generator(victim, config.hidden_sizes, knows_task=config.knows_task)
     optimizer = optax.adam(config.learning_rate)
-    limit = min(config.action_limit, victim.action_limit)
+    limit = jnp.minimum(config.action_limit, victim.action_limit)
     adapt_step = victim.adapt_step
     if adapt_step is None and (config.through == "adaptation" or config.under_attack):
         raise ConfigError("through: 'adaptation' is not accepted for a victim that does not adapt")

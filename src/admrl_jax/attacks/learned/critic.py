@@ -62,7 +62,7 @@ def make_critic(config: CriticConfig, victim: Victim) -> AttackTrainer:
         return critic.apply(params.network, jnp.concatenate([features, squash(action)], axis=-1))[..., 0]
 
     def squash(action: jax.Array) -> jax.Array:
-        return jnp.clip(action, -limit, limit) / (limit if limit < 1e6 else 1.0)
+        return jnp.clip(action, -limit, limit) / jnp.where(limit < 1e6, limit, 1.0)
 
     def perturb(
         params: GeneratorParams, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget
