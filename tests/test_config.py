@@ -556,6 +556,7 @@ TOY: dict[str, Any] = {
     "attacks.stuck_sensor.duration": 1000,
     "attacks.counter_action.hidden_sizes": (2, 3),
     "attacks.counter_action.num_steps": 1000,
+    "attacks.black_box.population": 1,
 }
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -692,7 +693,7 @@ ATTACK_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "counter_action",
         {"attacks.counter_action.through": "adaptation", "attacks.counter_action.under_attack": True},
     ),
-    "black_box": ("black_box", {"attacks.black_box.population": 1}),
+    "black_box": ("black_box", {"attacks.black_box.population": 2, "attacks.black_box.num_elites": 1}),
 }
 """Settings of attacks that are compiled in, on `TOY`."""
 

@@ -164,7 +164,9 @@ def test_a_step_is_its_three_parts_and_both_sides_learn() -> None:
     assert_no_leaf_is_zero(moved)
     assert metrics["attack/size"] > 0 and metrics["attack/budget_excess"] == 0
     # No opponent, nothing to learn or report.
-    nothing, silent = opponent_step((), before.key, before.step, before.units, batch, defence=no_defence())
+    nothing, silent = opponent_step(
+        (), before.key, before.step, before.units, before.learner.meta_params, batch, defence=no_defence()
+    )
     assert nothing == () and silent == {}
 
 

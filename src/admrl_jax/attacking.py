@@ -314,7 +314,7 @@ def train_attacker(
     shape = (len(radii), restarts)
     states = training.start(
         key,
-        np.repeat(radii, restarts),
+        [radius for radius in radii for _ in range(restarts)],
         units=units,
         inputs=inputs,
         sides=sides,

@@ -16,7 +16,7 @@ AXIS = "lanes"
 """Name of the mesh axis over runs."""
 
 
-def lane_mesh(devices: Sequence[jax.Device]) -> Mesh:
+def lane_mesh(devices: Sequence[Any]) -> Mesh:
     """A mesh over devices, for `Lanes`."""
     # Arrays move to where their runs are by themselves.
     return jax.make_mesh((len(devices),), (AXIS,), devices=devices, axis_types=(AxisType.Auto,))

@@ -64,7 +64,7 @@ def _radius_figure(attacked: Attacked) -> Figure:
             ax.vlines(at, ends[:, 0], ends[:, 1], color=colour, linewidth=1.2, alpha=0.6)
         blind = np.nanmean([attacked.mean(method, s, attacked.radii[0], "blind") for s in attacked.seeds])
         if np.isfinite(blind):
-            ax.axhline(blind, color=colour, linestyle=":", linewidth=1)
+            ax.axhline(float(blind), color=colour, linestyle=":", linewidth=1)
     ax.set_xticks(x, ["clean", *(f"{radius:g}" for radius in attacked.radii)])
     ax.set_xlabel(f"L2 radius ({attacked.results['units']})")
     ax.set_ylabel(f"{RETURN}, after adaptation")

@@ -80,12 +80,12 @@ class Attacked:
         found = []
         for test in self.results["tests"]:
             victim = self.victim(test["method"], test["seed"])
-            cell = {name: test[name] for name in ("method", "seed", "radius")}
-            for row in self.rows(**cell):
-                returns = self.returns(*cell.values(), row["entry"])
+            where = (test["method"], test["seed"], test["radius"])
+            for row in self.rows(**dict(zip(("method", "seed", "radius"), where, strict=True))):
+                returns = self.returns(*where, row["entry"])
                 if returns is None:
                     continue
-                left = self.mean(*cell.values(), row["entry"])
+                left = self.mean(*where, row["entry"])
                 found.append(
                     Score(victim, test["radius"], row["entry"], self.kind(row), left, self.error(returns))
                 )

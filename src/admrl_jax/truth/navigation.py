@@ -334,7 +334,7 @@ def solve(choose: Choose, goal: jax.Array, *, env: Navigation2D, config: PlanCon
 
     # The middles of parts of what lies nearer to a node than to its neighbours.
     parts = (np.arange(config.end_parts) + 0.5) / config.end_parts - 0.5
-    around = jnp.gradient(nodes)[:, None] * parts
+    around = jnp.asarray(np.gradient(axis_nodes(env, config))[:, None] * parts, nodes.dtype)
 
     def moves_of_row(row: tuple[jax.Array, jax.Array]) -> Moves:
         position, nearby = (

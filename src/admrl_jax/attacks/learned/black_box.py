@@ -10,7 +10,7 @@ from admrl_jax.attacks.base import Attack, AttackSpec, Scene, Victim
 from admrl_jax.attacks.generator import add_projected
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, Units, make_threat
-from admrl_jax.core.settings import COUNT, FRACTION, POSITIVE
+from admrl_jax.core.settings import COUNT, POSITIVE
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params, where_tree
 
@@ -23,12 +23,16 @@ class BlackBoxConfig:
 
     population: Annotated[int, COUNT] = 12
     """Candidates of a generation; each takes one update, as it is judged by one meta-batch."""
-    elite_share: Annotated[float, FRACTION] = 0.25
-    """Of a generation, to which the next one is fitted."""
+    num_elites: Annotated[int, COUNT] = 3
+    """The best of a generation, to which the next one is fitted; all where there are fewer."""
     init_std: Annotated[float, POSITIVE] = 1.0
     """Standard deviation of the first generation's numbers."""
     min_std: Annotated[float, POSITIVE] = 0.1
     """Of later ones, at least."""
+
+
+NOT_JUDGED = 1e30
+"""Return of candidates that have none yet."""
 
 
 class AffineParams(NamedTuple):
@@ -100,7 +104,7 @@ def first_guesses(obs_size: int) -> jax.Array:
 def make_black_box(config: BlackBoxConfig, victim: Victim) -> AttackTrainer:
     """Cross-entropy method (de Boer et al. 2005): a generation is drawn around the best of the last."""
     shape, population = (2, 3, victim.obs_size), config.population
-    elite = max(1, round(config.elite_share * population))
+    num_elites = min(config.num_elites, population)
 
     def draw(key: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
         return mean + std * jax.random.normal(key, (population, *shape))
@@ -112,7 +116,7 @@ def make_black_box(config: BlackBoxConfig, victim: Victim) -> AttackTrainer:
         first = first_guesses(victim.obs_size) if start_from is None else mean[None]
         candidates = jnp.concatenate([first, draw(key, mean, std)])[:population]
         return SearchState(
-            mean, std, candidates, jnp.full((population,), jnp.inf), jnp.zeros((), int), inputs
+            mean, std, candidates, jnp.full((population,), NOT_JUDGED), jnp.zeros((), int), inputs
         )
 
     def params(state: SearchState) -> AffineParams:
@@ -129,15 +133,18 @@ def make_black_box(config: BlackBoxConfig, victim: Victim) -> AttackTrainer:
         taken = batch.query.trajectory
         left = axis.mean(jnp.mean(jnp.sum(taken.reward, axis=-1)))
         # Episodes that broke off say nothing.
-        left = jnp.where(axis.total(jnp.sum(taken.diverged)) > 0, jnp.inf, left)
+        left = jnp.where(axis.total(jnp.sum(taken.diverged)) > 0, NOT_JUDGED, left)
         state = state._replace(returns=state.returns.at[state.number].set(left), number=state.number + 1)
-        best = state.candidates[jnp.argsort(state.returns)[:elite]]
-        mean, std = jnp.mean(best, axis=0), jnp.maximum(jnp.std(best, axis=0), config.min_std)
+        rank = jnp.argsort(jnp.argsort(state.returns))
+        share = (rank < num_elites) / num_elites
+        mean = jnp.tensordot(share, state.candidates, 1)
+        std = jnp.sqrt(jnp.tensordot(share, jnp.square(state.candidates - mean), 1))
+        std = jnp.maximum(std, config.min_std)
         bred = SearchState(
             mean,
             std,
             draw(key, mean, std),
-            jnp.full((population,), jnp.inf),
+            jnp.full((population,), NOT_JUDGED),
             jnp.zeros((), int),
             state.inputs,
         )
