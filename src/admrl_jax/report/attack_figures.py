@@ -23,7 +23,8 @@ def draw(attacked: Attacked) -> dict[str, tuple[Figure, str]]:
         )
     }
     learned = [name for name, card in attacked.results["members"].items() if card["kind"] == LEARNED]
-    learned = [name for name in learned if any(row["effort"] for row in attacked.rows(entry=name))]
+    # A single update is no curve.
+    learned = [name for name in learned if any(len(row["effort"]) > 1 for row in attacked.rows(entry=name))]
     if learned:
         figures["effort"] = (
             _effort_figure(attacked, learned),
