@@ -36,7 +36,7 @@ def write_film(path: Path, model: Any, episodes: Sequence[np.ndarray], titles: S
     flat = np.ptp(positions[:, 1]) < 1.0 < np.ptp(positions[:, 0]) + 1.0
     axes_shown = (0, 2) if flat else (0, 1)
     extent = max(1.2, 0.75 * max(np.ptp(ends[..., axes_shown[0]]) for ends, _ in shapes[0]))
-    figure = Figure(figsize=(4.2 * len(episodes), 3.2))
+    figure = Figure(figsize=(4.2 * len(episodes), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, len(episodes), squeeze=False).flat)
 
@@ -55,14 +55,12 @@ def geoms_at(model: Any, qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     data = mujoco.MjData(model)
     data.qpos[:] = qpos
     mujoco.mj_kinematics(model, data)
-    round_geoms = (
-        mujoco.mjtGeom.mjGEOM_SPHERE,
-        mujoco.mjtGeom.mjGEOM_CAPSULE,
-        mujoco.mjtGeom.mjGEOM_CYLINDER,
-    )
+    kinds = mujoco.mjtGeom
+    # As integers, since a type of the model's is none of the enumeration.
+    round_geoms = [int(kind) for kind in (kinds.mjGEOM_SPHERE, kinds.mjGEOM_CAPSULE, kinds.mjGEOM_CYLINDER)]
     shown = [g for g in range(model.ngeom) if model.geom_type[g] in round_geoms and model.geom_bodyid[g] > 0]
     along = data.geom_xmat.reshape(-1, 3, 3)[shown, :, 2]
-    is_sphere = model.geom_type[shown] == int(mujoco.mjtGeom.mjGEOM_SPHERE)
+    is_sphere = model.geom_type[shown] == int(kinds.mjGEOM_SPHERE)
     half = np.where(is_sphere, 0.0, model.geom_size[shown, 1])[:, None] * along
     centre = data.geom_xpos[shown]
     return np.stack([centre - half, centre + half], axis=1), model.geom_size[shown, 0]
