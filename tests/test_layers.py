@@ -21,6 +21,7 @@ LEVELS = (
     ("defences",),
     ("training",),
     ("attacking", "evaluation", "truth"),
+    ("suites",),
     ("suite",),
     ("methods",),
     ("config",),

@@ -14,20 +14,8 @@ from admrl_jax.attacks.generator import GeneratorParams
 from admrl_jax.attacks.registry import CLEAN
 from admrl_jax.attacks.threat import make_threat
 from admrl_jax.core.settings import ConfigError
-from admrl_jax.suite import (
-    BLIND,
-    MIN_UPDATES,
-    SUITES,
-    Case,
-    Member,
-    Suite,
-    SuiteRunner,
-    attack_suite,
-    check_suite,
-    keys_of,
-    untrained,
-    worst_of,
-)
+from admrl_jax.suite import BLIND, MIN_UPDATES, Case, SuiteRunner, attack_suite, keys_of, worst_of
+from admrl_jax.suites import SUITES, Member, Suite, check_suite, untrained
 
 RADIUS = 0.8
 FIT = Member(

@@ -62,7 +62,8 @@ from admrl_jax.simulators import (
     SimulatorError,
     make_simulator,
 )
-from admrl_jax.suite import SUITES, Case, Member, Suite, SuiteResult, SuiteRunner, attack_suite
+from admrl_jax.suite import Case, SuiteResult, SuiteRunner, attack_suite
+from admrl_jax.suites import SUITES, Member, Suite
 from admrl_jax.training import Setup, TrainState, init_train_state, outer_step
 from admrl_jax.victims import make_victim
 

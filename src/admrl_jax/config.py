@@ -35,7 +35,7 @@ from admrl_jax.learners.registry import LEARNERS
 from admrl_jax.methods import METHODS, PAPER_METHODS
 from admrl_jax.sampling import SamplingConfig
 from admrl_jax.simulators import SIMULATORS
-from admrl_jax.suite import SUITES
+from admrl_jax.suites import SUITES
 
 MACHINE_SETTINGS = ("simulator", "num_threads", "num_devices", "lanes", "task_block")
 """Settings that say where and how a run is computed, and not what."""

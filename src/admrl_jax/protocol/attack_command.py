@@ -11,7 +11,8 @@ from admrl_jax.attacking import SIDES
 from admrl_jax.config import UNITS
 from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, is_number, is_whole, one_of
 from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
-from admrl_jax.protocol.attack_run import AttackRun, make_plan
+from admrl_jax.protocol.attack_plan import make_plan
+from admrl_jax.protocol.attack_run import AttackRun
 from admrl_jax.protocol.command_line import DISK_ERRORS, fail, keep_compiled_programs
 from admrl_jax.protocol.film import film_section
 from admrl_jax.report.attacks import write_attack_report
@@ -20,7 +21,7 @@ from admrl_jax.runs.devices import compile_fast, make_cpu_devices, make_lanes
 from admrl_jax.runs.directory import RunError
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.simulators import SimulatorError
-from admrl_jax.suite import SUITES
+from admrl_jax.suites import SUITES
 
 NAMES = Accepts(lambda x: isinstance(x, tuple) and all(isinstance(y, str) for y in x), "names")
 SEEDS = Accepts(lambda x: isinstance(x, tuple) and all(is_whole(y) and y >= 0 for y in x), "seeds of the run")

@@ -9,8 +9,8 @@ import contextlib
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,144 +18,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from admrl_jax.attacking import SIDES
 from admrl_jax.attacks.registry import CLEAN, attack_spec
 from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.config import UNITS
 from admrl_jax.core.lanes import Lanes
-from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.types import Params
 from admrl_jax.evaluation import do_nothing_returns
 from admrl_jax.methods import METHODS
-from admrl_jax.runs.artefact import (
-    Trained,
-    digest,
-    empty_params,
-    flatten_params,
-    load_policy,
-    read_policies,
-    unflatten_params,
-)
-from admrl_jax.runs.directory import RunError
-from admrl_jax.runs.files import is_whole, read_arrays, write_arrays, write_text
+from admrl_jax.protocol.attack_cell import CellFile
+from admrl_jax.protocol.attack_plan import AttackPlan, Cell, cells_of, claim
+from admrl_jax.runs.artefact import Trained, load_policy, read_policies
+from admrl_jax.runs.files import write_text
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted, StopRequest
 from admrl_jax.runs.versions import versions
 from admrl_jax.stats.checks import LEARNED, NOISE, TRANSFER, UNTRAINED
-from admrl_jax.suite import BLIND, SUITES, Case, Found, Member, MemberResult, Suite, SuiteRunner
+from admrl_jax.suite import BLIND, REFINED, TRANSFERRED, Case, Found, MemberResult, SuiteRunner
+from admrl_jax.suites import SUITES, Member, Suite
 from admrl_jax.training import Setup
 from admrl_jax.truth.planner import planner_for
 
-TRANSFERRED, REFINED = "transferred", "refined"
-"""Entries of a cell beside its members: the best attacker that was found elsewhere, and what came of it."""
 KEY = 2**31 - 3
 """Folded into the attack's seed: no policy was trained with the keys that follow."""
-UNKNOWN_METHOD = {"colour": "#777777"}
+NO_METHOD = {"colour": "#777777"}
 """What a report says of a policy that is no method's, such as the pre-trained one."""
 BEST_OF_OTHERS = 3
 """Attackers of every other cell that are tried on a victim."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackPlan:
-    """What is attacked and how hard; decides every number.
-
-    Attributes:
-        source: run directory or `policies.npz`.
-        suite: name of the suite.
-        methods: victims.
-        seeds: of the victims.
-        radii: L2 radii.
-        units: of the radii, one of `UNITS`.
-        side: data under attack, one of `SIDES`.
-        seed: of the attack.
-        policies: digest of the artefact.
-    """
-
-    source: str
-    suite: str
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    radii: tuple[float, ...]
-    units: str
-    side: str
-    seed: int
-    policies: str
-
-
-class Cell(NamedTuple):
-    """One victim at one radius."""
-
-    method: str
-    seed: int
-    radius: float
-
-    @property
-    def stem(self) -> str:
-        """Of its files."""
-        return f"{self.method}-{self.seed}-{self.radius:g}"
-
-    def __str__(self) -> str:
-        return f"{self.method}, seed {self.seed}, radius {self.radius:g}"
-
-
-def cells_of(plan: AttackPlan) -> Iterator[Cell]:
-    """All cells, radii from small to large."""
-    for method in plan.methods:
-        for seed in plan.seeds:
-            for radius in sorted(plan.radii):
-                yield Cell(method, seed, radius)
-
-
-def make_plan(
-    source: Path,
-    *,
-    suite: str = "standard",
-    methods: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-    radii: Sequence[float] = (),
-    units: str = "",
-    side: str = "both",
-    seed: int = 0,
-) -> AttackPlan:
-    """A plan for an artefact; what is not given is as in its run.
-
-    Raises:
-        ArtefactError: there is no such artefact, or it is damaged.
-        ConfigError: something is not accepted, or not in the artefact.
-    """
-    arrays = read_policies(source)
-    known = sorted({name.split("/")[1] for name in arrays if name.startswith("policy/")})
-    trained = load_policy(source, known[0])
-    found = tuple(int(x) for x in arrays["seeds"])
-    default = [method for method in trained.config.methods if method in known]
-    chosen = {
-        "methods": (tuple(methods) or tuple(default), tuple(known)),
-        "seeds": (tuple(seeds) or found, found),
-        "suite": ((suite,), tuple(SUITES)),
-        "side": ((side,), tuple(SIDES)),
-        "units": ((units or trained.config.units,), tuple(UNITS)),
-    }
-    for name, (values, accepted) in chosen.items():
-        for value in values:
-            if value not in accepted:
-                words = ", ".join(map(str, accepted))
-                raise ConfigError(f"{name}: {value!r} is not accepted; accepted: {words}")
-    radii = tuple(sorted(set(radii))) or trained.config.eval.strengths
-    for radius in radii:
-        if not (np.isfinite(radius) and radius > 0):
-            raise ConfigError(f"radii: {radius!r} is not accepted; accepted: numbers above 0")
-    return AttackPlan(
-        source=str(source),
-        suite=suite,
-        methods=chosen["methods"][0],
-        seeds=chosen["seeds"][0],
-        radii=radii,
-        units=chosen["units"][0][0],
-        side=side,
-        seed=seed,
-        policies=digest(arrays),
-    )
 
 
 class Victims(NamedTuple):
@@ -206,73 +94,6 @@ def setup_of(trained: Trained) -> Setup:
         num_adapt_steps=test.num_adapt_steps,
     )
     return Setup(trained.env, trained.policy, trained.learner, sampling)
-
-
-class CellFile:
-    """What has been found in a cell, on disk."""
-
-    def __init__(self, folder: Path, cell: Cell, runner: SuiteRunner, plan: str):
-        """Reads what is there.
-
-        Args:
-            folder: of the attack.
-            cell: the cell.
-            runner: of its victim.
-            plan: all cells, in words. What depends on the others is dropped where they were other ones.
-        """
-        self.path = folder / "cells" / f"{cell.stem}.npz"
-        self._runner, self._plan = runner, plan
-        self.results: dict[str, MemberResult] = {}
-        self.seconds: dict[str, float] = {}
-        self.tests: dict[str, np.ndarray] = {}
-        if is_whole(self.path):
-            self._read()
-
-    def add(self, entry: str, result: MemberResult, seconds: float) -> None:
-        """Keeps what a member, `TRANSFERRED` or `REFINED` has achieved in so many seconds."""
-        self.results[entry], self.seconds[entry] = result, seconds
-        self._write()
-
-    def add_test(self, name: str, returns: np.ndarray) -> None:
-        """Keeps returns `[N, K]` on the test tasks."""
-        self.tests[name] = returns
-        self._write()
-
-    def _write(self) -> None:
-        arrays: dict[str, np.ndarray] = {f"test/{name}": x for name, x in self.tests.items()}
-        arrays["plan"] = np.array(self._plan)
-        for entry, result in self.results.items():
-            best, at = result.best, f"entry/{entry}/"
-            arrays |= flatten_params(best.params, f"{at}params/")
-            arrays |= {
-                f"{at}words": np.array(json.dumps([best.member, best.origin])),
-                f"{at}validation": best.validation,
-                f"{at}starts": result.starts,
-                f"{at}effort": result.effort,
-                f"{at}cost": np.array([self.seconds[entry], result.env_steps]),
-            }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_arrays(self.path, **arrays)
-
-    def _read(self) -> None:
-        arrays = read_arrays(self.path, "plan")
-        is_same = str(arrays.pop("plan")) == self._plan
-        for name, x in arrays.items():
-            kind, entry, *rest = name.split("/")
-            if kind == "test" and is_same:
-                self.tests[entry] = x
-            elif rest == ["words"] and (is_same or entry not in (TRANSFERRED, REFINED)):
-                self.results[entry] = self._read_entry(arrays, f"entry/{entry}/")
-                self.seconds[entry] = float(arrays[f"entry/{entry}/cost"][0])
-
-    def _read_entry(self, arrays: Mapping[str, np.ndarray], at: str) -> MemberResult:
-        member, origin = json.loads(str(arrays[f"{at}words"]))
-        attack = self._runner.attacks[member]
-        like = empty_params(attack.init, self._runner.setup.env.obs_size)
-        params = unflatten_params(arrays, f"{at}params/", like)
-        env_steps = int(arrays[f"{at}cost"][1])
-        found = Found(member, origin, params, arrays[f"{at}validation"])
-        return MemberResult(found, arrays[f"{at}starts"], arrays[f"{at}effort"], env_steps)
 
 
 class AttackRun:
@@ -463,9 +284,7 @@ class AttackRun:
             "suite": asdict(self.suite),
             "episodes": runner.setup.sampling.num_trajectories,
             "methods": {
-                method: METHODS[method]._asdict()
-                if method in METHODS
-                else {"label": method, "colour": "#777777"}
+                method: METHODS[method]._asdict() if method in METHODS else {"label": method} | NO_METHOD
                 for method in self.plan.methods
             },
             "members": {member.name: _card(member, runner) for member in self.suite.members},
@@ -486,23 +305,17 @@ def planned_test(planner: Any, runner: SuiteRunner, case: Case) -> np.ndarray:
     return np.asarray(planner(case.meta_params, jax.random.fold_in(case.key, 1), tasks, budget, runner.setup))
 
 
-def kind_of(entry: str, result: MemberResult, runner: SuiteRunner) -> str:
-    """Kind of an entry, as the sanity checks count them."""
-    if entry == TRANSFERRED:
-        return TRANSFER
-    if result.best.member in runner.trainings:
-        return LEARNED
-    return NOISE if runner.attacks[result.best.member].threat.knowledge == "none" else UNTRAINED
-
-
 def worst_entries(results: Mapping[str, MemberResult]) -> dict[str, str]:
-    """The entry with the lowest validation return of all, and of each kind."""
-    learned = {entry for entry, result in results.items() if len(result.effort)}
+    """The entry with the lowest validation return of all, and of each kind.
+
+    What came from elsewhere, refined or not, does not vouch for the attackers that were found here.
+    """
+    here = [entry for entry in results if entry not in (TRANSFERRED, REFINED)]
     groups = {
         "worst": list(results),
-        LEARNED: [entry for entry in results if entry in learned],
-        TRANSFER: [entry for entry in results if entry == TRANSFERRED],
-        UNTRAINED: [entry for entry in results if entry not in learned and entry != TRANSFERRED],
+        LEARNED: [entry for entry in here if len(results[entry].effort)],
+        UNTRAINED: [entry for entry in here if not len(results[entry].effort)],
+        TRANSFER: [entry for entry in results if entry not in here],
     }
     lowest = lambda entries: min(entries, key=lambda entry: results[entry].best.left)  # noqa: E731
     return {name: lowest(entries) for name, entries in groups.items() if entries}
@@ -541,29 +354,3 @@ def _card(member: Member, runner: SuiteRunner) -> dict[str, Any]:
         "kind": kind,
         **threat._asdict(),
     }
-
-
-MAY_CHANGE = ("source", "methods", "seeds", "radii")
-"""An attack may be given more of these, and its policies may be moved; what is there is kept."""
-
-
-def claim(folder: Path, plan: AttackPlan) -> None:
-    """Writes the plan of an attack, or refuses a folder that holds another.
-
-    Raises:
-        RunError: it does, or cannot be written.
-    """
-    path, wanted = folder / "plan.json", asdict(plan)
-    try:
-        if path.exists():
-            found = json.loads(path.read_text())
-            odd = [name for name in wanted if name not in MAY_CHANGE and found.get(name) != wanted[name]]
-            if odd:
-                words = ", ".join(f"{name}: {found.get(name)} -> {wanted[name]}" for name in odd)
-                raise RunError(f"out: {folder} holds another attack ({words}); name another --out")
-        elif folder.exists() and any(folder.iterdir()):
-            raise RunError(f"out: {folder} is not empty and holds no attack; name another --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(wanted, indent=1) + "\n")
-    except (OSError, ValueError) as error:
-        raise RunError(f"out: {folder} cannot be written or read ({error})") from error

@@ -1,20 +1,18 @@
 """The same episode twice, clean and attacked, side by side, for bodies of MuJoCo."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from admrl_jax.attacks.base import Attack, Scene
+from admrl_jax.attacks.base import Attack
 from admrl_jax.attacks.threat import Budget
-from admrl_jax.core import gaussian
-from admrl_jax.core.types import Params, Task
-from admrl_jax.envs.base import Env
+from admrl_jax.core.types import Params
 from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.protocol.attack_run import AttackRun
-from admrl_jax.sampling import collect_meta_batch, expose
+from admrl_jax.sampling import collect_meta_batch, episode_returns, expose, rollout
+from admrl_jax.simulators import SimState
 from admrl_jax.suite import Case, SuiteRunner
 
 FILM = "episode.gif"
@@ -75,39 +73,29 @@ def film_episode(runner: SuiteRunner, case: Case, attack: Attack, params: Params
         )
     )(case.meta_params, tasks)
     adapted, task = jax.tree.map(lambda x: x[0], (batch, tasks))
-    return _run(setup.env, setup.policy.apply, attack, params, adapted, budget, case.key, task)
-
-
-def _run(
-    env: Env,
-    apply: Any,
-    attack: Attack,
-    params: Params,
-    policy_params: Params,
-    budget: Budget,
-    key: jax.Array,
-    task: Task,
-) -> tuple[np.ndarray, float]:
-    key_reset, key_memory, key_steps = jax.random.split(key, 3)
-    scene = Scene(policy_params, task, True)
 
     @jax.jit
     def episode() -> tuple[jax.Array, jax.Array]:
-        def step(carry: tuple, key: jax.Array):
-            state, obs, memory, alive = carry
-            key_attack, key_action = jax.random.split(key)
-            seen, memory = attack.perturb(params, memory, key_attack, obs, scene, budget)
-            dist = apply(policy_params, seen)
-            action = gaussian.from_noise(dist, jax.random.normal(key_action, (env.action_size,)))
-            new_state, new = env.step(state, action, task)
-            state = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new_state, state)
-            reward = jnp.where(alive, new.reward, 0.0)
-            return (state, new.obs, memory, alive & ~new.terminated), (state.qpos, reward)
+        taken = rollout(
+            adapted,
+            params,
+            case.key,
+            task,
+            env=setup.env,
+            policy=setup.policy,
+            attack=attack,
+            budget=budget,
+        )
+        # The same actions from the same start once more, for what observations do not hold.
+        start, _ = setup.env.reset(jax.random.split(case.key, 3)[0], task)
 
-        state, obs = env.reset(key_reset, task)
-        carry = (state, obs, attack.reset(key_memory), jnp.array(True))
-        _, (qpos, rewards) = jax.lax.scan(step, carry, jax.random.split(key_steps, env.horizon))
-        return qpos, jnp.sum(rewards)
+        def step(state: SimState, taken: tuple) -> tuple[SimState, jax.Array]:
+            action, mask = taken
+            moved, _ = setup.env.step(state, action, task)
+            state = jax.tree.map(lambda new, old: jnp.where(mask > 0, new, old), moved, state)
+            return state, state.qpos
+
+        return jax.lax.scan(step, start, (taken.action, taken.mask))[1], episode_returns(taken)
 
     qpos, total = episode()
     return np.asarray(qpos), float(total)

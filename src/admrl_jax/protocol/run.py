@@ -22,13 +22,15 @@ from admrl_jax.attacks.registry import ATTACKS, CLEAN
 from admrl_jax.config import UNITS, to_dict
 from admrl_jax.core.types import Params
 from admrl_jax.methods import METHODS
-from admrl_jax.protocol.attack_run import AttackRun, make_plan
+from admrl_jax.protocol.attack_plan import make_plan
+from admrl_jax.protocol.attack_run import AttackRun
 from admrl_jax.protocol.attack_stages import Attackers, attack_method
 from admrl_jax.protocol.eval_stages import MetaTest, tests_of, trained_along
 from admrl_jax.protocol.film import film_section
 from admrl_jax.protocol.paths import save_paths
 from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.train_stages import Arm, Pretrained, finetune, pretrain
+from admrl_jax.report.attacked import ATTACK_FOLDER
 from admrl_jax.report.attacks import write_attack_report
 from admrl_jax.report.write import write_report
 from admrl_jax.runs.artefact import ATTACKERS, POLICIES, save_attackers, save_policies
@@ -36,8 +38,6 @@ from admrl_jax.runs.devices import make_lanes
 from admrl_jax.runs.files import write_text
 from admrl_jax.runs.versions import versions
 
-ATTACK_FOLDER = "attack"
-"""Of a run, where a suite's results are."""
 UNTIL = ("pretrain", "finetune", "report")
 """Stages after which a run can be told to stop; a later one goes on from there."""
 

@@ -8,8 +8,11 @@ import numpy as np
 from admrl_jax.attacks.registry import CLEAN
 from admrl_jax.stats import scores
 from admrl_jax.stats.checks import LEARNED, TRANSFER, Check, Score, converged, sanity_checks
+from admrl_jax.suite import REFINED, TRANSFERRED
 
 Row = Mapping[str, Any]
+ATTACK_FOLDER = "attack"
+"""Of a run, where the attack of its end is."""
 WORDED_SEEDS = 3
 """With fewer seeds no interval is given and no comparison worded."""
 
@@ -73,7 +76,8 @@ class Attacked:
 
     def kind(self, row: Row) -> str:
         """An entry's kind, as the sanity checks count them."""
-        return TRANSFER if row["entry"] == "transferred" else self.results["members"][row["member"]]["kind"]
+        is_own = row["entry"] not in (TRANSFERRED, REFINED)
+        return self.results["members"][row["member"]]["kind"] if is_own else TRANSFER
 
     def scores(self) -> list[Score]:
         """What was measured on test tasks, for the sanity checks."""

@@ -11,6 +11,7 @@ from admrl_jax.runs.files import write_bytes, write_text
 from admrl_jax.stats import scores
 from admrl_jax.stats.checks import (
     LEARNED,
+    NOISE,
     UNTRAINED,
     Check,
     converged,
@@ -229,7 +230,7 @@ def _best_untrained(attacked: Attacked, method: str, seed: int, radius: float) -
     rows = [
         row
         for row in attacked.rows(method=method, seed=seed, radius=radius)
-        if not attacked.is_learned(row) and row["entry"] != "transferred"
+        if attacked.kind(row) in (NOISE, UNTRAINED)
     ]
     return min(rows, key=lambda row: row["validation"])["entry"] if rows else UNTRAINED
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from admrl_jax.report.attacked import Attacked
+from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
 from admrl_jax.report.attacks import headline_table
 from admrl_jax.report.results import (
     Row,
@@ -47,7 +47,7 @@ def write_report(run_dir: Path) -> Path:
         write_bytes(run_dir / "figures" / f"{name}.png", png(figure))
     path = run_dir / "report.md"
     captions = {name: caption for name, (_, caption) in figures.items()}
-    write_text(path, report_text(results, captions, _attack_section(run_dir / "attack")))
+    write_text(path, report_text(results, captions, _attack_section(run_dir / ATTACK_FOLDER)))
     return path
 
 
@@ -61,7 +61,7 @@ def _attack_section(folder: Path) -> str:
         [
             "## Under many attackers",
             f"Suite `{attacked.results['plan']['suite']}`, support and query attacked, the lowest return "
-            "that any attacker left; the whole of it is in [attack/report.md](attack/report.md).",
+            f"that any attacker left; the whole of it is in [{ATTACK_FOLDER}]({ATTACK_FOLDER}/report.md).",
             headline_table(attacked, attacked.checks()),
         ]
     )

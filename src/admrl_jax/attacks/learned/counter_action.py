@@ -10,11 +10,12 @@ import optax
 
 from admrl_jax.attacks.base import AttackSpec, Scene, Victim
 from admrl_jax.attacks.generator import GeneratorParams, generator_attack, make_generator
+from admrl_jax.attacks.learned.fit import fit
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, Units, make_threat
 from admrl_jax.core.settings import COUNT, POSITIVE, REPEATS, SIZES, STEP_SIZE, ConfigError, one_of
 from admrl_jax.core.task_axis import TaskAxis
-from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, all_finite, where_tree
+from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params
 
 THREAT = make_threat(label="counter-action", norm="l2", strength="L2 radius", knowledge="policy and task")
 
@@ -127,24 +128,19 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
             meant = axis.map(lambda one: meant_policy(meta_params, one), batch)
             batch = batch._replace(adapted_params=meant)
 
-        def step(carry: tuple, key: jax.Array):
-            network, opt_state = carry
-
-            def value_and_grad(drawn: tuple) -> tuple[jax.Array, Params]:
+        def value_and_grad(network: Params, key: jax.Array) -> tuple[jax.Array, Params]:
+            def of_task(drawn: tuple) -> tuple[jax.Array, Params]:
                 task = draw(drawn, config.num_samples)
                 return jax.value_and_grad(loss)(network, state.params, meta_params, budget, task)
 
             drawn = (axis.split_key(key, num_tasks), batch)
-            summed = axis.total(axis.sum_tasks(value_and_grad, drawn))
-            value, gradient = jax.tree.map(lambda x: x / num_tasks, summed)
-            updates, opt_state = optimizer.update(gradient, opt_state, network)
-            new = (optax.apply_updates(network, updates), opt_state)
-            finite = all_finite((gradient, new))
-            return where_tree(finite, new, carry), (value, 1.0 - finite.astype(value.dtype))
+            summed = axis.total(axis.sum_tasks(of_task, drawn))
+            return jax.tree.map(lambda x: x / num_tasks, summed)
 
-        start = (state.params.network, state.opt_state)
         keys = jax.random.split(key, config.num_steps)
-        (network, opt_state), (losses, skipped) = jax.lax.scan(step, start, keys)
+        network, opt_state, losses, skipped = fit(
+            value_and_grad, optimizer, state.params.network, state.opt_state, keys
+        )
         metrics = {"adversary/agreement": losses[-1], "adversary/skipped": jnp.mean(skipped)}
         return CounterActionState(state.params._replace(network=network), opt_state), metrics
 

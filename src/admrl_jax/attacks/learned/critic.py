@@ -10,13 +10,14 @@ import optax
 from admrl_jax.attacks.ascent import ascend
 from admrl_jax.attacks.base import AttackSpec, Scene, Victim, memoryless
 from admrl_jax.attacks.generator import Generator, GeneratorParams
+from admrl_jax.attacks.learned.fit import fit
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, Units, make_threat
 from admrl_jax.core.networks import make_network
 from admrl_jax.core.returns import discounted_returns
 from admrl_jax.core.settings import COUNT, REPEATS, SIZES, STEP_SIZE, UNIT
 from admrl_jax.core.task_axis import TaskAxis
-from admrl_jax.core.types import MetaBatch, Metrics, Params, all_finite, where_tree
+from admrl_jax.core.types import MetaBatch, Metrics, Params
 
 THREAT = make_threat(label="critic", norm="l2", strength="L2 radius", knowledge="policy and task")
 
@@ -96,8 +97,7 @@ def make_critic(config: CriticConfig, victim: Victim) -> AttackTrainer:
             (taken.obs, taken.action, rest / spread, taken.mask),
         )
 
-        def step(carry: tuple, key: jax.Array):
-            network, opt_state = carry
+        def value_and_grad(network: Params, key: jax.Array) -> tuple[jax.Array, Params]:
             chosen = jax.random.randint(key, (config.num_samples,), 0, count)
 
             def loss(network: Params, data: tuple) -> jax.Array:
@@ -111,14 +111,12 @@ def make_critic(config: CriticConfig, victim: Victim) -> AttackTrainer:
             differentiate = jax.value_and_grad(loss)
             found = axis.total(axis.sum_blocks(lambda block: differentiate(network, block), data))
             error, gradient = jax.tree.map(lambda x: x / (taken.mask.shape[0] * axis.num_devices), found)
-            updates, opt_state = optimizer.update(gradient, opt_state, network)
-            new = (optax.apply_updates(network, updates), opt_state)
-            finite = all_finite((gradient, new))
-            return where_tree(finite, new, carry), (error, 1.0 - finite.astype(error.dtype))
+            return error, gradient
 
-        start = (state.params.network, state.opt_state)
         keys = jax.random.split(key, config.num_steps)
-        (network, opt_state), (errors, skipped) = jax.lax.scan(step, start, keys)
+        network, opt_state, errors, skipped = fit(
+            value_and_grad, optimizer, state.params.network, state.opt_state, keys
+        )
         metrics = {"adversary/critic_error": errors[-1], "adversary/skipped": jnp.mean(skipped)}
         return CriticState(state.params._replace(network=network), opt_state), metrics
 

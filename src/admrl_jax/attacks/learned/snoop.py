@@ -10,12 +10,13 @@ import optax
 from admrl_jax.attacks.ascent import ascend
 from admrl_jax.attacks.base import AttackSpec, Scene, Victim, memoryless
 from admrl_jax.attacks.generator import Generator, GeneratorParams
+from admrl_jax.attacks.learned.fit import fit
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, Units, make_threat
 from admrl_jax.core.networks import make_network
 from admrl_jax.core.settings import COUNT, REPEATS, SIZES, STEP_SIZE
 from admrl_jax.core.task_axis import TaskAxis
-from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, all_finite, where_tree
+from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params
 
 THREAT = make_threat(label="snooping", norm="l2", strength="L2 radius", knowledge="actions")
 
@@ -89,29 +90,24 @@ def make_snoop(config: SnoopConfig, victim: Victim) -> AttackTrainer:
             squared = jnp.mean(jnp.square(act(params, obs[chosen], scene) - action), axis=-1)
             return jnp.sum(squared * mask[chosen]) / jnp.maximum(jnp.sum(mask[chosen]), 1.0)
 
-        def step(carry: tuple, key: jax.Array):
-            network, opt_state = carry
-
+        def value_and_grad(network: Params, key: jax.Array) -> tuple[jax.Array, Params]:
             def one_task(network: Params, key: jax.Array, one: MetaBatch) -> jax.Array:
                 params = state.params._replace(network=network)
                 key_query, key_support = jax.random.split(key)
                 after = error(params, key_query, one.query, Scene((), one.tasks, True))
                 return after + error(params, key_support, one.support, Scene((), one.tasks, False))
 
-            def value_and_grad(drawn: tuple) -> tuple[jax.Array, Params]:
+            def of_task(drawn: tuple) -> tuple[jax.Array, Params]:
                 return jax.value_and_grad(one_task)(network, *drawn)
 
             drawn = (axis.split_key(key, num_tasks), batch)
-            summed = axis.total(axis.sum_tasks(value_and_grad, drawn))
-            value, gradient = jax.tree.map(lambda x: x / num_tasks, summed)
-            updates, opt_state = optimizer.update(gradient, opt_state, network)
-            new = (optax.apply_updates(network, updates), opt_state)
-            finite = all_finite((gradient, new))
-            return where_tree(finite, new, carry), (value, 1.0 - finite.astype(value.dtype))
+            summed = axis.total(axis.sum_tasks(of_task, drawn))
+            return jax.tree.map(lambda x: x / num_tasks, summed)
 
-        start = (state.params.network, state.opt_state)
         keys = jax.random.split(key, config.num_steps)
-        (network, opt_state), (errors, skipped) = jax.lax.scan(step, start, keys)
+        network, opt_state, errors, skipped = fit(
+            value_and_grad, optimizer, state.params.network, state.opt_state, keys
+        )
         metrics = {"adversary/copy_error": errors[-1], "adversary/skipped": jnp.mean(skipped)}
         return SnoopState(state.params._replace(network=network), opt_state), metrics
 

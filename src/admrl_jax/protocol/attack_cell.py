@@ -1,0 +1,79 @@
+"""What has been found in a cell of an attack, one victim at one radius, on disk."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from admrl_jax.protocol.attack_plan import Cell
+from admrl_jax.runs.artefact import empty_params, flatten_params, unflatten_params
+from admrl_jax.runs.files import is_whole, read_arrays, write_arrays
+from admrl_jax.suite import REFINED, TRANSFERRED, Found, MemberResult, SuiteRunner
+
+
+class CellFile:
+    """What has been found in a cell, on disk."""
+
+    def __init__(self, folder: Path, cell: Cell, runner: SuiteRunner, plan: str):
+        """Reads what is there.
+
+        Args:
+            folder: of the attack.
+            cell: the cell.
+            runner: of its victim.
+            plan: all cells, in words. What depends on the others is dropped where they were other ones.
+        """
+        self.path = folder / "cells" / f"{cell.stem}.npz"
+        self._runner, self._plan = runner, plan
+        self.results: dict[str, MemberResult] = {}
+        self.seconds: dict[str, float] = {}
+        self.tests: dict[str, np.ndarray] = {}
+        if is_whole(self.path):
+            self._read()
+
+    def add(self, entry: str, result: MemberResult, seconds: float) -> None:
+        """Keeps what a member, `TRANSFERRED` or `REFINED` has achieved in so many seconds."""
+        self.results[entry], self.seconds[entry] = result, seconds
+        self._write()
+
+    def add_test(self, name: str, returns: np.ndarray) -> None:
+        """Keeps returns `[N, K]` on the test tasks."""
+        self.tests[name] = returns
+        self._write()
+
+    def _write(self) -> None:
+        arrays: dict[str, np.ndarray] = {f"test/{name}": x for name, x in self.tests.items()}
+        arrays["plan"] = np.array(self._plan)
+        for entry, result in self.results.items():
+            best, at = result.best, f"entry/{entry}/"
+            arrays |= flatten_params(best.params, f"{at}params/")
+            arrays |= {
+                f"{at}words": np.array(json.dumps([best.member, best.origin])),
+                f"{at}validation": best.validation,
+                f"{at}starts": result.starts,
+                f"{at}effort": result.effort,
+                f"{at}cost": np.array([self.seconds[entry], result.env_steps]),
+            }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_arrays(self.path, **arrays)
+
+    def _read(self) -> None:
+        arrays = read_arrays(self.path, "plan")
+        is_same = str(arrays.pop("plan")) == self._plan
+        for name, x in arrays.items():
+            kind, entry, *rest = name.split("/")
+            if kind == "test" and is_same:
+                self.tests[entry] = x
+            elif rest == ["words"] and (is_same or entry not in (TRANSFERRED, REFINED)):
+                self.results[entry] = self._read_entry(arrays, f"entry/{entry}/")
+                self.seconds[entry] = float(arrays[f"entry/{entry}/cost"][0])
+
+    def _read_entry(self, arrays: Mapping[str, np.ndarray], at: str) -> MemberResult:
+        member, origin = json.loads(str(arrays[f"{at}words"]))
+        attack = self._runner.attacks[member]
+        like = empty_params(attack.init, self._runner.setup.env.obs_size)
+        params = unflatten_params(arrays, f"{at}params/", like)
+        env_steps = int(arrays[f"{at}cost"][1])
+        found = Found(member, origin, params, arrays[f"{at}validation"])
+        return MemberResult(found, arrays[f"{at}starts"], arrays[f"{at}effort"], env_steps)

@@ -1,0 +1,149 @@
+"""What an attack on saved policies is: its plan, its cells, and the folder that holds one plan only."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from admrl_jax.attacking import SIDES
+from admrl_jax.config import UNITS
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.runs.artefact import digest, load_policy, read_policies
+from admrl_jax.runs.directory import RunError
+from admrl_jax.runs.files import write_text
+from admrl_jax.suites import SUITES
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackPlan:
+    """What is attacked and how hard; decides every number.
+
+    Attributes:
+        source: run directory or `policies.npz`.
+        suite: name of the suite.
+        methods: victims.
+        seeds: of the victims.
+        radii: L2 radii.
+        units: of the radii, one of `UNITS`.
+        side: data under attack, one of `SIDES`.
+        seed: of the attack.
+        policies: digest of the artefact.
+        effort: digest of the suite, which another version of the code may have changed.
+    """
+
+    source: str
+    suite: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    radii: tuple[float, ...]
+    units: str
+    side: str
+    seed: int
+    policies: str
+    effort: str
+
+
+class Cell(NamedTuple):
+    """One victim at one radius."""
+
+    method: str
+    seed: int
+    radius: float
+
+    @property
+    def stem(self) -> str:
+        """Of its files."""
+        return f"{self.method}-{self.seed}-{self.radius:g}"
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.seed}, radius {self.radius:g}"
+
+
+def cells_of(plan: AttackPlan) -> Iterator[Cell]:
+    """All cells, radii from small to large."""
+    for method in plan.methods:
+        for seed in plan.seeds:
+            for radius in sorted(plan.radii):
+                yield Cell(method, seed, radius)
+
+
+def make_plan(
+    source: Path,
+    *,
+    suite: str = "standard",
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    radii: Sequence[float] = (),
+    units: str = "",
+    side: str = "both",
+    seed: int = 0,
+) -> AttackPlan:
+    """A plan for an artefact; what is not given is as in its run.
+
+    Raises:
+        ArtefactError: there is no such artefact, or it is damaged.
+        ConfigError: something is not accepted, or not in the artefact.
+    """
+    arrays = read_policies(source)
+    known = sorted({name.split("/")[1] for name in arrays if name.startswith("policy/")})
+    trained = load_policy(source, known[0])
+    found = tuple(int(x) for x in arrays["seeds"])
+    default = [method for method in trained.config.methods if method in known]
+    chosen = {
+        "methods": (tuple(methods) or tuple(default), tuple(known)),
+        "seeds": (tuple(seeds) or found, found),
+        "suite": ((suite,), tuple(SUITES)),
+        "side": ((side,), tuple(SIDES)),
+        "units": ((units or trained.config.units,), tuple(UNITS)),
+    }
+    for name, (values, accepted) in chosen.items():
+        for value in values:
+            if value not in accepted:
+                words = ", ".join(map(str, accepted))
+                raise ConfigError(f"{name}: {value!r} is not accepted; accepted: {words}")
+    radii = tuple(sorted(set(radii))) or trained.config.eval.strengths
+    for radius in radii:
+        if not (np.isfinite(radius) and radius > 0):
+            raise ConfigError(f"radii: {radius!r} is not accepted; accepted: numbers above 0")
+    return AttackPlan(
+        source=str(source),
+        suite=suite,
+        methods=chosen["methods"][0],
+        seeds=chosen["seeds"][0],
+        radii=radii,
+        units=chosen["units"][0][0],
+        side=side,
+        seed=seed,
+        policies=digest(arrays),
+        effort=hashlib.sha256(repr(SUITES[suite]).encode()).hexdigest(),
+    )
+
+
+MAY_CHANGE = ("source", "methods", "seeds", "radii")
+"""An attack may be given more of these, and its policies may be moved; what is there is kept."""
+
+
+def claim(folder: Path, plan: AttackPlan) -> None:
+    """Writes the plan of an attack, or refuses a folder that holds another.
+
+    Raises:
+        RunError: it does, or cannot be written.
+    """
+    path, wanted = folder / "plan.json", asdict(plan)
+    try:
+        if path.exists():
+            found = json.loads(path.read_text())
+            odd = [name for name in wanted if name not in MAY_CHANGE and found.get(name) != wanted[name]]
+            if odd:
+                words = ", ".join(f"{name}: {found.get(name)} -> {wanted[name]}" for name in odd)
+                raise RunError(f"out: {folder} holds another attack ({words}); name another --out")
+        elif folder.exists() and any(folder.iterdir()):
+            raise RunError(f"out: {folder} is not empty and holds no attack; name another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(wanted, indent=1) + "\n")
+    except (OSError, ValueError) as error:
+        raise RunError(f"out: {folder} cannot be written or read ({error})") from error
