@@ -75,7 +75,7 @@ def test_learned_attackers_are_the_worst_and_all_is_accounted_for(runner: SuiteR
         assert len(updates) == len(result.effort) <= {"fit": 12, "gan": 10}[name]
         lefts = [left for member, _, left in heard if member == name]
         np.testing.assert_allclose(lefts, np.minimum.accumulate(result.effort), rtol=1e-6)
-    assert members["fit"].starts.shape == (3,) and members["gan"].starts.shape == (2 * 2 + 1,)
+    assert members["fit"].starts.shape == (3,) and members["gan"].starts.shape == (2 * 3 + 1,)
     # Clean batches serve all starts; others collect their own. 4 tasks, 12 episodes, 2 phases, 10 steps.
     each = 4 * 12 * 2 * 10
     assert members["fit"].env_steps == (1 + len(members["fit"].effort)) * each

@@ -31,6 +31,8 @@ BLIND = "blind"
 """Name of the reference that sees the mean observation only."""
 TRANSFERRED, REFINED = "transferred", "refined"
 """Names beside those of members: the best attacker that was found elsewhere, and what became of it."""
+AVERAGE_RATE = 0.3
+"""Of the newest in the running mean of an attacker's parameters, which is judged beside it."""
 MIN_UPDATES = 8
 """Training is not found to be flat before."""
 
@@ -337,12 +339,13 @@ class SuiteRunner:
             chosen = np.argsort(starts)[: member.kept]
             states = jax.tree.map(lambda x: x[chosen], states)
             origins = [origins[number] for number in chosen]
-        best = self._params(training, states)
+        best = average = self._params(training, states)
         least, effort = np.full(len(origins), np.inf), []
         for number in range(member.trial_updates, member.trial_updates + member.updates):
             states, metrics = training.step(states, case.meta_params, key, number)
             taken += len(origins)
             left, params = metrics["train/post_return"], self._params(training, states)
+            average = [_between(old, new) for old, new in zip(average, params, strict=True)]
             if training.trainer.is_offline:
                 left = self.rank(case, member.name, params)
                 best = [params[i] if left[i] < least[i] else best[i] for i in range(len(best))]
@@ -352,8 +355,9 @@ class SuiteRunner:
             if len(effort) >= MIN_UPDATES and last_third(effort, clean) <= FLAT_SHARE:
                 break
         if not training.trainer.is_offline:
-            best = _unstack(states.strongest, len(origins)) + self._params(training, states)
-            origins = origins * 2
+            # A batch is a noisy judge, and steps that are large enough to get anywhere overshoot.
+            best = _unstack(states.strongest, len(origins)) + self._params(training, states) + average
+            origins = origins * 3
         candidates = [*zip(origins, best, strict=True), *seeds]
         phases = self.setup.sampling.num_adapt_steps + 1
         each = self.suite.num_tasks * self.setup.sampling.num_trajectories * phases * self.setup.env.horizon
@@ -365,6 +369,11 @@ class SuiteRunner:
         """Those that attack now, one by one."""
         count = states.step.shape[0]
         return _unstack(jax.vmap(training.trainer.params)(states.trainer), count)
+
+
+def _between(average: Params, newest: Params) -> Params:
+    """A running mean over the last few updates."""
+    return jax.tree.map(lambda old, new: old + AVERAGE_RATE * (new - old), average, newest)
 
 
 def keys_of(case: Case) -> Keys:

@@ -83,9 +83,11 @@ def untrained(*attacks: str) -> tuple[Member, ...]:
 OFFLINE = ("fit query", "fit both", "fit adaptation")
 """Generators that are fitted to turn actions against themselves on clean episodes; all read the task."""
 UNDER_ATTACK = "fit under attack"
-"""The same on episodes under attack, through the adaptation."""
+"""The same on episodes under attack, through the adaptation, towards the policy of another task."""
+REVERSED = "fit under attack, reversed"
+"""That one against the policy's own actions only."""
 PLAIN = "plain fit under attack"
-"""That one without the task, as adGAN's generator."""
+"""The first without the task, as adGAN's generator."""
 WITH_SUPPORT = ("both", "support")
 
 
@@ -111,13 +113,14 @@ def offline_fits(starts: int, steps: int, updates: int) -> tuple[Member, ...]:
 
 
 def fits_under_attack(starts: tuple[int, ...], steps: int, updates: int) -> tuple[Member, ...]:
-    """Counter-action fits through the adaptation on episodes under attack: with the task, and without it.
+    """Counter-action fits through the adaptation on episodes under attack.
 
     Args:
-        starts: of each; the second may be left out.
+        starts: of `UNDER_ATTACK`, `REVERSED` and `PLAIN`; the last ones may be left out.
         steps: Adam steps per update.
         updates: of each start.
     """
+    names = (UNDER_ATTACK, REVERSED, PLAIN)
     return tuple(
         Member(
             name=name,
@@ -125,25 +128,26 @@ def fits_under_attack(starts: tuple[int, ...], steps: int, updates: int) -> tupl
             settings=(
                 ("through", "adaptation"),
                 ("under_attack", True),
+                ("target", "opposite" if name == REVERSED else "other task"),
                 ("num_samples", 1000),
                 ("learning_rate", 1e-2),
                 ("num_steps", steps),
-                ("knows_task", name == UNDER_ATTACK),
+                ("knows_task", name != PLAIN),
             ),
             starts=count,
             updates=updates,
             sides=WITH_SUPPORT,
         )
-        for name, count in zip((UNDER_ATTACK, PLAIN), starts, strict=False)
+        for name, count in zip(names, starts, strict=False)
     )
 
 
 def generators(starts: int, updates: int) -> tuple[Member, ...]:
     """Generators trained on the return that go on from the fits: through the adaptation, or after it only."""
     common = {"attack": "pipeline", "starts": starts, "updates": updates}
-    query = (("side", "query"),)
+    query, fits = (("side", "query"),), (*OFFLINE, UNDER_ATTACK, REVERSED)
     return (
-        Member(name="pipeline", goes_on_from=(*OFFLINE, UNDER_ATTACK), sides=WITH_SUPPORT, **common),
+        Member(name="pipeline", goes_on_from=fits, sides=WITH_SUPPORT, **common),
         Member(name="generator", settings=query, goes_on_from=OFFLINE[:1], sides=("query",), **common),
     )
 
@@ -174,7 +178,7 @@ STANDARD = Suite(
         Member(name="snoop", attack="snoop", starts=2),
         Member(name="critic", attack="critic", starts=2),
         *offline_fits(6, 60, 3),
-        *fits_under_attack((4, 2), 40, 20),
+        *fits_under_attack((4, 2, 2), 40, 20),
         Member(name="black box", attack="black_box", updates=24),
         Member(name="adgan", attack="adgan", starts=2, updates=10, goes_on_from=(PLAIN,)),
         Member(name="actor", attack="actor", starts=2, updates=10),

@@ -75,6 +75,13 @@ class TaskAxis(NamedTuple):
         """Maximum over devices."""
         return x if self.name is None else jax.lax.pmax(x, self.name)
 
+    def every(self, tree: Tree) -> Tree:
+        """All devices' tasks, leading axes put together."""
+        if self.name is None:
+            return tree
+        name = self.name
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, name, tiled=True), tree)
+
     def share(self, tree: Tree) -> Tree:
         """This device's part of the leading axes, which the number of devices divides."""
         if self.name is None:

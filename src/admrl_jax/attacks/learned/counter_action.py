@@ -21,6 +21,10 @@ THREAT = make_threat(label="counter-action", norm="l2", strength="L2 radius", kn
 
 FITS = ("query", "both", "adaptation")
 """Where the fit looks; see `CounterActionConfig.through`."""
+SEEN_STEPS = 20
+"""Of an episode, on which policies of other tasks are compared."""
+TARGETS = ("opposite", "other task")
+"""Where adapted policies are sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,9 @@ class CounterActionConfig:
     """Episodes are collected under the attack as it is, and the action meant is that of the policy that
     the same support data would make if it were seen as it is. Else they are clean, and none are needed
     for an attack that is not there yet."""
+    target: Annotated[str, one_of(*TARGETS)] = "opposite"
+    """opposite: away from the action meant. other task: also towards that of another task of the batch,
+    whose adapted policy agrees least with it."""
     knows_task: bool = False
     """The generator also reads the task and whether the policy has adapted."""
     action_limit: Annotated[float, POSITIVE] = 1e6
@@ -92,11 +99,27 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
     def action(params: Params, obs: jax.Array) -> jax.Array:
         return jnp.clip(victim.policy.apply(params, obs).mean, -limit, limit)
 
-    def agreement(acting: Params, meant: Params, batch: Experience, perturb: Callable) -> jax.Array:
-        """Mean product of the actions that `acting` takes under attack and that `meant` takes without."""
+    def agreement(
+        acting: Params, meant: Params, batch: Experience, perturb: Callable, instead: Params | None = None
+    ) -> jax.Array:
+        """Mean product of the actions that `acting` takes under attack and that `meant` takes without.
+
+        Less that with the actions of `instead`, if given.
+        """
         obs, mask = batch.trajectory.obs, batch.trajectory.mask
-        product = jnp.sum(action(acting, perturb(obs)) * action(meant, obs), axis=-1)
+        wanted = action(meant, obs) if instead is None else action(meant, obs) - action(instead, obs)
+        product = jnp.sum(action(acting, perturb(obs)) * wanted, axis=-1)
         return jnp.sum(product * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+    def least_alike(everyone: Params, batch: MetaBatch) -> Params:
+        """Of one task: the adapted policy of all tasks that agrees least with its own."""
+        query = jax.tree.map(lambda x: x[:, :: max(1, x.shape[1] // SEEN_STEPS)], batch.query)
+
+        def score(other: Params) -> jax.Array:
+            return agreement(other, batch.adapted_params, query, lambda obs: obs)
+
+        scores = jax.vmap(score)(everyone)
+        return jax.tree.map(lambda x: x[jnp.argmin(scores)], everyone)
 
     def loss(
         network: Params, params: GeneratorParams, meta_params: Params, budget: Budget, task: OneTask
@@ -113,7 +136,7 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
             acting = adapt(meta_params, support[0][0], support, moving(False))
         if config.through != "query":
             total = sum(agreement(policy, policy, batch, moving(False)) for policy, batch in support)
-        return total + agreement(acting, task.adapted, task.query, moving(True))
+        return total + agreement(acting, task.adapted, task.query, moving(True), task.instead)
 
     def update(
         state: CounterActionState,
@@ -128,12 +151,17 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
             meant = axis.map(lambda one: meant_policy(meta_params, one), batch)
             batch = batch._replace(adapted_params=meant)
 
+        instead = None
+        if config.target == "other task":
+            everyone = axis.every(batch.adapted_params)
+            instead = axis.map(lambda one: least_alike(everyone, one), batch)
+
         def value_and_grad(network: Params, key: jax.Array) -> tuple[jax.Array, Params]:
             def of_task(drawn: tuple) -> tuple[jax.Array, Params]:
                 task = draw(drawn, config.num_samples)
                 return jax.value_and_grad(loss)(network, state.params, meta_params, budget, task)
 
-            drawn = (axis.split_key(key, num_tasks), batch)
+            drawn = (axis.split_key(key, num_tasks), batch, instead)
             summed = axis.total(axis.sum_tasks(of_task, drawn))
             return jax.tree.map(lambda x: x / num_tasks, summed)
 
@@ -165,6 +193,7 @@ class OneTask(NamedTuple):
 
     Attributes:
         adapted: policy that collected the query data.
+        instead: policy of another task; None if it does not matter.
         query: fields `[1, M, ...]`.
         policies: that collected the support data, leading axis `S`.
         support: fields `[S, 1, M, ...]`.
@@ -172,15 +201,21 @@ class OneTask(NamedTuple):
     """
 
     adapted: Params
+    instead: Params | None
     query: Experience
     policies: Params
     support: Experience
     task: Any
 
 
-def draw(drawn: tuple[jax.Array, MetaBatch], num_samples: int) -> OneTask:
-    """Random steps of one task's entry of a meta-batch."""
-    key, batch = drawn
+def draw(drawn: tuple[jax.Array, MetaBatch, Params | None], num_samples: int) -> OneTask:
+    """Random steps of one task.
+
+    Args:
+        drawn: a key, its entry of a meta-batch, the policy to act as instead.
+        num_samples: steps of every experience.
+    """
+    key, batch, instead = drawn
     key_query, key_support = jax.random.split(key)
 
     def some(key: jax.Array, experience: Experience) -> Experience:
@@ -192,9 +227,8 @@ def draw(drawn: tuple[jax.Array, MetaBatch], num_samples: int) -> OneTask:
 
     keys = jax.random.split(key_support, batch.support.advantage.shape[0])
     support = jax.vmap(some)(keys, batch.support)
-    return OneTask(
-        batch.adapted_params, some(key_query, batch.query), batch.support_params, support, batch.tasks
-    )
+    query = some(key_query, batch.query)
+    return OneTask(batch.adapted_params, instead, query, batch.support_params, support, batch.tasks)
 
 
 SPEC = AttackSpec(
