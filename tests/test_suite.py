@@ -25,7 +25,7 @@ FIT = Member(
     starts=3,
     trial_updates=1,
     kept=2,
-    updates=12,
+    updates=16,
 )
 GAN = Member(
     name="gan",
@@ -72,7 +72,7 @@ def test_learned_attackers_are_the_worst_and_all_is_accounted_for(runner: SuiteR
         result = members[name]
         assert result.best.validation.shape == (4, 12)
         updates = [number for member, number, _ in heard if member == name]
-        assert len(updates) == len(result.effort) <= {"fit": 12, "gan": 10}[name]
+        assert len(updates) == len(result.effort) <= {"fit": 16, "gan": 10}[name]
         lefts = [left for member, _, left in heard if member == name]
         np.testing.assert_allclose(lefts, np.minimum.accumulate(result.effort), rtol=1e-6)
     assert members["fit"].starts.shape == (3,) and members["gan"].starts.shape == (2 * 3 + 1,)

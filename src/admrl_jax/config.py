@@ -198,6 +198,8 @@ class Config:
     task_block: Annotated[int, COUNT_OR_ZERO] = 0
     """Tasks whose gradients are computed together. Small blocks stay in a CPU's cache. 0 chooses: one on a
     CPU, all tasks on an accelerator."""
+    pretrained: str = ""
+    """A run, or its policies.npz, from whose pre-trained policies the methods go on; empty pre-trains."""
     seeds: Annotated[tuple[int, ...], distinct(SEED, "whole numbers from 0 to 2147483647")] = (0, 1, 2)
     """One training run each."""
     units: Annotated[str, one_of(*UNITS)] = "paper"
@@ -246,7 +248,7 @@ def from_dict(tree: dict[str, Any]) -> Config:
     env = dict(tree.get("env", {}))
     spec = env_spec(env.pop("name", None))
     tree["env"] = from_plain(spec.config, env, "env.")
-    return validate(from_plain(Config, tree, may_miss=(*PART_GROUPS, "eval")))
+    return validate(from_plain(Config, tree, may_miss=(*PART_GROUPS, "eval", "pretrained", "sampling")))
 
 
 def config_difference(saved: Config, wanted: Config) -> str:

@@ -13,7 +13,7 @@ from admrl_jax.attacks.threat import Budget, ThreatModel
 from admrl_jax.core import gaussian
 from admrl_jax.core.networks import Policy
 from admrl_jax.core.returns import estimate_advantages
-from admrl_jax.core.settings import COUNT, UNIT, whole_from
+from admrl_jax.core.settings import COUNT, NOT_NEGATIVE, UNIT, whole_from
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Params, Task, Trajectory
 from admrl_jax.envs.base import Env
@@ -34,6 +34,9 @@ class SamplingConfig:
     """Of rewards, per step."""
     gae_lambda: Annotated[float, UNIT] = 1.0
     """Trace parameter of the advantage estimate: 1 gives return minus baseline."""
+    support_spread: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Advantages that a policy adapts with are divided by this; 0 takes their standard deviation, which an
+    attack on support data changes, and with it the length of the step."""
 
 
 class Exposure(NamedTuple):
@@ -44,12 +47,14 @@ class Exposure(NamedTuple):
         params: its parameters.
         support: budget before and during adaptation, its radius `[N]`, one per task; 0 leaves it clean.
         query: budget after adaptation, likewise.
+        per_task: whether `params` have a leading axis `N`: every task is attacked in its own way.
     """
 
     attack: Attack
     params: Params
     support: Budget
     query: Budget
+    per_task: bool = False
 
 
 def expose(
@@ -205,9 +210,10 @@ def collect_meta_batch(
             tasks,
             budget,
             attack=exposure.attack,
+            per_task=exposure.per_task,
             is_query=is_query,
         )
-        batch = score_tasks(episodes, config)
+        batch = score_tasks(episodes, config, is_query)
         adapted = jax.lax.cond(
             is_query,
             lambda params, _: params,
@@ -249,6 +255,7 @@ def collect_tasks(
     env: Env,
     policy: Policy,
     attack: Attack,
+    per_task: bool = False,
     is_query: jax.Array | bool = True,
     axis: TaskAxis = TaskAxis(),
 ) -> Trajectory:
@@ -256,7 +263,7 @@ def collect_tasks(
 
     Args:
         params: policy parameters, leading axis `N`.
-        attack_params: parameters of `attack`.
+        attack_params: parameters of `attack`; with a leading axis `N` if `per_task`.
         key: randomness of all episodes; spreading tasks over devices changes none of them.
         tasks: leading axis `N`.
         budget: its radius `[N]`.
@@ -264,14 +271,17 @@ def collect_tasks(
         env: task family.
         policy: Gaussian policy.
         attack: observation attack.
+        per_task: whether every task has attack parameters of its own.
         is_query: `[]` whether the policies have adapted.
         axis: how tasks are computed.
     """
 
-    def collect_one(params: Params, key: jax.Array, task: Task, radius: jax.Array) -> Trajectory:
+    def collect_one(
+        params: Params, mine: Params, key: jax.Array, task: Task, radius: jax.Array
+    ) -> Trajectory:
         return collect(
             params,
-            attack_params,
+            mine,
             key,
             task,
             num_trajectories=num_trajectories,
@@ -283,12 +293,26 @@ def collect_tasks(
         )
 
     num_tasks = jax.tree.leaves(tasks)[0].shape[0] * axis.num_devices
-    return jax.vmap(collect_one)(params, axis.split_key(key, num_tasks), tasks, jnp.asarray(budget.radius))
+    every = jax.vmap(collect_one, in_axes=(0, 0 if per_task else None, 0, 0, 0))
+    return every(params, attack_params, axis.split_key(key, num_tasks), tasks, jnp.asarray(budget.radius))
 
 
-def score_tasks(episodes: Trajectory, config: SamplingConfig) -> Experience:
-    """Advantages of the actions of every task, by a baseline of its own."""
-    score = functools.partial(estimate_advantages, discount=config.discount, gae_lambda=config.gae_lambda)
+def score_tasks(
+    episodes: Trajectory, config: SamplingConfig, is_query: jax.Array | bool = False
+) -> Experience:
+    """Advantages of the actions of every task, by a baseline of its own.
+
+    Args:
+        episodes: fields `[N, K, H, ...]`.
+        config: how they are estimated.
+        is_query: `[]` whether the policies have adapted.
+    """
+    score = functools.partial(
+        estimate_advantages,
+        discount=config.discount,
+        gae_lambda=config.gae_lambda,
+        spread=jnp.where(is_query, 0.0, config.support_spread) if config.support_spread else 0.0,
+    )
     return jax.vmap(score)(episodes)
 
 

@@ -33,8 +33,10 @@ TRANSFERRED, REFINED = "transferred", "refined"
 """Names beside those of members: the best attacker that was found elsewhere, and what became of it."""
 AVERAGE_RATE = 0.3
 """Of the newest in the running mean of an attacker's parameters, which is judged beside it."""
-MIN_UPDATES = 8
+MIN_UPDATES = 12
 """Training is not found to be flat before."""
+SMOOTHED = 3
+"""Updates over which the return of an attacker's batches is averaged: one batch may be lucky."""
 
 
 class Case(NamedTuple):
@@ -84,8 +86,9 @@ class MemberResult(NamedTuple):
     Attributes:
         best: its strongest attacker by validation.
         starts: `[starts]` what each start left after its trial, or at its end.
-        effort: `[T]` lowest return of an update's batch among the starts that went on; of an attack that
-            learns offline, on the tasks that rank. Empty where nothing is learned.
+        effort: `[T]` return against updates, the lowest among the starts that went on: of the batches of the
+            last few updates; of an attack that learns offline, on the tasks that rank. Empty where nothing
+            is learned.
         env_steps: control steps simulated in training.
     """
 
@@ -330,15 +333,17 @@ class SuiteRunner:
         )
         origins = [origin for origin, _ in seeds[: member.starts]]
         origins += [f"start {number}" for number in range(member.starts - len(origins))]
-        starts, taken = None, 0
+        starts, taken, batches = None, 0, []
         for number in range(member.trial_updates):
-            states, _ = training.step(states, case.meta_params, key, number)
+            states, metrics = training.step(states, case.meta_params, key, number)
+            batches.append(metrics["train/post_return"])
             taken += member.starts
         if member.trial_updates and member.starts > member.kept:
             starts = self.rank(case, member.name, self._params(training, states))
             chosen = np.argsort(starts)[: member.kept]
             states = jax.tree.map(lambda x: x[chosen], states)
             origins = [origins[number] for number in chosen]
+            batches = [batch[chosen] for batch in batches]
         best = average = self._params(training, states)
         least, effort = np.full(len(origins), np.inf), []
         for number in range(member.trial_updates, member.trial_updates + member.updates):
@@ -350,6 +355,9 @@ class SuiteRunner:
                 left = self.rank(case, member.name, params)
                 best = [params[i] if left[i] < least[i] else best[i] for i in range(len(best))]
                 least = np.minimum(least, left)
+            else:
+                batches.append(left)
+                left = np.mean(batches[-SMOOTHED:], axis=0)
             effort.append(float(np.min(left)))
             on_update(member.name, number + 1, min(effort))
             if len(effort) >= MIN_UPDATES and last_third(effort, clean) <= FLAT_SHARE:

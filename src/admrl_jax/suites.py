@@ -91,8 +91,14 @@ PLAIN = "plain fit under attack"
 WITH_SUPPORT = ("both", "support")
 
 
-def offline_fits(starts: int, steps: int, updates: int) -> tuple[Member, ...]:
-    """Counter-action fits on clean episodes: query states, support states too, through the adaptation."""
+def offline_fits(starts: tuple[int, ...], steps: int, updates: int) -> tuple[Member, ...]:
+    """Counter-action fits on clean episodes: query states, support states too, through the adaptation.
+
+    Args:
+        starts: of each; the last ones may be left out.
+        steps: Adam steps per update.
+        updates: of each start that goes on.
+    """
     settings = (
         (("through", "query"),),
         (("through", "both"),),
@@ -103,22 +109,26 @@ def offline_fits(starts: int, steps: int, updates: int) -> tuple[Member, ...]:
             name=name,
             attack="counter_action",
             settings=(*mine, ("knows_task", True), ("num_steps", steps)),
-            starts=starts,
+            starts=count,
             trial_updates=1,
             updates=updates,
             sides=tuple(SIDES) if name == OFFLINE[0] else WITH_SUPPORT,
         )
-        for name, mine in zip(OFFLINE, settings, strict=True)
+        for name, mine, count in zip(OFFLINE, settings, starts, strict=False)
     )
 
 
-def fits_under_attack(starts: tuple[int, ...], steps: int, updates: int) -> tuple[Member, ...]:
+def fits_under_attack(
+    starts: tuple[int, ...], steps: int, updates: int, *, trial: int = 0, goes_on_from: tuple[str, ...] = ()
+) -> tuple[Member, ...]:
     """Counter-action fits through the adaptation on episodes under attack.
 
     Args:
         starts: of `UNDER_ATTACK`, `REVERSED` and `PLAIN`; the last ones may be left out.
         steps: Adam steps per update.
-        updates: of each start.
+        updates: of each start that goes on.
+        trial: updates of every start before that, after which half of them go on.
+        goes_on_from: fits that the first two start from.
     """
     names = (UNDER_ATTACK, REVERSED, PLAIN)
     return tuple(
@@ -135,7 +145,10 @@ def fits_under_attack(starts: tuple[int, ...], steps: int, updates: int) -> tupl
                 ("knows_task", name != PLAIN),
             ),
             starts=count,
+            trial_updates=trial,
+            kept=max(1, count // 2) if trial else count,
             updates=updates,
+            goes_on_from=() if name == PLAIN else goes_on_from,
             sides=WITH_SUPPORT,
         )
         for name, count in zip(names, starts, strict=False)
@@ -163,7 +176,7 @@ GRADIENT = (
 QUICK = Suite(
     members=(
         *untrained("l2_noise", "sensor_bias", "fgsm", "pgd", "pgd_counter"),
-        *offline_fits(4, 60, 2)[:1],
+        *offline_fits((4,), 60, 2),
         *fits_under_attack((2,), 40, 6),
         Member(name="black box", attack="black_box", updates=12),
     ),
@@ -177,9 +190,9 @@ STANDARD = Suite(
         *GRADIENT,
         Member(name="snoop", attack="snoop", starts=2),
         Member(name="critic", attack="critic", starts=2),
-        *offline_fits(6, 60, 3),
-        *fits_under_attack((4, 2, 2), 40, 20),
-        Member(name="black box", attack="black_box", updates=24),
+        *offline_fits((6, 24, 6), 60, 3),
+        *fits_under_attack((8, 4, 2), 40, 20, trial=4, goes_on_from=OFFLINE[1:]),
+        Member(name="black box", attack="black_box", updates=20),
         Member(name="adgan", attack="adgan", starts=2, updates=10, goes_on_from=(PLAIN,)),
         Member(name="actor", attack="actor", starts=2, updates=10),
         Member(name="director", attack="director", starts=2, updates=10),

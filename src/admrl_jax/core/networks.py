@@ -46,10 +46,13 @@ class Policy(NamedTuple):
     Attributes:
         init: `(key) -> Params`.
         apply: `(params, obs [..., O]) -> Gaussian`, mean `[..., A]`.
+        head: `(params) -> pytree` like the parameters, 1 for those that come after the last hidden layer,
+            else 0; by default all are 1.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[[Params, jax.Array], Gaussian]
+    head: Callable[[Params], Params] = lambda params: jax.tree.map(lambda x: 1.0, params)
 
 
 class Network(NamedTuple):
@@ -133,7 +136,15 @@ def make_policy(obs_size: int, action_size: int, config: PolicyConfig | None = N
         raw = params["log_std"]
         return Gaussian(mean, floor + jax.nn.softplus(raw) if is_smooth else jnp.maximum(raw, floor))
 
-    return Policy(init, apply)
+    def head(params: Params) -> Params:
+        last = f"Dense_{len(config.hidden_sizes)}"
+        layers = {name: float(name == last) for name in params["mean"]["params"]}
+        mean = {
+            name: jax.tree.map(lambda x, m=layers[name]: m, x) for name, x in params["mean"]["params"].items()
+        }
+        return {"mean": {"params": mean}, "log_std": 1.0}
+
+    return Policy(init, apply, head)
 
 
 def make_network(

@@ -102,15 +102,24 @@ def _sum_of_products(x: jax.Array) -> jax.Array:
     return jnp.sum(products, axis=0)
 
 
-def normalise_advantages(advantage: jax.Array, mask: jax.Array) -> jax.Array:
-    """Zero mean and unit variance over the valid steps of one task; masked steps become 0."""
+def normalise_advantages(advantage: jax.Array, mask: jax.Array, spread: jax.Array | float = 0.0) -> jax.Array:
+    """Zero mean and unit variance over the valid steps of one task; masked steps become 0.
+
+    Args:
+        advantage: `[..., H]`.
+        mask: `[..., H]`.
+        spread: `[]` divides instead of the advantages' own standard deviation, if above 0.
+    """
     count = jnp.maximum(jnp.sum(mask), 1.0)
     mean = jnp.sum(advantage * mask) / count
     variance = jnp.sum(jnp.square(advantage - mean) * mask) / count
-    return (advantage - mean) * mask / (jnp.sqrt(variance) + 1e-8)
+    own = jnp.sqrt(variance) + 1e-8
+    return (advantage - mean) * mask / jnp.where(spread > 0, spread, own)
 
 
-def estimate_advantages(trajectory: Trajectory, *, discount: float, gae_lambda: float) -> Experience:
+def estimate_advantages(
+    trajectory: Trajectory, *, discount: float, gae_lambda: float, spread: jax.Array | float = 0.0
+) -> Experience:
     """Scores one task's episodes with a baseline fitted to those same episodes.
 
     The baseline reads what the agent read, the perturbed observations.
@@ -119,6 +128,7 @@ def estimate_advantages(trajectory: Trajectory, *, discount: float, gae_lambda: 
         trajectory: fields `[K, H, ...]` of one task.
         discount: per-step discount.
         gae_lambda: trace parameter of the advantage estimate.
+        spread: see `normalise_advantages`.
 
     Returns:
         The trajectories with normalised advantages `[K, H]`.
@@ -127,4 +137,4 @@ def estimate_advantages(trajectory: Trajectory, *, discount: float, gae_lambda: 
     returns = discounted_returns(trajectory.reward, trajectory.mask, discount)
     value = linear_baseline(baseline_features(trajectory.perturbed_obs), returns, trajectory.mask)
     advantage = gae(trajectory.reward, value, trajectory.mask, discount, gae_lambda)
-    return Experience(trajectory, normalise_advantages(advantage, trajectory.mask))
+    return Experience(trajectory, normalise_advantages(advantage, trajectory.mask, spread))

@@ -160,7 +160,7 @@ def from_plain(cls: Any, tree: dict[str, Any], prefix: str = "", *, may_miss: tu
         cls: the dataclass.
         tree: its settings.
         prefix: of names in messages.
-        may_miss: names of groups in which whatever is missing takes its default.
+        may_miss: names of groups in which whatever is missing takes its default; and of settings.
 
     Raises:
         ConfigError: settings are unknown or missing.
@@ -168,6 +168,7 @@ def from_plain(cls: Any, tree: dict[str, Any], prefix: str = "", *, may_miss: tu
     hints = get_type_hints(cls)
     names = {item.name for item in dataclasses.fields(cls)}
     odd = set(tree) - names if prefix.split(".")[0] in may_miss else names ^ set(tree)
+    odd -= names & set(may_miss)
     if odd:
         raise ConfigError(
             "config: unknown or missing settings: " + ", ".join(prefix + name for name in sorted(odd))

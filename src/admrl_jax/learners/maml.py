@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
+from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.networks import Policy
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, Params, flatten_steps
@@ -40,11 +41,28 @@ def adapt_step(
     policy: Policy,
     inner_lr: float | jax.Array,
     first_order: bool = False,
+    max_length: float = 0.0,
+    head_only: bool = False,
 ) -> Params:
-    """One gradient step of adaptation on one batch, fields `[K, H, ...]` (Eq. 4)."""
+    """One gradient step of adaptation on one batch, fields `[K, H, ...]` (Eq. 4).
+
+    Args:
+        params: policy parameters.
+        experience: fields `[K, H, ...]` of one task.
+        policy: Gaussian policy.
+        inner_lr: step size.
+        first_order: drop the derivative of the gradient.
+        max_length: a longer step, in the L2 norm of all parameters, is shortened to that; 0 shortens none.
+        head_only: only what `policy.head` says moves.
+    """
     gradient = jax.grad(inner_loss)(params, experience, policy=policy)
+    if head_only:
+        gradient = jax.tree.map(lambda g, moves: g * moves, gradient, policy.head(gradient))
     if first_order:
         gradient = jax.lax.stop_gradient(gradient)
+    if max_length:
+        flat = jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(gradient)])
+        inner_lr = jnp.minimum(inner_lr, max_length / jnp.maximum(safe_norm(flat), 1e-8))
     return jax.tree.map(lambda p, g: p - inner_lr * g, params, gradient)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.networks import Policy
-from admrl_jax.core.settings import STEP_SIZE
+from admrl_jax.core.settings import NOT_NEGATIVE, STEP_SIZE
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, flatten_steps
 from admrl_jax.learners.base import Learner, LearnerSpec, LearnerState, LossTerm
@@ -25,6 +25,10 @@ class MAMLTRPOConfig:
     """Step size of adaptation (alpha in Eq. 4)."""
     first_order: bool = False
     """Drop the derivative of the inner gradient."""
+    max_length: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Longest step of adaptation, in the L2 norm of all parameters; 0 sets no limit."""
+    head_only: bool = False
+    """Only the last layer adapts, and the standard deviation."""
     trpo: TRPOConfig = field(default_factory=TRPOConfig)
 
 
@@ -39,6 +43,8 @@ def make_maml_trpo(policy: Policy, config: MAMLTRPOConfig | None = None) -> Lear
             policy=policy,
             inner_lr=config.inner_lr,
             first_order=config.first_order,
+            max_length=config.max_length,
+            head_only=config.head_only,
         )
 
     def update(

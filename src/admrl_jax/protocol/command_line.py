@@ -17,6 +17,7 @@ from admrl_jax.protocol.run import run_protocol
 from admrl_jax.protocol.session import Session, open_session
 from admrl_jax.protocol.stage import Diverged
 from admrl_jax.runs import hosts
+from admrl_jax.runs.artefact import ArtefactError
 from admrl_jax.runs.devices import CPU_DEVICES, compile_fast, make_cpu_devices
 from admrl_jax.runs.directory import RunError, open_run
 from admrl_jax.runs.signals import Interrupted
@@ -90,7 +91,7 @@ def _run(session: Session, label: str, until: str, command: str) -> int:
         if writes:
             print(f"saved in {directory}; go on with\n  {command}", file=sys.stderr)
         return 128 + stop.signal_number
-    except (RunError, ConfigError) as error:
+    except (RunError, ConfigError, ArtefactError) as error:
         return fail(str(error))
     except Diverged as error:
         return fail(str(error), 3)

@@ -132,7 +132,8 @@ class MetaTest:
         else:
             learner_of = session.config.methods[0]
             policies = with_untrained(session, learner_of, base.snapshots)
-            steps = [0, *snapshot_steps(session, 0, schedule.pretrain_steps)]
+            count = jax.tree.leaves(base.snapshots)[0].shape[0]
+            steps = [0, *snapshot_steps(session, 0, schedule.pretrain_steps)[-count:]]
         rows = []
         for attack in (CLEAN, *session.config.eval.curve_attacks):
             params: Params = ()

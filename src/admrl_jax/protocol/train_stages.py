@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from admrl_jax import evaluation, training
 from admrl_jax.attacks.threat import Units
+from admrl_jax.config import Config
+from admrl_jax.core.settings import ConfigError, flatten
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params
 from admrl_jax.defences.base import Defence
@@ -16,6 +18,7 @@ from admrl_jax.methods import METHODS
 from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, Piece, merge, split
 from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.stage import Stage, Step, run_stage
+from admrl_jax.runs.artefact import load_policy
 from admrl_jax.training import Setup, TrainState
 
 STATISTICS_KEY = 2**31 - 3
@@ -27,7 +30,8 @@ class Pretrained(NamedTuple):
 
     Attributes:
         state: after pre-training.
-        snapshots: meta-parameters on the way, leading axis the snapshot.
+        snapshots: meta-parameters on the way, leading axis the snapshot; only the last where they were
+            trained elsewhere.
         inputs: units of clean observations `[S, O]`.
     """
 
@@ -50,6 +54,8 @@ class Arm(NamedTuple):
 
 def pretrain(session: Session, method: str) -> Pretrained:
     """Clean steps shared by all methods of a seed that have the learner of `method`."""
+    if session.config.pretrained:
+        return _from_artefact(session, method)
     setup = session.parts.setup(method)
     schedule = session.config.schedule
     stage = Stage(
@@ -68,6 +74,52 @@ def pretrain(session: Session, method: str) -> Pretrained:
     if session.config.units != "paper":
         state = state.replace(units=inputs)
     return Pretrained(state, snapshots, inputs)
+
+
+def _from_artefact(session: Session, method: str) -> Pretrained:
+    """The pre-trained policies of another run, at the step at which they were saved.
+
+    Raises:
+        ArtefactError: there are none of these seeds, or they are damaged.
+        ConfigError: they were trained with other settings.
+    """
+    config, source = session.config, session.config.pretrained
+    trained = [load_policy(source, "pretrain", seed=seed) for seed in config.seeds]
+    check_same_pretraining(trained[0].config, config, method)
+    state = untrained(session, method)
+    params, inputs = jax.tree.map(lambda *x: jnp.stack(x), *((one.params, one.inputs) for one in trained))
+    steps = jnp.full_like(state.step, config.schedule.pretrain_steps)
+    state = state.replace(step=steps, learner=state.learner.replace(meta_params=params))
+    if config.units != "paper":
+        state = state.replace(units=inputs)
+    return Pretrained(state, jax.tree.map(lambda x: x[None], params), inputs)
+
+
+def check_same_pretraining(saved: Config, wanted: Config, method: str) -> None:
+    """Refuses to go on from policies of another kind; how they adapt may change.
+
+    Args:
+        saved: settings of their run.
+        wanted: settings of this one.
+        method: whose learner goes on.
+
+    Raises:
+        ConfigError: naming the settings that differ.
+    """
+    first, learner = METHODS[saved.methods[0]].learner, METHODS[method].learner
+    if first != learner:
+        raise ConfigError(f"pretrained: it was trained with {first}; accepted for {method}: {learner}")
+    decides = ("env.", "policy.", "schedule.pretrain_steps")
+    old, new = flatten(saved), flatten(wanted)
+    if type(saved.env) is not type(wanted.env):
+        raise ConfigError(f"pretrained: a policy of {saved.env.name} is not accepted for {wanted.env.name}")
+    differ = [
+        f"{name}: {old[name]} -> {new[name]}"
+        for name in old
+        if name.startswith(decides) and old[name] != new[name]
+    ]
+    if differ:
+        raise ConfigError(f"pretrained: trained with other settings: {'; '.join(differ)}")
 
 
 def untrained(session: Session, method: str) -> TrainState:
