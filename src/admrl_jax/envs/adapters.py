@@ -124,7 +124,8 @@ def from_model_file(
     """Makes a MuJoCo model file, as Gymnasium's environments have one, a task family.
 
     Args:
-        path: MJCF file, or the name of one of Gymnasium's, `swimmer.xml`.
+        path: MJCF file, or the name of one of Gymnasium's: `swimmer.xml`, or `gymnasium:swimmer.xml` where a
+            file of that name in the current folder shall not come first.
         frame_skip: physics steps per control step.
         sample_task: `(key) -> task`.
         reward: `(state, control, new_state, task) -> []` on `SimState`s; `control` is scaled and clipped.

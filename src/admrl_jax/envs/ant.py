@@ -93,7 +93,7 @@ class Ant(PhysicsEnv):
 
     config: AntConfig
 
-    model: ClassVar[Model] = Model("ant.xml", brax="ant")
+    model: ClassVar[Model] = Model("gymnasium:ant.xml", brax="ant")
 
     @property
     def obs_size(self) -> int:

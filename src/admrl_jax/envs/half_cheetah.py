@@ -57,7 +57,7 @@ class HalfCheetah(PhysicsEnv):
 
     config: HalfCheetahConfig
 
-    model: ClassVar[Model] = Model("half_cheetah.xml", brax="halfcheetah")
+    model: ClassVar[Model] = Model("gymnasium:half_cheetah.xml", brax="halfcheetah")
 
     @property
     def obs_size(self) -> int:

@@ -113,7 +113,7 @@ class RandomDynamics(PhysicsEnv):
 class Walker2dParams(RandomDynamics):
     """Ends when the torso is outside (0.8, 2) m or leans by 1 rad or more."""
 
-    model: ClassVar[Model] = Model("walker2d_v5.xml")
+    model: ClassVar[Model] = Model("gymnasium:walker2d_v5.xml")
     config_type = Walker2dParamsConfig
 
     def ended(self, state: SimState) -> jax.Array:
@@ -126,7 +126,7 @@ class Walker2dParams(RandomDynamics):
 class HopperParams(RandomDynamics):
     """Ends when the torso is at 0.7 m or lower, leans by 0.2 rad or more, or the state runs away."""
 
-    model: ClassVar[Model] = Model("hopper.xml")
+    model: ClassVar[Model] = Model("gymnasium:hopper.xml")
     config_type = HopperParamsConfig
 
     def ended(self, state: SimState) -> jax.Array:

@@ -54,7 +54,7 @@ class Reacher(PhysicsEnv):
 
     config: ReacherConfig
 
-    model: ClassVar[Model] = Model("reacher.xml")
+    model: ClassVar[Model] = Model("gymnasium:reacher.xml")
     config_type = ReacherConfig
 
     @property

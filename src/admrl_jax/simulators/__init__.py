@@ -1,7 +1,7 @@
 """Physics engines behind one interface: `mujoco` on the host, `mjx` and Brax's on the device."""
 
-import functools
 import importlib.util
+import threading
 
 import jax
 
@@ -50,9 +50,13 @@ def resolve(name: str) -> str:
     return name
 
 
-@functools.cache
+SIMULATORS_KEPT = 32
+_kept: dict[tuple, Simulator] = {}
+_keeping = threading.Lock()
+
+
 def make_simulator(name: str, model: Model, frame_skip: int, num_threads: int = 0) -> Simulator:
-    """Builds one engine for one model; repeated calls return the same object.
+    """Builds one engine for one model; repeated calls return the same object while the file stays the same.
 
     Args:
         name: `auto` or one of `SIMULATORS`.
@@ -64,6 +68,18 @@ def make_simulator(name: str, model: Model, frame_skip: int, num_threads: int = 
         SimulatorError: this engine cannot run here, or has no such body.
     """
     name = resolve(name)
+    from admrl_jax.simulators.models import digest, load_model
+
+    key = (name, digest(load_model(model)), model.brax, frame_skip, num_threads)
+    with _keeping:
+        if key not in _kept:
+            if len(_kept) == SIMULATORS_KEPT:
+                del _kept[next(iter(_kept))]
+            _kept[key] = _build(name, model, frame_skip, num_threads)
+        return _kept[key]
+
+
+def _build(name: str, model: Model, frame_skip: int, num_threads: int) -> Simulator:
     if name == "mujoco":
         from admrl_jax.simulators.mujoco import make_mujoco
 

@@ -24,7 +24,8 @@ class SimState(NamedTuple):
         qpos: `[nq]` generalised positions (m, rad).
         qvel: `[nv]` generalised velocities (m/s, rad/s).
         internal: whatever else the engine carries from step to step, a pytree of arrays: `[nv]`
-            accelerations from which MuJoCo's contact solver starts, Brax's pipeline state.
+            accelerations from which MuJoCo's contact solver starts, with the activations `[na]` of motors
+            that have any; Brax's pipeline state.
     """
 
     qpos: jax.Array
@@ -73,7 +74,8 @@ class Model(NamedTuple):
     """Where each engine finds a body.
 
     Attributes:
-        file: MJCF file: a path, or the name of one of Gymnasium's.
+        file: MJCF file: a path, or the name of one of Gymnasium's, `gymnasium:ant.xml` where a file of that
+            name in the current folder shall not come first.
         brax: name of the Brax environment with the same joints and motors; empty if there is none.
     """
 

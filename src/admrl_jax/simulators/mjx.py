@@ -1,7 +1,7 @@
 """MJX: MuJoCo's dynamics in JAX, everything on the device.
 
-Only positions, velocities and the solver's warm start are carried; the rest of `mjx.Data` is
-rebuilt inside each control step, which keeps the scan's carry small.
+Only positions, velocities, activations and the solver's warm start are carried; the rest of `mjx.Data`
+is rebuilt inside each control step, which keeps the scan's carry small.
 """
 
 # MuJoCo's classes live in a C extension without type stubs.
@@ -12,10 +12,15 @@ import functools
 import io
 
 import jax
-import jax.numpy as jnp
 
-from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator
-from admrl_jax.simulators.models import control_range, default_params, load_model
+from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator, SimulatorError
+from admrl_jax.simulators.models import (
+    control_range,
+    default_params,
+    load_model,
+    refuse_what_is_not_carried,
+    rest_of_state,
+)
 
 # Where Warp is missing, which is no fault here, importing MJX prints so.
 with contextlib.redirect_stdout(io.StringIO()):
@@ -48,10 +53,16 @@ def make_mjx(
     mj_model = load_model(model)
     mj_model.opt.iterations = min(mj_model.opt.iterations, solver_iterations)
     mj_model.opt.ls_iterations = min(mj_model.opt.ls_iterations, line_search_iterations)
-    mjx_model = mjx.put_model(mj_model, impl=implementation)
+    refuse_what_is_not_carried(mj_model)
+    if mj_model.nplugin:
+        raise SimulatorError("simulator: MJX has no plugins, which this model uses; accepted: mujoco")
+    try:
+        mjx_model = mjx.put_model(mj_model, impl=implementation)
+    except NotImplementedError as error:
+        raise SimulatorError(f"simulator: MJX cannot run this model: {error}; accepted: mujoco") from error
 
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:
-        return SimState(qpos, qvel, jnp.zeros_like(qvel))
+        return SimState(qpos, qvel, rest_of_state(mj_model, qvel))
 
     def step(
         state: SimState,
@@ -62,15 +73,19 @@ def make_mjx(
         del ended  # a batch takes as long as its slowest member
         changes = {} if model_params is None else model_params._asdict()
         body = mjx_model.replace(**changes)
+        warmstart, *act = state.internal if mj_model.na else (state.internal,)
         data = mjx.make_data(mjx_model, impl=implementation).replace(
-            qpos=state.qpos, qvel=state.qvel, ctrl=ctrl, qacc_warmstart=state.internal
+            qpos=state.qpos, qvel=state.qvel, ctrl=ctrl, qacc_warmstart=warmstart
         )
+        if act:
+            data = data.replace(act=act[0])
 
         def substep(data, _):
             return mjx.step(body, data), None
 
         data, _ = jax.lax.scan(substep, data, None, length=frame_skip)
-        return SimState(data.qpos, data.qvel, data.qacc_warmstart)
+        rest = (data.qacc_warmstart, data.act) if act else data.qacc_warmstart
+        return SimState(data.qpos, data.qvel, rest)
 
     return Simulator(
         name="mjx" if implementation == "jax" else f"mjx-{implementation}",

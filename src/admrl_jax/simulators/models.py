@@ -4,33 +4,45 @@
 # pyright: reportAttributeAccessIssue=false
 
 import contextlib
+import hashlib
 import importlib.util
 import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 
 from admrl_jax.simulators.base import Model, ModelParams, SimulatorError
+
+GYMNASIUM = "gymnasium:"
+"""Before the name of one of Gymnasium's files."""
 
 
 def model_path(model: Model) -> Path:
     """Path of a model's MJCF file, found without importing Gymnasium's environments.
 
+    A file that is there comes first, then Gymnasium's of that name.
+
     Raises:
         SimulatorError: there is no such file.
     """
-    path = Path(model.file)
-    if path.parent == Path():
+    name = str(model.file)
+    path = Path(name).expanduser()
+    if not name.startswith(GYMNASIUM) and (path.is_file() or path.parent != Path()):
+        found = path
+    else:
         spec = importlib.util.find_spec("gymnasium")
         if spec is None or spec.origin is None:
             raise SimulatorError("the model files come with the package gymnasium, which is not installed")
-        path = Path(spec.origin).parent / "envs" / "mujoco" / "assets" / path
-    if not path.is_file():
-        raise SimulatorError(f"model: there is no file {path}")
-    return path
+        found = Path(spec.origin).parent / "envs" / "mujoco" / "assets" / name.removeprefix(GYMNASIUM)
+    if not found.is_file():
+        raise SimulatorError(f"model: there is no file {found}")
+    return found
 
 
 _loading = threading.RLock()
@@ -53,9 +65,54 @@ def quiet_loading() -> Iterator[None]:
 
 
 def load_model(model: Model) -> mujoco.MjModel:
-    """Loads a model's MJCF file."""
-    with quiet_loading():
-        return mujoco.MjModel.from_xml_path(str(model_path(model)))
+    """Loads a model's MJCF file.
+
+    Raises:
+        SimulatorError: there is no such file, or it is no model.
+    """
+    path = model_path(model)
+    try:
+        with quiet_loading():
+            return mujoco.MjModel.from_xml_path(str(path))
+    except (ValueError, mujoco.FatalError) as error:
+        reason = " ".join(str(error).split())
+        raise SimulatorError(f"model: {path} is no model that MuJoCo can read: {reason}") from error
+
+
+def digest(model: mujoco.MjModel) -> str:
+    """SHA-256 of all numbers of a model: equal models, equal digests, whatever file they came from."""
+    numbers = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, numbers)
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
+
+
+def refuse_what_is_not_carried(model: mujoco.MjModel) -> None:
+    """Refuses models whose engine state is more than positions, velocities and activations.
+
+    Raises:
+        SimulatorError: naming what the model has.
+    """
+    for count, what in (
+        (model.nhistory, "delayed motors or sensors"),
+        (model.npluginstate, "plugins with a state"),
+    ):
+        if count:
+            raise SimulatorError(
+                f"model: {what} are not accepted; accepted: bodies whose state is positions, velocities "
+                "and activations of motors"
+            )
+
+
+def rest_of_state(model: mujoco.MjModel, qvel: jax.Array) -> Any:
+    """What `SimState.internal` starts as: accelerations, and activations where motors have any.
+
+    Args:
+        model: the body.
+        qvel: `[nv]`.
+    """
+    if not model.na:
+        return jnp.zeros_like(qvel)
+    return jnp.zeros_like(qvel), jnp.zeros(model.na, qvel.dtype)
 
 
 def control_range(model: mujoco.MjModel) -> tuple[tuple[float, float], ...]:

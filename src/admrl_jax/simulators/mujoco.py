@@ -9,7 +9,7 @@ trajectories x seeds), which `mujoco.rollout` spreads over its threads.
 
 import copy
 import functools
-import hashlib
+import itertools
 import os
 import threading
 from collections.abc import Sequence
@@ -23,7 +23,14 @@ from mujoco import rollout as mujoco_rollout
 
 from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator
 from admrl_jax.simulators.host_call import host_call
-from admrl_jax.simulators.models import control_range, default_params, load_model
+from admrl_jax.simulators.models import (
+    control_range,
+    default_params,
+    digest,
+    load_model,
+    refuse_what_is_not_carried,
+    rest_of_state,
+)
 
 
 def available_cores() -> int:
@@ -42,12 +49,36 @@ BATCHES_KEPT = 8
 """Batches of differing bodies for which models are kept; those of several devices alternate."""
 
 
-class HostEngine:
-    """One model, its worker threads and reusable buffers; safe to call from any thread.
+ENGINES_KEPT = 8
+"""Engines whose memory is kept; one that was not used for longer takes it anew when it is."""
 
-    Two concurrent rollouts that share an `MjModel` crash the process, so a lock admits one call
-    at a time; the threads inside the call keep all cores busy.
+
+class Workers:
+    """Threads that the engines of a process share. One batch at a time: each keeps all of them busy.
+
+    Two concurrent rollouts of one `MjModel` would crash the process, too.
     """
+
+    def __init__(self, num_threads: int):
+        # The calling thread only waits, so a pool of one would add a hop for nothing.
+        self.pool = mujoco_rollout.Rollout(nthread=num_threads if num_threads > 1 else 0)
+        self.lock = threading.Lock()
+        self._recent: dict[int, HostEngine] = {}
+
+    def serve(self, engine: "HostEngine") -> None:
+        """Notes that an engine is used now, and lets go what the least recent one holds."""
+        self._recent.pop(id(engine), None)
+        self._recent[id(engine)] = engine
+        if len(self._recent) > ENGINES_KEPT:
+            self._recent.pop(next(iter(self._recent))).release()
+
+
+workers = functools.cache(Workers)
+"""By the number of threads."""
+
+
+class HostEngine:
+    """One model and reusable buffers; safe to call from any thread."""
 
     def __init__(self, model: mujoco.MjModel, frame_skip: int, num_threads: int):
         self.model = model
@@ -56,13 +87,15 @@ class HostEngine:
         state = mujoco.mjtState
         self._state_size = mujoco.mj_stateSize(model, state.mjSTATE_FULLPHYSICS.value)
         time_size = mujoco.mj_stateSize(model, state.mjSTATE_TIME.value)
-        self._qpos = slice(time_size, time_size + model.nq)
-        self._qvel = slice(time_size + model.nq, time_size + model.nq + model.nv)
+        ends = np.cumsum([time_size, model.nq, model.nv, model.na])
+        self._qpos, self._qvel, self._act = (slice(*pair) for pair in itertools.pairwise(ends))
         self._control_spec = state.mjSTATE_CTRL.value
-        # The calling thread only waits, so a pool of one would add a hop for nothing.
-        self._pool = mujoco_rollout.Rollout(nthread=self.num_threads if self.num_threads > 1 else 0)
-        self._data = [mujoco.MjData(model) for _ in range(self.num_threads)]
-        self._lock = threading.Lock()
+        self._workers = workers(self.num_threads)
+        self.release()
+
+    def release(self) -> None:
+        """Lets go of what can be made again."""
+        self._data: list[mujoco.MjData] = []
         self._buffers: list[np.ndarray] = []
         self._capacity = 0
         # Bodies that differ from task to task: one model each, kept for the next steps of their batch.
@@ -71,22 +104,22 @@ class HostEngine:
     @property
     def name(self) -> str:
         """Identifies this engine in compiled programs: equal engines, equal names."""
-        model = np.empty(mujoco.mj_sizeModel(self.model), np.uint8)
-        mujoco.mj_saveModel(self.model, None, model)
-        return f"mujoco-{hashlib.sha256(model.tobytes()).hexdigest()}-{self.frame_skip}-{self.num_threads}"
+        return f"mujoco-{digest(self.model)}-{self.frame_skip}-{self.num_threads}"
 
     def step(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
         """Advances a batch by one control step.
 
         Args:
             inputs: positions `[..., nq]`, velocities `[..., nv]`, accelerations `[..., nv]` from which
-                the contact solver starts, controls `[..., nu]`, whether the episode has ended `[...]`;
-                then, where bodies differ, the fields of `ModelParams`, each `[..., *shape]`.
-            outputs: positions, velocities and accelerations after the step. The engine does not hand
-                out its own warm start; the last substep's change of velocity is as good a start and
-                costs nothing. Ended bodies stay as they are.
+                the contact solver starts, activations `[..., na]` of motors that have any, controls
+                `[..., nu]`, whether the episode has ended `[...]`; then, where bodies differ, the fields
+                of `ModelParams`, each `[..., *shape]`.
+            outputs: positions, velocities, accelerations and activations after the step. The engine does
+                not hand out its own warm start; the last substep's change of velocity is as good a start
+                and costs nothing. Ended bodies stay as they are.
         """
-        arrays, ended, model_params = inputs[:4], inputs[4], inputs[5:]
+        count = len(outputs) + 1
+        arrays, ended, model_params = inputs[:count], inputs[count], inputs[count + 1 :]
         given, results = ([x.reshape(ended.size, -1) for x in xs] for xs in (arrays, outputs))
         # The engine would warn of each broken state in every step, on the screen and in a log file.
         broken = _broken(*given)
@@ -98,7 +131,8 @@ class HostEngine:
             for result, value in zip(results, given, strict=False):
                 result[:] = value
                 result[broken] = np.nan
-        with self._lock:
+        with self._workers.lock:
+            self._workers.serve(self)
             models = self._models_for(ended.size, [x.reshape(ended.size, -1) for x in model_params])
             if not isinstance(rows, slice):
                 models = [models[row] for row in rows]
@@ -114,13 +148,15 @@ class HostEngine:
     ) -> None:
         """Steps one body per model from healthy numbers `[len(models), ...]` into `rows` of `results`."""
         size = len(models)
-        qpos, qvel, warmstart, ctrl = given
+        qpos, qvel, warmstart, *act, ctrl = given
         initial, start, control, states = self._buffers_for(size)
         initial[:, self._qpos] = qpos
         initial[:, self._qvel] = qvel
+        for values in act:
+            initial[:, self._act] = values
         start[:] = warmstart
         control[:] = ctrl[:, None]
-        self._pool.rollout(
+        self._workers.pool.rollout(
             models,
             self._data,
             initial,
@@ -135,7 +171,9 @@ class HostEngine:
         last = states[:, -1]
         last[_broken(last)] = np.nan
         before = states[:, -2] if self.frame_skip > 1 else initial
-        new_qpos, new_qvel, acceleration = results
+        new_qpos, new_qvel, acceleration, *new_act = results
+        for values in new_act:
+            values[rows] = last[:, self._act]
         new_qpos[rows] = last[:, self._qpos]
         new_qvel[rows] = last[:, self._qvel]
         acceleration[rows] = (last[:, self._qvel] - before[:, self._qvel]) / self.model.opt.timestep
@@ -157,6 +195,8 @@ class HostEngine:
 
     def _buffers_for(self, size: int) -> list[np.ndarray]:
         """States before, warm starts, controls and states after, for `size` bodies."""
+        if not self._data:
+            self._data = [mujoco.MjData(self.model) for _ in range(self.num_threads)]
         if size > self._capacity:
             self._capacity = size
             shapes = (
@@ -196,13 +236,14 @@ def with_params(model: mujoco.MjModel, params: Sequence[Any]) -> mujoco.MjModel:
 def make_mujoco(model: Model, frame_skip: int, num_threads: int = 0) -> Simulator:
     """The C engine for one model. `num_threads` 0 takes one per available core."""
     mj_model = load_model(model)
+    refuse_what_is_not_carried(mj_model)
     # An unstable state must come back as it is: reset to the default pose it would look healthy.
     mj_model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
     engine = HostEngine(mj_model, frame_skip, num_threads)
     name = engine.name
 
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:
-        return SimState(qpos, qvel, jnp.zeros_like(qvel))
+        return SimState(qpos, qvel, rest_of_state(mj_model, qvel))
 
     def step(
         state: SimState,
@@ -210,9 +251,10 @@ def make_mujoco(model: Model, frame_skip: int, num_threads: int = 0) -> Simulato
         model_params: ModelParams | None = None,
         ended: jax.Array | bool = False,
     ) -> SimState:
-        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in state)
-        inputs = (*state, ctrl, jnp.asarray(ended), *(() if model_params is None else model_params))
-        return SimState(*host_call(engine.step, name, shapes, *inputs))
+        arrays, structure = jax.tree.flatten(state)
+        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays)
+        inputs = (*arrays, ctrl, jnp.asarray(ended), *(() if model_params is None else model_params))
+        return jax.tree.unflatten(structure, host_call(engine.step, name, shapes, *inputs))
 
     return Simulator(
         name="mujoco",
