@@ -164,6 +164,43 @@ def test_other_errors_of_saving_are_not_taken_for_a_full_disk(stage: Path, monke
         checkpoints.save(8, state(8))
 
 
+ODD_NAMES = (
+    "hidden_sizes=[64,64],seed=0",
+    "a[b/c",
+    "a\\b",
+    "**",
+    "st*r",
+    "gs:",
+    "runs gs:/x",
+    "é ü",
+    "new\nline",
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_any_name_of_a_folder_will_do(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name / "checkpoints" / "finetune-maml"
+    with StageCheckpoints(folder, CONFIG) as checkpoints:
+        checkpoints.save(2, state(2))
+    assert (folder / "2" / MANIFEST).is_file()
+    with StageCheckpoints(folder, CONFIG) as checkpoints:
+        assert checkpoints.latest_step == 2
+        assert_states_equal(checkpoints.load(2, state(0)), state(2))
+
+
+def test_what_cannot_be_read_back_is_no_checkpoint(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with StageCheckpoints(stage, CONFIG) as checkpoints:
+        for step, found, reason in (
+            (8, lambda *args: state(7), "does not hold what was written"),
+            (9, lambda *args: {}["gone"], "cannot be read back: 'gone'"),
+        ):
+            monkeypatch.setattr(checkpoints, "load", found)
+            with pytest.raises(RunError, match=f"^checkpoint: .*/{step} {reason}$"):
+                checkpoints.save(step, state(step))
+            monkeypatch.undo()
+            assert not (stage / str(step) / MANIFEST).exists()
+
+
 def test_nothing_is_pickled(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("pickle was used")

@@ -13,11 +13,13 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from admrl_jax.config import Config, config_difference, from_dict, to_dict
@@ -53,8 +55,9 @@ class StageCheckpoints:
         if hosts.from_first(int(refused is not None)):
             raise refused or RunError(f"checkpoint: process 0 refuses what is in {directory}")
         _silence_orbax()
+        self._alias = _Alias(directory)
         self._checkpointer = ocp.training.Checkpointer(
-            str(directory.absolute()),
+            self._alias.path,
             preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
@@ -66,6 +69,7 @@ class StageCheckpoints:
         # After a failed save, closing fails with the same error again.
         with contextlib.suppress(*((Exception,) if exc[0] else ())):
             self._checkpointer.close()
+        self._alias.close()
 
     @property
     def latest_step(self) -> int | None:
@@ -96,8 +100,22 @@ class StageCheckpoints:
                 raise
             number = int(code[1])
             raise OSError(number, os.strerror(number), str(self.directory / str(step))) from error
+        self._check_readable(step, state)
         if hosts.is_first():
             _write_manifest(self.directory / str(step), self._config)
+
+    def _check_readable(self, step: int, state: Any) -> None:
+        """Reads back what was written: without a manifest it would be no checkpoint."""
+        path = self.directory / str(step)
+        try:
+            found = self.load(step, state)
+        except OSError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"checkpoint: {path} cannot be read back: {reason}") from error
+        if not all(map(_same_bits, jax.tree.leaves(state), jax.tree.leaves(found))):
+            raise RunError(f"checkpoint: {path} does not hold what was written")
 
     def load(self, step: int, like: Any) -> Any:
         """Reads the checkpoint of `step` with the structure, shapes and dtypes of `like`."""
@@ -108,6 +126,38 @@ class StageCheckpoints:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self._checkpointer.load(step, jax.tree.map(abstract, like))
+
+
+PLAIN_PATH = re.compile(r"[A-Za-z0-9_./=,+@-]*")
+"""Paths that Orbax takes as they are; in others it sees patterns and addresses of clouds."""
+
+
+class _Alias:
+    """A path without odd characters to a directory, for as long as it is needed.
+
+    Attributes:
+        path: of the directory, or of a link to its parent.
+    """
+
+    def __init__(self, directory: Path):
+        self.path, self._folder = str(directory.absolute()), None
+        if not PLAIN_PATH.fullmatch(self.path):
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = tempfile.mkdtemp(prefix="admrl_jax-")
+            link = Path(self._folder, "run")
+            link.symlink_to(directory.parent.absolute(), target_is_directory=True)
+            self.path = str(link / directory.name)
+
+    def close(self) -> None:
+        """Removes the link."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _same_bits(x: jax.Array, y: jax.Array) -> bool:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x, y = jax.random.key_data(x), jax.random.key_data(y)
+    return np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def _silence_orbax() -> None:
