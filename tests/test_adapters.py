@@ -131,6 +131,27 @@ def test_brax_gets_the_control_and_not_the_raw_action(pendulum: FunctionEnv) -> 
     assert np.abs(at_limit.obs[1] - half.obs[1]).max() > 1e-3
 
 
+def test_brax_wrappers_that_end_and_restart_episodes_are_taken_off(pendulum: FunctionEnv) -> None:
+    from brax import envs as brax_envs
+    from brax.envs.base import Wrapper
+
+    create = functools.partial(brax_envs.create, "inverted_pendulum", backend="spring")
+    settings: dict[str, Any] = {"sample_task": draw_target, "reward": lambda *args: jnp.zeros(())}
+    wrapped = from_brax(create(episode_length=3), horizon=PENDULUM_HORIZON, **settings)
+    plain, longer = play(pendulum, 0.7, action=1.0, std=1.5), play(wrapped, 0.7, action=4.0, std=1e-9)
+    # It ends where the pole falls and stays there: not after three steps, and not at a new start.
+    length = int(longer.mask.sum())
+    assert 3 < length < PENDULUM_HORIZON - 1 and plain.obs.shape == longer.obs.shape
+    assert abs(longer.obs[length, 1]) > 0.2 and np.all(longer.obs[length:] == longer.obs[length])
+    for env, words in (
+        (create(batch_size=2), "the wrapper VmapWrapper is not accepted"),
+        (create(action_repeat=2), "action_repeat 2 is not accepted; accepted: 1"),
+        (Wrapper(create()), "the wrapper AutoResetWrapper is not accepted; pass what it wraps"),
+    ):
+        with pytest.raises(SimulatorError, match=words):
+            from_brax(env, **settings)
+
+
 def test_brax_environments_with_other_observations_are_refused() -> None:
     class Reset(NamedTuple):
         obs: Any

@@ -224,6 +224,18 @@ def test_run_directory_is_never_overwritten(finished: Path, tmp_path: Path, caps
     refused(["--preset=quick", "--run-dir=/proc/nothing/here"], capsys, "cannot be written")
 
 
+def test_settings_of_jax_that_decide_numbers_stay(finished: Path, tmp_path: Path, capsys) -> None:
+    directory = tmp_path / "double"
+    shutil.copytree(finished, directory)
+    path = directory / "jax.json"
+    saved = json.loads(path.read_text())
+    assert saved["jax_enable_x64"] is False and saved["jax_default_matmul_precision"] is None
+    path.write_text(json.dumps(saved | {"jax_enable_x64": True}))
+    refused([*toy(directory), "--resume"], capsys, "other settings of JAX: jax_enable_x64: True -> False")
+    path.write_text("{")
+    refused([*toy(directory), "--resume"], capsys, "jax.json cannot be read")
+
+
 def test_second_run_in_one_directory_is_refused(finished: Path, capsys) -> None:
     config = from_dict(json.loads((finished / "config.json").read_text()))
     lock = open_run(finished, config, resume=True)

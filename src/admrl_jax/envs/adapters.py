@@ -45,7 +45,8 @@ def from_brax(
     """Makes any environment of `brax.envs` a task family; its own reward is not used.
 
     Args:
-        env: without wrappers, which would end or restart episodes.
+        env: of `brax.envs.get_environment` or `create`; the wrappers with which `create` ends and restarts
+            episodes are taken off.
         sample_task: `(key) -> task`.
         reward: `(state, control, new_state, task) -> []` on Brax's `State`s.
         horizon: steps per episode.
@@ -53,7 +54,11 @@ def from_brax(
 
     Raises:
         ConfigError: observations are not one vector.
+        SimulatorError: a wrapper restarts or batches episodes and cannot be taken off.
     """
+    from admrl_jax.simulators.brax import unwrap
+
+    env = unwrap(env)
     shape = jax.eval_shape(env.reset, jax.random.key(0)).obs
     if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) != 1:
         raise ConfigError(f"env: observations of {type(env).__name__} are not one vector")

@@ -57,7 +57,7 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
         _prepare_jax(arguments)
         _join(arguments)
         session = open_session(arguments.config, directory)
-        lock = _open(directory, arguments)
+        lock = _open(directory, session.config, arguments)
     except (ConfigError, SimulatorError, RunError) as error:
         return fail(str(error))
     label = label_of(arguments.config, arguments.preset, presets)
@@ -126,14 +126,14 @@ def _join(arguments: Arguments) -> None:
         hosts.join_cluster(arguments.distributed)
 
 
-def _open(directory: Path, arguments: Arguments) -> int | None:
+def _open(directory: Path, config: Config, arguments: Arguments) -> int | None:
     """Opens the run directory on the first process and returns its lock; all go on, or none."""
-    settings = (to_dict(arguments.config), arguments.preset, arguments.resume, arguments.until)
+    settings = (to_dict(config), arguments.preset, arguments.resume, arguments.until)
     hosts.check_same(json.dumps(settings), "settings")
     lock, refusal = None, None
     if hosts.is_first():
         try:
-            lock = open_run(directory, arguments.config, resume=arguments.resume)
+            lock = open_run(directory, config, resume=arguments.resume)
         except RunError as error:
             refusal = error
     if hosts.largest(refusal is not None):

@@ -89,11 +89,16 @@ class Parts(NamedTuple):
 def build_parts(config: Config) -> Parts:
     """Builds environment and policy, and checks that attacks and defences can learn from the batches.
 
+    The config then says which engine `auto` is here.
+
     Raises:
         ConfigError: a setting does not suit the environment.
         SimulatorError: the engine cannot run here.
     """
     env = make_env(config.env, simulator=config.simulator, num_threads=config.num_threads)
+    engine = getattr(env, "simulator", None)
+    if engine is not None:
+        config = replace(config, simulator=engine.name)
     policy = make_policy(env.obs_size, env.action_size, config.policy)
     parts = Parts(config, env, policy)
     for method in config.methods:

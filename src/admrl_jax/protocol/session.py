@@ -113,6 +113,7 @@ def open_session(config: Config, directory: Path) -> Session:
         SimulatorError: the engine cannot run here.
     """
     parts = build_parts(config)
+    config = parts.config
     num_devices = config.num_devices or choose_num_devices(list(task_counts(config).values()))
     validate(replace(config, num_devices=num_devices))
     devices = Devices(num_devices, config.task_block)

@@ -1,8 +1,9 @@
 """`policies.npz`, the artefact of a run: every method's meta-parameters, self-contained.
 
 NumPy alone reads it: `policy/<method>/<leaf>` `[S, ...]` per seed, `normaliser/centre` and
-`normaliser/scale` `[S, O]` of clean observations, `seeds` `[S]`, `config` (the run's settings in JSON),
-and `sha256` of all of that. `attackers.npz` beside it holds `attacker/<victim>/<attack>/<label>/<leaf>`.
+`normaliser/scale` `[S, O]` of clean observations, `seeds` `[S]`, `config` (the run's settings in JSON, among
+them the engine that trained), `jax` (settings of JAX that decide numbers), and `sha256` of all of that.
+`attackers.npz` beside it holds `attacker/<victim>/<attack>/<label>/<leaf>`.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from admrl_jax.learners.base import Learner
 from admrl_jax.learners.registry import LEARNERS
 from admrl_jax.methods import METHODS
 from admrl_jax.runs.files import DamagedFileError, read_arrays, write_arrays
+from admrl_jax.runs.numerics import settings_of_jax
 from admrl_jax.victims import make_victim
 
 POLICIES = "policies.npz"
@@ -102,6 +104,7 @@ def save_policies(
         "normaliser/scale": np.asarray(inputs.scale),
         "seeds": np.asarray(seeds, np.int32),
         "config": np.array(json.dumps(to_dict(config))),
+        "jax": np.array(json.dumps(settings_of_jax())),
     }
     write_arrays(path, **arrays, sha256=np.array(digest(arrays)))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -155,7 +156,7 @@ class _Alias:
 
 
 def _same_bits(x: jax.Array, y: jax.Array) -> bool:
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x, y = jax.random.key_data(x), jax.random.key_data(y)
     return np.asarray(x).tobytes() == np.asarray(y).tobytes()
 

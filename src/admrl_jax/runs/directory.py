@@ -7,6 +7,7 @@ from pathlib import Path
 
 from admrl_jax.config import Config, config_difference, from_dict, to_dict
 from admrl_jax.runs.files import write_text
+from admrl_jax.runs.numerics import FILE, check_settings
 
 LOCK = ".lock"
 
@@ -28,7 +29,7 @@ def open_run(directory: Path, config: Config, *, resume: bool) -> int:
 
     Raises:
         RunError: the directory cannot be written, is in use, holds a run and `resume` is not
-            set, or holds a run of another config.
+            set, or holds a run of another config or under other settings of JAX.
     """
     config_path = directory / "config.json"
     try:
@@ -45,6 +46,7 @@ def open_run(directory: Path, config: Config, *, resume: bool) -> int:
         raise RunError(f"run-dir: {directory} is in use by another process") from error
     try:
         _claim(config_path, config, resume=resume)
+        _check_jax(directory)
     except OSError as error:
         os.close(lock)
         raise RunError(f"run-dir: {directory} cannot be written ({error.strerror})") from error
@@ -56,6 +58,16 @@ def open_run(directory: Path, config: Config, *, resume: bool) -> int:
 
 def _foreign_files(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir() if path.name != LOCK]
+
+
+def _check_jax(directory: Path) -> None:
+    """Refuses to go on under settings of JAX that change numbers."""
+    try:
+        difference = check_settings(directory)
+    except ValueError as error:
+        raise RunError(f"run-dir: {directory / FILE} cannot be read: {error}") from error
+    if difference:
+        raise RunError(f"run-dir: {directory} was computed under other settings of JAX: {difference}")
 
 
 def _claim(config_path: Path, config: Config, *, resume: bool) -> None:

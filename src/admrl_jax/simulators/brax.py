@@ -4,13 +4,47 @@ These are other dynamics than MuJoCo's: the joints and motors are the same, cont
 motor strengths are Brax's. Returns do not compare with those of `mujoco` and `mjx`.
 """
 
+import contextlib
+import io
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator, SimulatorError
 from admrl_jax.simulators.models import load_model, quiet_loading
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keeps Brax from announcing, on import, what it does not find and that its training code is not ours."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def unwrap(env: Any) -> Any:
+    """An environment without Brax's wrappers for training, which end, restart and batch episodes.
+
+    Raises:
+        SimulatorError: one is below a wrapper of another maker, repeats actions, or batches episodes.
+    """
+    with quiet_imports():
+        from brax.envs.base import Wrapper
+        from brax.envs.wrappers import training
+    while isinstance(env, training.AutoResetWrapper | training.EpisodeWrapper):
+        if getattr(env, "action_repeat", 1) != 1:
+            raise SimulatorError(f"env: action_repeat {env.action_repeat} is not accepted; accepted: 1")
+        env = env.env
+    inner = env
+    while isinstance(inner, Wrapper):
+        if type(inner).__module__ == training.__name__:
+            raise SimulatorError(
+                f"env: the wrapper {type(inner).__name__} is not accepted; pass what it wraps"
+            )
+        inner = inner.env
+    return env
 
 
 def make_brax(model: Model, frame_skip: int, backend: str) -> Simulator:
@@ -29,9 +63,7 @@ def make_brax(model: Model, frame_skip: int, backend: str) -> Simulator:
     """
     if not model.brax:
         raise SimulatorError(f"simulator: Brax has no body for {model.file}; accepted: auto, mujoco, mjx")
-    with quiet_loading(), warnings.catch_warnings():
-        # Brax announces that its own training code is no longer maintained; its engines are all we use.
-        warnings.simplefilter("ignore")
+    with quiet_loading(), quiet_imports():
         # Only here: importing Brax's environments takes seconds.
         from brax import envs as brax_envs
 

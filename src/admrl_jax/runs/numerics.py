@@ -1,0 +1,50 @@
+"""Settings of JAX that decide a run's numbers: kept beside its config, and the same when it goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from admrl_jax.runs.files import write_text
+
+FILE = "jax.json"
+DECIDE = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_numpy_dtype_promotion",
+    "jax_high_dynamic_range_gumbel",
+    "jax_allow_f16_reductions",
+)
+"""Settings that change numbers beyond rounding, or by as much as the precision of a product."""
+
+
+def settings_of_jax() -> dict[str, Any]:
+    """Those that decide numbers, as they are now; of those that this version of JAX has."""
+    values = jax.config.values
+    return {name: values[name] for name in DECIDE if name in values}
+
+
+def check_settings(directory: Path) -> str:
+    """Keeps the settings of a new run, and compares them with those of one that goes on.
+
+    Args:
+        directory: of the run.
+
+    Returns:
+        `name: saved -> now` for every setting that differs; empty if none does.
+
+    Raises:
+        ValueError: what was kept cannot be read.
+    """
+    path, now = directory / FILE, settings_of_jax()
+    if not path.exists():
+        write_text(path, json.dumps(now, indent=1) + "\n")
+        return ""
+    saved = json.loads(path.read_text())
+    return "; ".join(
+        f"{name}: {saved[name]} -> {value}" for name, value in now.items() if saved.get(name, value) != value
+    )
