@@ -67,7 +67,7 @@ def test_an_environment_of_ones_own_runs_the_protocol(factory: str, parts: list[
         ("nope", "accepted: navigation_2d"),
         ("no_such_module:make", "cannot be imported"),
         ("tests.own_envs:nothing", "cannot be imported"),
-        ("tests.own_envs:not_an_env", "has no obs_size, action_size"),
+        ("tests.own_envs:not_an_env", "int has no obs_size, action_size"),
         ("a b:c", "module:function"),
     ],
 )

@@ -127,13 +127,14 @@ def rollout(
         dist = policy.apply(policy_params, perturbed)
         action = gaussian.from_noise(dist, noise_t)
         new_state, new = env.step(state, action, task)
+        reward, terminated = jnp.asarray(new.reward, obs.dtype), jnp.asarray(new.terminated) != 0
         clean_input = jnp.all(jnp.isfinite(perturbed)) & jnp.all(jnp.isfinite(action))
-        finite = clean_input & jnp.all(jnp.isfinite(new.obs)) & jnp.isfinite(new.reward)
+        finite = clean_input & jnp.all(jnp.isfinite(new.obs)) & jnp.isfinite(reward)
         valid = alive & finite
         perturbed = jnp.where(clean_input, perturbed, obs)
         action = jnp.where(clean_input, action, 0.0)
         log_prob = jnp.where(clean_input, gaussian.log_prob_of_noise(dist, noise_t), 0.0)
-        reward = jnp.where(valid, new.reward, 0.0)
+        reward = jnp.where(valid, reward, 0.0)
         mask, diverged = (x.astype(obs.dtype) for x in (valid, alive & ~finite))
         noted = jax.tree.map(
             lambda x: jnp.where(clean_input, x, jnp.zeros_like(x)), attack.record(new_memory)
@@ -142,7 +143,7 @@ def rollout(
         state, obs, memory = jax.tree.map(
             lambda a, b: jnp.where(valid, a, b), (new_state, new.obs, new_memory), (state, obs, memory)
         )
-        return (state, obs, memory, valid & ~new.terminated), record
+        return (state, obs, memory, valid & ~terminated), record
 
     _, trajectory = jax.lax.scan(step, (state, obs, memory, jnp.array(True)), (noise, attack_keys))
     return trajectory

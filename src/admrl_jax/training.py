@@ -18,7 +18,9 @@ from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params
 from admrl_jax.defences.base import Defence
 from admrl_jax.defences.fixed import no_defence
+from admrl_jax.envs.adapters import FunctionEnv
 from admrl_jax.envs.base import Env
+from admrl_jax.envs.contract import check_env
 from admrl_jax.learners.base import Learner, LearnerState, LossTerm
 from admrl_jax.sampling import (
     Exposure,
@@ -81,7 +83,13 @@ def init_train_state(
         setup: its learner is started.
         defence: its opponents are started; none by default.
         inputs: units of clean observations, in which opponents' networks read; raw by default.
+
+    Raises:
+        ConfigError: the environment is not what it should be, see `check_env`.
     """
+    # Those of this package are right; tracing an engine's step takes seconds.
+    if isinstance(setup.env, FunctionEnv) or not type(setup.env).__module__.startswith(f"{__package__}."):
+        check_env(setup.env)
     key_policy, key_train = jax.random.split(key)
     size = (setup.env.obs_size,)
     raw = Units(jnp.zeros(size), jnp.ones(size))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from admrl_jax.core.settings import ConfigError, check_fields
 from admrl_jax.core.types import Task, TimeStep
+from admrl_jax.envs.contract import check_env, describe
 from admrl_jax.envs.physics import PhysicsConfig, PhysicsEnv
 from admrl_jax.simulators import Model, SimState, make_simulator
 
@@ -53,7 +54,7 @@ def from_brax(
         action_scale: raw actions are divided by this, then clipped to +-1.
 
     Raises:
-        ConfigError: observations are not one vector.
+        ConfigError: observations are not one vector, or a function returns something else than it should.
         SimulatorError: a wrapper restarts or batches episodes and cannot be taken off.
     """
     from admrl_jax.simulators.brax import unwrap
@@ -61,7 +62,9 @@ def from_brax(
     env = unwrap(env)
     shape = jax.eval_shape(env.reset, jax.random.key(0)).obs
     if not isinstance(shape, jax.ShapeDtypeStruct) or len(shape.shape) != 1:
-        raise ConfigError(f"env: observations of {type(env).__name__} are not one vector")
+        raise ConfigError(
+            f"env: observations of {type(env).__name__} are {describe(shape)}; accepted: float[O]"
+        )
 
     def reset(key: jax.Array, task: Task) -> tuple[Any, jax.Array]:
         state = env.reset(key)
@@ -72,7 +75,17 @@ def from_brax(
         new = env.step(state, ctrl)
         return new, TimeStep(new.obs, reward(state, ctrl, new, task), new.done > 0)
 
-    return FunctionEnv(shape.shape[0], env.action_size, horizon, sample_task, reset, step)
+    made = FunctionEnv(shape.shape[0], env.action_size, horizon, sample_task, reset, step)
+    check_env(made)
+    return made
+
+
+def _all_of_it(state: SimState, task: Task) -> jax.Array:
+    return jnp.concatenate([state.qpos, state.qvel])
+
+
+def _never(state: SimState) -> jax.Array:
+    return jnp.array(False)
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,10 @@ class ModelFileEnv(PhysicsEnv):
         state, task = jax.eval_shape(
             lambda key: (self.simulator.init(*self.start(key, None)), self.sample(key)), jax.random.key(0)
         )
-        return jax.eval_shape(self.observe_fn, state, task).shape[0]
+        shape = jax.eval_shape(self.observe_fn, state, task)
+        if getattr(shape, "ndim", None) != 1:
+            raise ConfigError(f"env: observe returns {describe(shape)}; accepted: float[O]")
+        return shape.shape[0]
 
     def sample_task(self, key: jax.Array) -> Task:
         """Draws a task."""
@@ -143,18 +159,21 @@ def from_model_file(
         num_threads: host threads of `mujoco`; 0 takes one per core.
 
     Raises:
-        ConfigError: a number is not accepted.
+        ConfigError: a number is not accepted, a function returns something else than it should, or the body
+            has no motors.
         SimulatorError: there is no such file, or the simulator cannot run here.
     """
     config = PhysicsConfig(
         horizon=horizon, action_scale=action_scale, frame_skip=frame_skip, reset_noise=reset_noise
     )
     check_fields(config, "env.")
-    return ModelFileEnv(
+    env = ModelFileEnv(
         simulator=make_simulator(simulator, Model(path), frame_skip, num_threads),
         config=config,
         sample=sample_task,
         reward_fn=reward,
-        observe_fn=observe or (lambda state, task: jnp.concatenate([state.qpos, state.qvel])),
-        ended_fn=ended or (lambda state: jnp.array(False)),
+        observe_fn=observe or _all_of_it,
+        ended_fn=ended or _never,
     )
+    check_env(env)
+    return env

@@ -6,9 +6,7 @@ from typing import ClassVar
 
 from admrl_jax.core.settings import Accepts, ConfigError, refusal
 from admrl_jax.envs.base import Env, EnvConfig, EnvSpec
-
-MEMBERS = ("obs_size", "action_size", "horizon", "sample_task", "reset", "step")
-"""What an environment must have; see `Env`."""
+from admrl_jax.envs.contract import check_env
 
 FACTORY = Accepts(
     lambda x: (
@@ -47,12 +45,7 @@ def make_custom(config: CustomConfig, simulator: str = "auto", num_threads: int 
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"env: {config.factory!r} cannot be imported ({error})") from error
     env = factory()
-    missing = [member for member in MEMBERS if not hasattr(env, member)]
-    if missing:
-        raise ConfigError(
-            f"env: what {config.factory} returns has no {', '.join(missing)}; "
-            f"accepted: an object with {', '.join(MEMBERS)}"
-        )
+    check_env(env)
     return env
 
 

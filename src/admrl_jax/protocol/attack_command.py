@@ -13,11 +13,16 @@ from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, is
 from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
 from admrl_jax.protocol.attack_plan import make_plan
 from admrl_jax.protocol.attack_run import AttackRun
-from admrl_jax.protocol.command_line import DISK_ERRORS, fail, keep_compiled_programs
+from admrl_jax.protocol.command_line import (
+    DISK_ERRORS,
+    fail,
+    keep_compiled_programs,
+    settings_as_found,
+)
 from admrl_jax.protocol.film import film_section
 from admrl_jax.report.attacks import write_attack_report
 from admrl_jax.runs.artefact import ArtefactError
-from admrl_jax.runs.devices import compile_fast, make_cpu_devices, make_lanes
+from admrl_jax.runs.devices import check_devices, compile_fast, make_cpu_devices, make_lanes
 from admrl_jax.runs.directory import RunError
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.simulators import SimulatorError
@@ -64,7 +69,11 @@ def attack_main(module: str, summary: str, argv: Sequence[str] | None = None) ->
         summary: what it does, for `--help`.
         argv: arguments without the program's name; those of the process by default.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with settings_as_found():
+        return _main(module, summary, list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(module: str, summary: str, argv: list[str]) -> int:
     command = shlex.join(["python", "-m", *module.split(), *argv])
     try:
         source = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
@@ -76,6 +85,7 @@ def attack_main(module: str, summary: str, argv: Sequence[str] | None = None) ->
             compile_fast()
         keep_compiled_programs(arguments.compilation_cache)
         make_cpu_devices()
+        check_devices()
         plan = make_plan(
             source,
             **{

@@ -1,10 +1,12 @@
 """What every experiment does with its command line: run the protocol; errors and exit codes."""
 
+import contextlib
 import errno
 import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from admrl_jax.protocol.session import Session, open_session
 from admrl_jax.protocol.stage import Diverged
 from admrl_jax.runs import hosts
 from admrl_jax.runs.artefact import ArtefactError
-from admrl_jax.runs.devices import CPU_DEVICES, compile_fast, make_cpu_devices
+from admrl_jax.runs.devices import CPU_DEVICES, check_devices, compile_fast, make_cpu_devices
 from admrl_jax.runs.directory import RunError, open_run
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.simulators import SimulatorError
@@ -49,13 +51,18 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
         presets: config by preset name.
         argv: arguments without the program's name; those of the process by default.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    with settings_as_found():
+        return _main(module, summary, presets, sys.argv[1:] if argv is None else argv)
+
+
+def _main(module: str, summary: str, presets: dict[str, Config], argv: list[str]) -> int:
     lock = None
     try:
         arguments = parse(module, summary, presets, argv)
         directory = arguments.run_dir or Path("runs") / f"{arguments.config.env.name}-{arguments.preset}"
         _prepare_jax(arguments)
         _join(arguments)
+        check_devices()
         session = open_session(arguments.config, directory)
         lock = _open(directory, session.config, arguments)
     except (ConfigError, SimulatorError, RunError) as error:
@@ -141,6 +148,32 @@ def _open(directory: Path, config: Config, arguments: Arguments) -> int | None:
     return lock
 
 
+CHANGED = (
+    "jax_disable_most_optimizations",
+    "jax_enable_compilation_cache",
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
+"""Settings of JAX that a command changes while it runs."""
+
+
+@contextlib.contextmanager
+def settings_as_found() -> Iterator[None]:
+    """Leaves JAX's settings and XLA's flags as they were: a command may be called from a user's program."""
+    before = {name: jax.config.values[name] for name in CHANGED}
+    flags = os.environ.get("XLA_FLAGS")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        if flags is not None:
+            os.environ["XLA_FLAGS"] = flags
+        else:
+            os.environ.pop("XLA_FLAGS", None)
+
+
 def keep_compiled_programs(choice: str) -> None:
     """Turns on JAX's persistent compilation cache.
 
@@ -157,7 +190,12 @@ def keep_compiled_programs(choice: str) -> None:
     if choice == "auto":
         if jax.config.values.get("jax_compilation_cache_dir") is not None:
             return
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        try:
+            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        except RuntimeError:
+            # A user without a home, as in a container.
+            jax.config.update("jax_enable_compilation_cache", False)
+            return
         choice = str(caches / "admrl_jax" / "xla")
     jax.config.update("jax_compilation_cache_dir", choice)
 

@@ -11,6 +11,7 @@ from admrl_jax.attacks.threat import Budget
 from admrl_jax.core.types import Params
 from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.protocol.attack_run import AttackRun
+from admrl_jax.report.style import own_style
 from admrl_jax.sampling import collect_meta_batch, episode_returns, expose, rollout
 from admrl_jax.simulators import SimState
 from admrl_jax.suite import Case, SuiteRunner
@@ -24,10 +25,9 @@ def film_section(run: AttackRun) -> Iterator[str]:
     Nothing where the environment has no MuJoCo body.
     """
     env = run.victims[run.plan.methods[0]].runner.setup.env
-    if not isinstance(env, PhysicsEnv):
+    if not isinstance(env, PhysicsEnv) or env.simulator.source is None:
         return
     # Environments in closed form need no MuJoCo.
-    from admrl_jax.report.film import write_film
     from admrl_jax.simulators.models import load_model
 
     cell = [cell for cell in run.cells if cell[:2] == run.cells[0][:2]][-1]
@@ -46,7 +46,11 @@ def film_section(run: AttackRun) -> Iterator[str]:
             f"{title}: return {total:.0f}"
             for title, (_, total) in zip(("clean", "attacked"), pair, strict=True)
         ]
-        write_film(path, load_model(env.model), [qpos for qpos, _ in pair], titles)
+        model = load_model(env.simulator.source.model)
+        with own_style():
+            from admrl_jax.report.film import write_film
+
+            write_film(path, model, [qpos for qpos, _ in pair], titles)
     yield (
         f"## One episode\n\n![episode](figures/{FILM})\n\n*{cell}: the same task, clean and under the worst "
         "attacker, each after adapting to data of the same kind.*"

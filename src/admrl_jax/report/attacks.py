@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from admrl_jax.report.attacked import WORDED_SEEDS, Attacked, Row
+from admrl_jax.report.style import own_style
 from admrl_jax.report.tables import rounded, table
 from admrl_jax.runs.files import write_bytes, write_text
 from admrl_jax.stats import scores
@@ -30,14 +31,15 @@ def write_attack_report(folder: Path, results: Row, extras: Iterable[str] = ()) 
         results: what `results.json` holds.
         extras: further blocks of Markdown, put at the end.
     """
-    from admrl_jax.report.attack_figures import draw
-    from admrl_jax.report.figures import png
-
     attacked = Attacked(results)
-    figures = draw(attacked)
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, (figure, _) in figures.items():
-        write_bytes(folder / "figures" / f"{name}.png", png(figure))
+    with own_style():
+        from admrl_jax.report.attack_figures import draw
+        from admrl_jax.report.figures import png
+
+        figures = draw(attacked)
+        (folder / "figures").mkdir(exist_ok=True)
+        for name, (figure, _) in figures.items():
+            write_bytes(folder / "figures" / f"{name}.png", png(figure))
     captions = {name: caption for name, (_, caption) in figures.items()}
     path = folder / "report.md"
     write_text(path, report_text(attacked, captions, extras))

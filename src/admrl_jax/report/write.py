@@ -14,6 +14,7 @@ from admrl_jax.report.results import (
     read_trajectories,
 )
 from admrl_jax.report.seeds import seeds_section
+from admrl_jax.report.style import own_style
 from admrl_jax.report.tables import (
     cells_table,
     clean_table,
@@ -38,13 +39,14 @@ def write_report(run_dir: Path) -> Path:
         Path of `report.md`.
     """
     results = read_results(run_dir)
-    # Imported here because it takes half a second, which the start of a run need not wait for.
-    from admrl_jax.report.figures import draw, png
+    with own_style():
+        # Imported here because it takes half a second, which the start of a run need not wait for.
+        from admrl_jax.report.figures import draw, png
 
-    figures = draw(results, read_metrics(run_dir), read_trajectories(run_dir))
-    (run_dir / "figures").mkdir(exist_ok=True)
-    for name, (figure, _) in figures.items():
-        write_bytes(run_dir / "figures" / f"{name}.png", png(figure))
+        figures = draw(results, read_metrics(run_dir), read_trajectories(run_dir))
+        (run_dir / "figures").mkdir(exist_ok=True)
+        for name, (figure, _) in figures.items():
+            write_bytes(run_dir / "figures" / f"{name}.png", png(figure))
     path = run_dir / "report.md"
     captions = {name: caption for name, (_, caption) in figures.items()}
     write_text(path, report_text(results, captions, _attack_section(run_dir / ATTACK_FOLDER)))

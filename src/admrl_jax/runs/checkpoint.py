@@ -55,7 +55,7 @@ class StageCheckpoints:
         # The others look at the directory only once the first has tidied it.
         if hosts.from_first(int(refused is not None)):
             raise refused or RunError(f"checkpoint: process 0 refuses what is in {directory}")
-        _silence_orbax()
+        self._log_level = _silence_orbax()
         self._alias = _Alias(directory)
         self._checkpointer = ocp.training.Checkpointer(
             self._alias.path,
@@ -71,6 +71,7 @@ class StageCheckpoints:
         with contextlib.suppress(*((Exception,) if exc[0] else ())):
             self._checkpointer.close()
         self._alias.close()
+        logging.getLogger("absl").setLevel(self._log_level)
 
     @property
     def latest_step(self) -> int | None:
@@ -161,9 +162,12 @@ def _same_bits(x: jax.Array, y: jax.Array) -> bool:
     return np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def _silence_orbax() -> None:
-    """Turns Orbax's log off: errors also come as exceptions."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+def _silence_orbax() -> int:
+    """Turns Orbax's log off: errors also come as exceptions. Returns the level before."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    return level
 
 
 def _checkpoints(directory: Path) -> list[Path]:

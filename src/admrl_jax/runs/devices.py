@@ -43,6 +43,20 @@ def make_cpu_devices(count: int = CPU_DEVICES) -> None:
             jax.config.update("jax_num_cpu_devices", count)
 
 
+def check_devices() -> None:
+    """Looks for devices, in one line where there are none.
+
+    Raises:
+        ConfigError: `JAX_PLATFORMS` asks for devices that JAX does not find.
+    """
+    asked = jax.config.values["jax_platforms"] or ""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        words = " ".join(str(error).split()) or "there is no plugin for it"
+        raise ConfigError(f"JAX_PLATFORMS: {asked!r} is not accepted here: {words}") from error
+
+
 def add_xla_flag(name: str, value: Any) -> None:
     """Sets a flag of XLA, unless the user did, before JAX looks for devices."""
     flags = os.environ.get("XLA_FLAGS", "")

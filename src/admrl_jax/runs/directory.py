@@ -1,8 +1,9 @@
 """A run's directory: its lock, and the config of the run that it holds."""
 
-import fcntl
+import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 from admrl_jax.config import Config, config_difference, from_dict, to_dict
@@ -40,10 +41,18 @@ def open_run(directory: Path, config: Config, *, resume: bool) -> int:
     except OSError as error:
         raise RunError(f"run-dir: {directory} cannot be written ({error.strerror})") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
     except OSError as error:
-        os.close(lock)
-        raise RunError(f"run-dir: {directory} is in use by another process") from error
+        if error.errno not in CANNOT_LOCK:
+            os.close(lock)
+            is_held = error.errno in (errno.EAGAIN, errno.EACCES)
+            reason = "is in use by another process" if is_held else f"cannot be locked ({error.strerror})"
+            raise RunError(f"run-dir: {directory} {reason}") from error
+        print(
+            f"run-dir: {directory} is on a file system without locks ({error.strerror}); nothing keeps a "
+            "second process out",
+            file=sys.stderr,
+        )
     try:
         _claim(config_path, config, resume=resume)
         _check_jax(directory)
@@ -54,6 +63,22 @@ def open_run(directory: Path, config: Config, *, resume: bool) -> int:
         os.close(lock)
         raise
     return lock
+
+
+CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""Errors of file systems that know no locks."""
+
+
+def _lock(file: int) -> None:
+    """Locks a file for this process until it is closed; an OSError if another holds it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _foreign_files(directory: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 from rich.console import Console
@@ -18,19 +19,23 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 class StopRequest:
     """Notes SIGINT and SIGTERM as a request, honoured after the current chunk.
 
-    A second signal stops at once; the run then goes on from its last checkpoint.
+    A second signal stops at once; the run then goes on from its last checkpoint. Only the main thread of a
+    program hears signals; elsewhere nothing changes.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        self._old = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            # None is a handler that was not set from Python, and cannot be.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:

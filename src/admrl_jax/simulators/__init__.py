@@ -5,7 +5,15 @@ import threading
 
 import jax
 
-from admrl_jax.simulators.base import SIMULATORS, Model, ModelParams, SimState, Simulator, SimulatorError
+from admrl_jax.simulators.base import (
+    SIMULATORS,
+    Model,
+    ModelParams,
+    SimState,
+    Simulator,
+    SimulatorError,
+    Source,
+)
 
 __all__ = [
     "SIMULATORS",
@@ -68,15 +76,30 @@ def make_simulator(name: str, model: Model, frame_skip: int, num_threads: int = 
         SimulatorError: this engine cannot run here, or has no such body.
     """
     name = resolve(name)
-    from admrl_jax.simulators.models import digest, load_model
+    from admrl_jax.simulators.models import absolute, digest, load_model
 
-    key = (name, digest(load_model(model)), model.brax, frame_skip, num_threads)
+    source = Source(absolute(model), digest(load_model(model)), frame_skip, num_threads)
+    # Where a file lies makes no other engine.
+    key = (name, source._replace(model=Model("", model.brax)))
     with _keeping:
         if key not in _kept:
             if len(_kept) == SIMULATORS_KEPT:
                 del _kept[next(iter(_kept))]
-            _kept[key] = _build(name, model, frame_skip, num_threads)
+            built = _build(name, model, frame_skip, num_threads)
+            _kept[key] = built._replace(source=source, rebuild=rebuild)
         return _kept[key]
+
+
+def rebuild(name: str, source: Source) -> Simulator:
+    """An engine that was pickled, in another process.
+
+    Raises:
+        SimulatorError: its model file is gone or has changed.
+    """
+    simulator = make_simulator(name, source.model, source.frame_skip, source.num_threads)
+    if simulator.source is None or simulator.source.digest != source.digest:
+        raise SimulatorError(f"model: {source.model.file} is another one than when it was pickled")
+    return simulator
 
 
 def _build(name: str, model: Model, frame_skip: int, num_threads: int) -> Simulator:

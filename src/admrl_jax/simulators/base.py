@@ -83,6 +83,22 @@ class Model(NamedTuple):
     brax: str = ""
 
 
+class Source(NamedTuple):
+    """What an engine was built from.
+
+    Attributes:
+        model: with the absolute path of its file, or the name of one of Gymnasium's.
+        digest: of the compiled model.
+        frame_skip: physics steps per control step.
+        num_threads: host threads.
+    """
+
+    model: Model
+    digest: str
+    frame_skip: int
+    num_threads: int
+
+
 class Simulator(NamedTuple):
     """Physics of one model.
 
@@ -96,6 +112,8 @@ class Simulator(NamedTuple):
         nu: number of controls.
         dt: seconds per control step.
         ctrl_range: lowest and highest value of each control.
+        source: from which it can be built again; None where it cannot.
+        rebuild: `(name, source) -> Simulator`, in another process.
     """
 
     name: str
@@ -107,6 +125,14 @@ class Simulator(NamedTuple):
     nu: int
     dt: float
     ctrl_range: tuple[tuple[float, float], ...]
+    source: Source | None = None
+    rebuild: Callable[[str, Source], Any] | None = None
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        """Engines hold threads and closures; another process builds its own."""
+        if self.rebuild is None:
+            raise TypeError("a simulator that make_simulator did not build cannot be pickled")
+        return self.rebuild, (self.name, self.source)
 
 
 class SimulatorError(ValueError):

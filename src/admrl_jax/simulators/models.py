@@ -45,6 +45,14 @@ def model_path(model: Model) -> Path:
     return found
 
 
+def absolute(model: Model) -> Model:
+    """The same model, whatever the current folder is later."""
+    path = model_path(model)
+    packaged = "gymnasium" in path.parts and not Path(str(model.file)).expanduser().is_file()
+    name = str(model.file).removeprefix(GYMNASIUM)
+    return model._replace(file=GYMNASIUM + name if packaged else str(path.absolute()))
+
+
 _loading = threading.RLock()
 
 
@@ -57,11 +65,12 @@ def quiet_loading() -> Iterator[None]:
     setting for the whole process: two threads that load and change it at once abort it.
     """
     with _loading:
+        before = mujoco.get_mju_user_warning()
         mujoco.set_mju_user_warning(lambda message: None)
         try:
             yield
         finally:
-            mujoco.set_mju_user_warning(None)
+            mujoco.set_mju_user_warning(before)
 
 
 def load_model(model: Model) -> mujoco.MjModel:
