@@ -9,7 +9,6 @@ import pytest
 from helpers import tiny_policy
 from jax.sharding import PartitionSpec
 
-from admrl_jax.attacks.base import Victim
 from admrl_jax.attacks.learned.adgan import AdGANConfig
 from admrl_jax.attacks.threat import Units
 from admrl_jax.core.settings import ConfigError
@@ -24,9 +23,10 @@ from admrl_jax.learners.maml_trpo import make_maml_trpo
 from admrl_jax.runs.devices import TASKS, Devices
 from admrl_jax.sampling import SamplingConfig
 from admrl_jax.training import Setup, collect_step, init_train_state
+from admrl_jax.victims import make_victim
 
 POLICY = tiny_policy()
-VICTIM = Victim(POLICY, 2, 2)
+VICTIM = make_victim(Navigation2D(), POLICY, make_maml_trpo(POLICY))
 UNITS = Units(jnp.zeros(2), jnp.ones(2))
 RAMPED = {
     "noise": NoiseConfig(radius=0.4, ramp_steps=4, task_share=0.5),
@@ -118,9 +118,9 @@ def test_what_the_registry_builds() -> None:
         state = defence.init(jax.random.key(0), UNITS)
         exposure = defence.expose(state, jnp.int32(0), UNITS, 4)
         clean = name in ("none", "smooth")
-        assert bool(np.all(exposure.query.radius > 0)) != clean
+        assert bool(np.any(exposure.query.radius > 0)) != clean
         assert (defence.loss_term is not None) == (name == "smooth")
-        assert (defence.update is not None) == (name == "adgan")
+        assert (defence.update is not None) == (name in ("adgan", "population"))
         assert (defence.attack_params is not None) == (defence.trained_attack == "adgan") == (name == "adgan")
     with pytest.raises(ConfigError, match=r"num_minibatches: 8 is not accepted"):
         made["adgan"].check_batch(3, 3)

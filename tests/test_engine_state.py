@@ -11,6 +11,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from admrl_jax.envs.adapters import from_model_file
 from admrl_jax.simulators import Model, SimulatorError, make_simulator
 from admrl_jax.simulators import mujoco as host
 from admrl_jax.simulators.models import load_model, model_path
@@ -153,3 +154,91 @@ def test_many_models_share_threads_and_give_memory_back(tmp_path: Path) -> None:
     # One that was let go works on.
     engines[0].step([*inputs, np.zeros(4, bool)], outputs)
     np.testing.assert_allclose(outputs[1], 0.01, rtol=1e-6)
+
+
+SENSORS = '<sensor><jointpos name="where" joint="x"/><velocimeter name="speed" site="s"/></sensor>'
+SENSING = SLIDER.replace("<geom", '<site name="s"/><geom')
+
+
+@pytest.mark.parametrize("engine", ["mujoco", "mjx"])
+def test_sensors_read_what_mujoco_reads(engine: str, tmp_path: Path) -> None:
+    path = tmp_path / "sensing.xml"
+    path.write_text(SENSING.format(mass=1, motor=MOTORS["none"][0], more=SENSORS))
+    simulator = make_simulator(engine, Model(path), 3, 1)
+    assert simulator.sensors == (("where", 0, 1), ("speed", 1, 4))
+
+    def run(qpos: jax.Array, qvel: jax.Array) -> Any:
+        first = simulator.init(qpos, qvel)
+        return first, simulator.step(simulator.step(first, jnp.ones(1)), jnp.ones(1))
+
+    starts = np.array([[0.5], [-0.25]]), np.array([[2.0], [0.0]])
+    first, last = jax.jit(jax.vmap(run))(*(jnp.asarray(x, jnp.float32) for x in starts))
+    model = mujoco.MjModel.from_xml_path(str(path))
+    for row, (qpos, qvel) in enumerate(zip(*starts, strict=True)):
+        data = mujoco.MjData(model)
+        data.qpos[:], data.qvel[:], data.ctrl[:] = qpos, qvel, 1
+        mujoco.mj_forward(model, data)
+        np.testing.assert_allclose(first.sensors[row], data.sensordata, atol=1e-5)
+        for _ in range(6):
+            mujoco.mj_step(model, data)
+        np.testing.assert_allclose(last.sensors[row], data.sensordata, atol=1e-5)
+    one = jax.tree.map(lambda x: x[0], last)
+    np.testing.assert_array_equal(simulator.sensor(one, "where"), one.sensors[:1])
+    assert simulator.sensor(one, "speed").shape == (3,)
+    with pytest.raises(SimulatorError, match=r"^sensor: 'gone' is not in the model; accepted: where, speed$"):
+        simulator.sensor(one, "gone")
+
+
+def test_models_without_sensors_have_none(tmp_path: Path) -> None:
+    simulator = make_simulator("mujoco", Model(write(tmp_path)), 1, 1)
+    state = simulator.init(jnp.zeros(1), jnp.zeros(1))
+    assert state.sensors == () and simulator.step(state, jnp.ones(1)).sensors == ()
+    with pytest.raises(SimulatorError, match="accepted: none, the model has no sensors"):
+        simulator.sensor(state, "where")
+
+
+def test_episodes_start_from_a_keyframe(tmp_path: Path) -> None:
+    more = '<keyframe><key name="far" qpos="3" qvel="-1"/></keyframe>'
+    path = write(tmp_path, more=more)
+
+    def make(keyframe: str, noise: float) -> Any:
+        return from_model_file(
+            path,
+            frame_skip=1,
+            sample_task=lambda key: jnp.zeros(()),
+            reward=lambda *args: jnp.zeros(()),
+            reset_noise=noise,
+            keyframe=keyframe,
+            simulator="mujoco",
+        )
+
+    for keyframe, expected in (("far", [3, -1]), ("", [0, 0])):
+        _, obs = make(keyframe, 0.0).reset(jax.random.key(0), jnp.zeros(()))
+        np.testing.assert_allclose(obs, expected, atol=1e-6)
+    _, noisy = make("far", 0.1).reset(jax.random.key(0), jnp.zeros(()))
+    assert 0 < abs(noisy[0] - 3) < 0.1 and noisy[1] != -1
+    with pytest.raises(SimulatorError, match=r"^keyframe: 'near' is not in the model; accepted: far$"):
+        make("near", 0.0)
+
+
+def test_noise_leaves_unit_quaternions(tmp_path: Path) -> None:
+    path = tmp_path / "free.xml"
+    path.write_text(
+        "<mujoco><worldbody><body><freejoint/><geom size='0.1'/><body><joint name='arm' type='ball'/>"
+        "<geom size='0.1'/></body></body></worldbody>"
+        "<actuator><motor joint='arm' gear='1 0 0'/></actuator></mujoco>"
+    )
+    env = from_model_file(
+        path,
+        frame_skip=1,
+        sample_task=lambda key: jnp.zeros(()),
+        reward=lambda *args: jnp.zeros(()),
+        reset_noise=0.5,
+        simulator="mujoco",
+    )
+    assert env.simulator.quaternions == (3, 7)
+    for seed in range(5):
+        qpos, _ = env.start(jax.random.key(seed), jnp.zeros(()))
+        for place in (3, 7):
+            np.testing.assert_allclose(jnp.linalg.norm(qpos[place : place + 4]), 1, rtol=1e-5)
+        assert abs(qpos[4]) > 0.001

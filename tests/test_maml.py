@@ -157,3 +157,46 @@ def test_masked_steps_do_not_change_the_losses() -> None:
     params = random_like(POLICY.init, 0)
     loss = jax.jit(functools.partial(maml.inner_loss, policy=POLICY))
     np.testing.assert_array_equal(loss(params, experience), loss(params, dirty))
+
+
+def lengths(**options: float | bool) -> tuple[float, dict]:
+    """Length of one step of adaptation, and the largest move of every leaf."""
+    params, experience = random_like(POLICY.init, 0), random_experience(1, (3, 4))
+    adapted = make_maml_trpo(POLICY, MAMLTRPOConfig(inner_lr=LR, **options)).adapt_step(  # type: ignore[arg-type]
+        params, params, experience
+    )
+    moved = jax.tree.map(lambda a, b: a - b, adapted, params)
+    return float(jnp.linalg.norm(ravel_pytree(moved)[0])), jax.tree.map(
+        lambda x: float(jnp.abs(x).max()), moved
+    )
+
+
+def test_a_step_of_adaptation_is_no_longer_than_allowed() -> None:
+    free, _ = lengths()
+    np.testing.assert_allclose(lengths(max_length=free / 3)[0], free / 3, rtol=1e-5)
+    np.testing.assert_allclose(lengths(max_length=2 * free)[0], free, rtol=1e-6)
+
+
+def test_only_the_head_adapts_where_it_is_told_to() -> None:
+    _, moved = lengths(head_only=True)
+    layers = moved["mean"]["params"]
+    assert set(layers["Dense_0"].values()) == {0.0}
+    assert min(layers["Dense_1"].values()) > 0 and moved["log_std"] > 0
+    # As far as in a step of all.
+    _, free = lengths()
+    assert layers["Dense_1"] == free["mean"]["params"]["Dense_1"]
+
+
+def test_a_limited_step_has_a_gradient(x64: None) -> None:
+    params = random_like(POLICY.init, 0, dtype=jnp.float64)
+    experience = random_experience(1, (3, 4), dtype=np.float64)
+    flat, unravel = ravel_pytree(params)
+    direction = random_like(POLICY.init, 3, dtype=jnp.float64)
+    along = ravel_pytree(direction)[0]
+
+    def end(flat: jax.Array) -> jax.Array:
+        step = functools.partial(maml.adapt_step, policy=POLICY, inner_lr=LR, max_length=0.05)
+        return jnp.dot(ravel_pytree(step(unravel(flat), experience))[0], along)
+
+    slope = finite_differences(end, flat)
+    np.testing.assert_allclose(jax.grad(end)(flat), slope, rtol=1e-5, atol=1e-7)

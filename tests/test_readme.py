@@ -62,8 +62,10 @@ def test_examples_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert namespace["result"].budget_excess == 0
 
 
-def test_examples_of_the_adapters() -> None:
-    namespace = run_examples(ROOT / "docs" / "environments.md", 2)
+def test_examples_of_the_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace = run_examples(ROOT / "docs" / "environments.md", 3)
+    assert namespace["press"].obs_size == 3 and namespace["press"].simulator.sensors == (("pressure", 0, 1),)
     assert namespace["env"].obs_size == 10, "swimmer: 5 positions and 5 velocities"
     assert abs(namespace["metrics"]["train/post_return"]) < 100
     assert namespace["metrics"]["train/accepted"] in (0, 1)

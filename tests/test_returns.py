@@ -156,3 +156,20 @@ def test_estimate_advantages_is_normalised_and_reads_perturbed_observations() ->
     np.testing.assert_allclose((advantage**2).sum() / mask.sum(), 1, rtol=1e-5)
     blind = trajectory._replace(obs=trajectory.obs + 1)
     assert_trees_equal(experience.advantage, score(blind).advantage)
+
+
+def test_a_given_spread_divides_instead_of_the_advantages_own() -> None:
+    advantage, mask = jnp.array([1.0, 2.0, 3.0, 99.0]), jnp.array([1.0, 1.0, 1.0, 0.0])
+    np.testing.assert_allclose(returns.normalise_advantages(advantage, mask, 4.0), [-0.25, 0, 0.25, 0])
+    np.testing.assert_array_equal(
+        returns.normalise_advantages(advantage, mask, 0.0), returns.normalise_advantages(advantage, mask)
+    )
+    trajectory = random_experience(4, (4, 6)).trajectory
+    own, given = (
+        returns.estimate_advantages(trajectory, discount=0.9, gae_lambda=0.8, spread=spread).advantage
+        for spread in (0.0, 2.0)
+    )
+    ratio = (
+        np.asarray(own)[np.asarray(trajectory.mask) > 0] / np.asarray(given)[np.asarray(trajectory.mask) > 0]
+    )
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)

@@ -14,6 +14,7 @@ from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params, where_tree
+from admrl_jax.envs.base import raw_units
 from admrl_jax.sampling import episode_returns, expose
 from admrl_jax.training import Setup, sample_and_collect, step_keys
 
@@ -278,7 +279,7 @@ def train_attacker(
     radii: Sequence[float],
     steps: int,
     restarts: int = 1,
-    units: Units = Units(),
+    units: Units | None = None,
     inputs: Units = Units(),
     sides: Sides = Sides(),
     start_from: Params | None = None,
@@ -296,7 +297,7 @@ def train_attacker(
         radii: of the budgets.
         steps: updates of each attacker.
         restarts: starts per radius.
-        units: of the budgets.
+        units: of the budgets; observations as they are by default.
         inputs: units of clean observations, in which networks read them.
         sides: which data they reach; support and query by default.
         start_from: attack parameters, leading axis `[G]`, from which the first `G` starts of every radius go
@@ -315,7 +316,7 @@ def train_attacker(
     states = training.start(
         key,
         [radius for radius in radii for _ in range(restarts)],
-        units=units,
+        units=raw_units(setup.env) if units is None else units,
         inputs=inputs,
         sides=sides,
         start_from=start_from,

@@ -247,7 +247,7 @@ def from_dict(tree: dict[str, Any]) -> Config:
     tree = dict(tree)
     env = dict(tree.get("env", {}))
     spec = env_spec(env.pop("name", None))
-    tree["env"] = from_plain(spec.config, env, "env.")
+    tree["env"] = from_plain(spec.config, env, "env.", may_miss=("env",))
     return validate(from_plain(Config, tree, may_miss=(*PART_GROUPS, "eval", "pretrained", "sampling")))
 
 

@@ -20,7 +20,7 @@ from admrl_jax.attacks.registry import CLEAN, attack_spec, make_attack, make_att
 from admrl_jax.attacks.threat import Budget, ThreatModel, Units
 from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.types import Params, Task
-from admrl_jax.envs.base import spread_tasks
+from admrl_jax.envs.base import raw_units, spread_tasks
 from admrl_jax.evaluation import evaluate
 from admrl_jax.sampling import expose
 from admrl_jax.stats.checks import FLAT_SHARE, last_third
@@ -400,7 +400,7 @@ def attack_suite(
     *,
     radius: float,
     suite: Suite = STANDARD,
-    units: Units = Units(),
+    units: Units | None = None,
     inputs: Units = Units(),
     side: str = "both",
     lanes: Lanes = Lanes(),
@@ -413,7 +413,7 @@ def attack_suite(
         key: of all randomness.
         radius: L2 radius of the budget; attacks of another norm get the radius that stays within it.
         suite: members and effort.
-        units: of the budget.
+        units: of the budget; observations as they are by default.
         inputs: units of clean observations, in which networks read them.
         side: data under attack: both, query or support.
         lanes: how attackers and blocks of tasks are computed.
@@ -422,7 +422,7 @@ def attack_suite(
         ConfigError: see `check_suite`.
     """
     runner = SuiteRunner(suite, setup, lanes)
-    case = Case(meta_params, key, radius, units, inputs, side)
+    case = Case(meta_params, key, radius, raw_units(setup.env) if units is None else units, inputs, side)
     members = runner.run(case)
     worst = worst_of(members)
     attacked, clean = runner.test(case, worst.member, worst.params), runner.test(case)

@@ -19,7 +19,7 @@ from admrl_jax.core.types import MetaBatch, Metrics, Params
 from admrl_jax.defences.base import Defence
 from admrl_jax.defences.fixed import no_defence
 from admrl_jax.envs.adapters import FunctionEnv
-from admrl_jax.envs.base import Env
+from admrl_jax.envs.base import Env, raw_units
 from admrl_jax.envs.contract import check_env
 from admrl_jax.learners.base import Learner, LearnerState, LossTerm
 from admrl_jax.sampling import (
@@ -91,15 +91,16 @@ def init_train_state(
     if isinstance(setup.env, FunctionEnv) or not type(setup.env).__module__.startswith(f"{__package__}."):
         check_env(setup.env)
     key_policy, key_train = jax.random.split(key)
-    size = (setup.env.obs_size,)
-    raw = Units(jnp.zeros(size), jnp.ones(size))
+    raw = raw_units(setup.env)
     defence = defence or no_defence()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         start=jnp.zeros((), jnp.int32),
         key=key_train,
         learner=setup.learner.init(key_policy),
-        opponent=defence.init(opponent_key(key_train), inputs or raw),
+        opponent=defence.init(
+            opponent_key(key_train), inputs or raw._replace(scale=jnp.ones_like(raw.scale))
+        ),
         units=raw,
     )
 

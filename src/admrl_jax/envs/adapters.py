@@ -97,6 +97,19 @@ class ModelFileEnv(PhysicsEnv):
     reward_fn: Reward
     observe_fn: Callable[[SimState, Task], jax.Array]
     ended_fn: Callable[[SimState], jax.Array]
+    keyframe: str = ""
+
+    def start(self, key: jax.Array, task: Task) -> tuple[jax.Array, jax.Array]:
+        """The default pose or a keyframe, with noise; quaternions stay unit quaternions."""
+        qpos, qvel = super().start(key, task)
+        if self.keyframe:
+            start = self.simulator.keyframe(self.keyframe)
+            at_rest = jnp.asarray(self.simulator.qpos0, qpos.dtype)
+            qpos, qvel = qpos - at_rest + jnp.asarray(start[0], qpos.dtype), qvel + jnp.asarray(start[1])
+        for place in self.simulator.quaternions:
+            part = qpos[place : place + 4]
+            qpos = qpos.at[place : place + 4].set(part / jnp.linalg.norm(part))
+        return qpos, qvel
 
     @property
     def obs_size(self) -> int:
@@ -139,6 +152,7 @@ def from_model_file(
     horizon: int = 100,
     action_scale: float = 1.0,
     reset_noise: float = 0.1,
+    keyframe: str = "",
     simulator: str = "auto",
     num_threads: int = 0,
 ) -> ModelFileEnv:
@@ -155,13 +169,14 @@ def from_model_file(
         horizon: steps per episode.
         action_scale: raw actions are divided by this, then clipped to the motors' range.
         reset_noise: half width of the noise on positions, standard deviation of that on velocities.
+        keyframe: of the file, from which episodes start; its default pose at rest if empty.
         simulator: `auto`, `mujoco`, `mjx` or `mjx-warp`.
         num_threads: host threads of `mujoco`; 0 takes one per core.
 
     Raises:
         ConfigError: a number is not accepted, a function returns something else than it should, or the body
             has no motors.
-        SimulatorError: there is no such file, or the simulator cannot run here.
+        SimulatorError: there is no such file or keyframe, or the simulator cannot run here.
     """
     config = PhysicsConfig(
         horizon=horizon, action_scale=action_scale, frame_skip=frame_skip, reset_noise=reset_noise
@@ -174,6 +189,9 @@ def from_model_file(
         reward_fn=reward,
         observe_fn=observe or _all_of_it,
         ended_fn=ended or _never,
+        keyframe=keyframe,
     )
+    if keyframe:
+        env.simulator.keyframe(keyframe)
     check_env(env)
     return env

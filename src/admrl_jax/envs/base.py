@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from admrl_jax.attacks.threat import Units
 from admrl_jax.core.settings import POSITIVE, STEPS
 from admrl_jax.core.types import Task, TimeStep
 
@@ -62,6 +63,9 @@ class BuiltInConfig(EnvConfig):
     action_scale: Annotated[float, POSITIVE] = 10.0
     """Raw actions are divided by this before they are clipped. It sets how much a policy of unit
     standard deviation explores, so every report states it."""
+    remembers_actions: bool = False
+    """Observations also hold a clock and the sum of the actions executed so far. No attack can move these: an
+    assumption, which every report states."""
 
 
 def spread_evenly(count: int, dims: int = 1) -> jax.Array:
@@ -91,6 +95,20 @@ def spread_tasks(env: Env, key: jax.Array, count: int) -> Task:
     """
     spread = getattr(env, "spread_tasks", None)
     return spread(count) if spread else jax.vmap(env.sample_task)(jax.random.split(key, count))
+
+
+def raw_units(env: Env) -> Units:
+    """Units of budgets that are measured in observations as they are.
+
+    Args:
+        env: a member `attackable` `[O]` is 0 for what no attack can move; without one all can be moved.
+    """
+    return attackable_only(env, Units(jnp.zeros(env.obs_size), jnp.ones(env.obs_size)))
+
+
+def attackable_only(env: Env, units: Units) -> Units:
+    """Units `[..., O]` in which what no attack can move has scale 0."""
+    return units._replace(scale=units.scale * jnp.asarray(getattr(env, "attackable", 1.0), float))
 
 
 class EnvSpec(NamedTuple):

@@ -6,6 +6,7 @@ A new one is a file with its `EnvSpec`, and a line here.
 from admrl_jax.core.settings import ConfigError, check_fields
 from admrl_jax.envs import ant, custom, half_cheetah, navigation, random_dynamics, reacher
 from admrl_jax.envs.base import Env, EnvConfig, EnvSpec
+from admrl_jax.envs.memory import remember
 
 ENVS: dict[str, EnvSpec] = {
     spec.config.name: spec
@@ -43,4 +44,4 @@ def make_env(env: str | EnvConfig, *, simulator: str = "auto", num_threads: int 
     if spec is None or not isinstance(env, spec.config):
         raise ConfigError(f"env: no environment is built from {type(env).__name__}")
     check_fields(env, "env.")
-    return spec.make(env, simulator, num_threads)
+    return remember(spec.make(env, simulator, num_threads), env)

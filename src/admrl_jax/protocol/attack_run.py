@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from admrl_jax.attacks.registry import CLEAN, attack_spec
-from admrl_jax.attacks.threat import Budget, Units
+from admrl_jax.attacks.threat import Budget
 from admrl_jax.config import UNITS
 from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.types import Params
+from admrl_jax.envs.base import attackable_only, raw_units
 from admrl_jax.evaluation import do_nothing_returns
 from admrl_jax.methods import METHODS
 from admrl_jax.protocol.attack_cell import CellFile
@@ -63,8 +64,8 @@ class Victims(NamedTuple):
         """A cell for the runner."""
         trained, number = self.trained[cell.method], self.seeds.index(cell.seed)
         params, inputs = jax.tree.map(lambda x: x[number], (trained.params, trained.inputs))
-        ones = jnp.ones_like(inputs.scale)
-        units = inputs if plan.units == "normalised" else Units(0 * ones, ones)
+        env = self.runner.setup.env
+        units = attackable_only(env, inputs) if plan.units == "normalised" else raw_units(env)
         key = jax.random.fold_in(jax.random.key(plan.seed), KEY)
         return Case(params, key, cell.radius, units, inputs, plan.side)
 
@@ -291,6 +292,7 @@ class AttackRun:
             "units": UNITS[self.plan.units],
             "versions": {"python": platform.python_version()} | versions(),
             "device": jax.devices()[0].device_kind,
+            "assumption": getattr(runner.setup.env, "assumption", ""),
             "floor": float(np.asarray(floor).mean(dtype=np.float64)),
             "strata": strata(tasks),
             "rows": rows,

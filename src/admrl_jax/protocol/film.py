@@ -1,6 +1,8 @@
-"""The same episode twice, clean and attacked, side by side, for bodies of MuJoCo."""
+"""Films of MuJoCo bodies: an episode once more for the engine's positions; a task clean and attacked."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,12 @@ import numpy as np
 
 from admrl_jax.attacks.base import Attack
 from admrl_jax.attacks.threat import Budget
-from admrl_jax.core.types import Params
+from admrl_jax.core.networks import Policy
+from admrl_jax.core.types import Params, Task, Trajectory
 from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.protocol.attack_run import AttackRun
 from admrl_jax.report.style import own_style
-from admrl_jax.sampling import collect_meta_batch, episode_returns, expose, rollout
+from admrl_jax.sampling import collect_meta_batch, expose, rollout
 from admrl_jax.simulators import SimState
 from admrl_jax.suite import Case, SuiteRunner
 
@@ -27,9 +30,6 @@ def film_section(run: AttackRun) -> Iterator[str]:
     env = run.victims[run.plan.methods[0]].runner.setup.env
     if not isinstance(env, PhysicsEnv) or env.simulator.source is None:
         return
-    # Environments in closed form need no MuJoCo.
-    from admrl_jax.simulators.models import load_model
-
     cell = [cell for cell in run.cells if cell[:2] == run.cells[0][:2]][-1]
     victims, file = run.victims[cell.method], run.file(cell)
     runner, case = victims.runner, victims.case(run.plan, cell)
@@ -42,15 +42,14 @@ def film_section(run: AttackRun) -> Iterator[str]:
             film_episode(runner, case._replace(radius=radius), runner.attacks[best.member], best.params)
             for radius in (0.0, cell.radius)
         ]
-        titles = [
-            f"{title}: return {total:.0f}"
-            for title, (_, total) in zip(("clean", "attacked"), pair, strict=True)
-        ]
-        model = load_model(env.simulator.source.model)
-        with own_style():
-            from admrl_jax.report.film import write_film
-
-            write_film(path, model, [qpos for qpos, _ in pair], titles)
+        shoot(
+            path,
+            env,
+            [
+                (qpos, f"{title}: return {total:.0f}")
+                for title, (qpos, total) in zip(("clean", "attacked"), pair, strict=True)
+            ],
+        )
     yield (
         f"## One episode\n\n![episode](figures/{FILM})\n\n*{cell}: the same task, clean and under the worst "
         "attacker, each after adapting to data of the same kind.*"
@@ -77,29 +76,58 @@ def film_episode(runner: SuiteRunner, case: Case, attack: Attack, params: Params
         )
     )(case.meta_params, tasks)
     adapted, task = jax.tree.map(lambda x: x[0], (batch, tasks))
+    assert isinstance(setup.env, PhysicsEnv)
+    taken, qpos = play(setup.env, setup.policy, adapted, case.key, task, attack, params, budget)
+    return qpos, float(taken.reward.sum())
+
+
+def play(
+    env: PhysicsEnv,
+    policy: Policy,
+    policy_params: Params,
+    key: jax.Array,
+    task: Task,
+    attack: Attack,
+    attack_params: Params,
+    budget: Budget,
+) -> tuple[Trajectory, np.ndarray]:
+    """One episode, arrays on the host, and the engine's positions `[H, Q]` after every step."""
 
     @jax.jit
-    def episode() -> tuple[jax.Array, jax.Array]:
+    def episode() -> tuple[Trajectory, jax.Array]:
         taken = rollout(
-            adapted,
-            params,
-            case.key,
-            task,
-            env=setup.env,
-            policy=setup.policy,
-            attack=attack,
-            budget=budget,
+            policy_params, attack_params, key, task, env=env, policy=policy, attack=attack, budget=budget
         )
         # The same actions from the same start once more, for what observations do not hold.
-        start, _ = setup.env.reset(jax.random.split(case.key, 3)[0], task)
+        start, _ = env.reset(jax.random.split(key, 3)[0], task)
 
         def step(state: SimState, taken: tuple) -> tuple[SimState, jax.Array]:
             action, mask = taken
-            moved, _ = setup.env.step(state, action, task)
+            moved, _ = env.step(state, action, task)
             state = jax.tree.map(lambda new, old: jnp.where(mask > 0, new, old), moved, state)
             return state, state.qpos
 
-        return jax.lax.scan(step, start, (taken.action, taken.mask))[1], episode_returns(taken)
+        return taken, jax.lax.scan(step, start, (taken.action, taken.mask))[1]
 
-    qpos, total = episode()
-    return np.asarray(qpos), float(total)
+    return jax.tree.map(np.asarray, episode())
+
+
+def shoot(path: Path, env: PhysicsEnv, episodes: Sequence[tuple[np.ndarray, str]]) -> None:
+    """Writes a GIF of `(qpos [H, Q], title)`: rendered where the machine can, else drawn with lines."""
+    from admrl_jax.report.render import render
+    from admrl_jax.simulators.models import load_model
+
+    assert env.simulator.source is not None
+    model = load_model(env.simulator.source.model)
+    positions, titles = [qpos for qpos, _ in episodes], [title for _, title in episodes]
+    if render(path, model, positions, titles):
+        return
+    print(
+        "video: neither EGL nor OSMesa works here, so bodies are drawn with lines; libegl1 with a driver, or "
+        "libosmesa6, brings rendered ones",
+        file=sys.stderr,
+    )
+    with own_style():
+        from admrl_jax.report.film import write_film
+
+        write_film(path, model, positions, titles)

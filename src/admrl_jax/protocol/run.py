@@ -158,6 +158,7 @@ def save_results(
         "versions": {"python": platform.python_version()} | versions(),
         "device": jax.devices()[0].device_kind,
         "simulator": getattr(getattr(session.parts.env, "simulator", None), "name", "none"),
+        "assumption": getattr(session.parts.env, "assumption", ""),
         "floor": float(np.asarray(floor).mean(dtype=np.float64)),
         "rows": rows,
         "curves": curves,

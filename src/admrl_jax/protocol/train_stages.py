@@ -14,6 +14,7 @@ from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params
 from admrl_jax.defences.base import Defence
 from admrl_jax.defences.fixed import no_defence
+from admrl_jax.envs.base import attackable_only
 from admrl_jax.methods import METHODS
 from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, Piece, merge, split
 from admrl_jax.protocol.session import Session
@@ -72,7 +73,7 @@ def pretrain(session: Session, method: str) -> Pretrained:
     state, snapshots = run_stage(session, stage)
     inputs = measure_observations(session, setup, state)
     if session.config.units != "paper":
-        state = state.replace(units=inputs)
+        state = state.replace(units=attackable_only(session.parts.env, inputs))
     return Pretrained(state, snapshots, inputs)
 
 
@@ -91,7 +92,7 @@ def _from_artefact(session: Session, method: str) -> Pretrained:
     steps = jnp.full_like(state.step, config.schedule.pretrain_steps)
     state = state.replace(step=steps, learner=state.learner.replace(meta_params=params))
     if config.units != "paper":
-        state = state.replace(units=inputs)
+        state = state.replace(units=attackable_only(session.parts.env, inputs))
     return Pretrained(state, jax.tree.map(lambda x: x[None], params), inputs)
 
 

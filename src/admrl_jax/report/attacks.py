@@ -91,7 +91,8 @@ def _introduction(attacked: Attacked) -> str:
         f"{suite['test_tasks']} others, {results['episodes']} episodes each, before and after adaptation. "
         f"Doing nothing returns {rounded(attacked.floor)}.\n\n"
         "**A number here is an upper bound: a stronger attacker may yet be found.**\n\n"
-        f"Policies: `{plan['source']}`. Device: {results['device']}; {versions}."
+        + (f"{results['assumption']}\n\n" if results.get("assumption") else "")
+        + f"Policies: `{plan['source']}`. Device: {results['device']}; {versions}."
     )
 
 

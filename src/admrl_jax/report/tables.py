@@ -84,6 +84,8 @@ def settings_section(results: Row) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
         "floor": f"{rounded(results['floor'])}, the mean return of doing nothing on the same tasks",
     }
+    if results.get("assumption"):
+        lines["assumption"] = results["assumption"]
     text = table(["setting", "value"], [(name, str(value)) for name, value in lines.items()], 2)
     if results["preset"] != "paper":
         text = (

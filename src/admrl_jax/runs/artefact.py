@@ -49,6 +49,7 @@ class Trained(NamedTuple):
         learner: adapts it.
         params: meta-parameters, leading axis the run's seeds, or none where one seed was asked for.
         inputs: units of clean observations, likewise.
+        learner_name: under which the learner is registered.
     """
 
     config: Config
@@ -57,6 +58,7 @@ class Trained(NamedTuple):
     learner: Learner
     params: Params
     inputs: Units
+    learner_name: str = ""
 
 
 def flatten_params(params: Params, prefix: str = "") -> dict[str, np.ndarray]:
@@ -186,7 +188,7 @@ def load_policy(
     inputs = Units(*(jnp.asarray(arrays[f"normaliser/{name}"]) for name in Units._fields))
     if seed is not None:
         params, inputs = jax.tree.map(lambda x: x[seeds.index(seed)], (params, inputs))
-    return Trained(config, env, policy, learner, params, inputs)
+    return Trained(config, env, policy, learner, params, inputs, spec.name)
 
 
 def load_attacker(

@@ -26,11 +26,15 @@ class SimState(NamedTuple):
         internal: whatever else the engine carries from step to step, a pytree of arrays: `[nv]`
             accelerations from which MuJoCo's contact solver starts, with the activations `[na]` of motors
             that have any; Brax's pipeline state.
+        sensors: `[ns]` readings of the sensors in the model file, `()` if there are none; see
+            `Simulator.sensor`. MuJoCo reads them before it moves, so after a control step they are of the
+            state one physics step earlier.
     """
 
     qpos: jax.Array
     qvel: jax.Array
     internal: Any
+    sensors: Any = ()
 
 
 class ModelParams(NamedTuple):
@@ -112,6 +116,9 @@ class Simulator(NamedTuple):
         nu: number of controls.
         dt: seconds per control step.
         ctrl_range: lowest and highest value of each control.
+        quaternions: where in `qpos` each quaternion of a free or ball joint begins.
+        keyframes: name, positions and velocities of each pose in the model file.
+        sensors: name, first and last + 1 place in `SimState.sensors` of each sensor in the model file.
         source: from which it can be built again; None where it cannot.
         rebuild: `(name, source) -> Simulator`, in another process.
     """
@@ -125,8 +132,35 @@ class Simulator(NamedTuple):
     nu: int
     dt: float
     ctrl_range: tuple[tuple[float, float], ...]
+    quaternions: tuple[int, ...] = ()
+    keyframes: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = ()
+    sensors: tuple[tuple[str, int, int], ...] = ()
     source: Source | None = None
     rebuild: Callable[[str, Source], Any] | None = None
+
+    def sensor(self, state: SimState, name: str) -> jax.Array:
+        """Readings `[n]` of one sensor.
+
+        Raises:
+            SimulatorError: the model file has none of that name.
+        """
+        for known, first, last in self.sensors:
+            if known == name:
+                return state.sensors[first:last]
+        accepted = ", ".join(known for known, *_ in self.sensors) or "none, the model has no sensors"
+        raise SimulatorError(f"sensor: {name!r} is not in the model; accepted: {accepted}")
+
+    def keyframe(self, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Positions and velocities of a pose in the model file.
+
+        Raises:
+            SimulatorError: there is none of that name.
+        """
+        for known, qpos, qvel in self.keyframes:
+            if known == name:
+                return qpos, qvel
+        accepted = ", ".join(known for known, *_ in self.keyframes) or "none, the model has no keyframes"
+        raise SimulatorError(f"keyframe: {name!r} is not in the model; accepted: {accepted}")
 
     def __reduce__(self) -> tuple[Callable, tuple]:
         """Engines hold threads and closures; another process builds its own."""

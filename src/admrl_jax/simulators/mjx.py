@@ -10,13 +10,14 @@ is rebuilt inside each control step, which keeps the scan's carry small.
 import contextlib
 import functools
 import io
+from typing import Any
 
 import jax
 
 from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator, SimulatorError
 from admrl_jax.simulators.models import (
-    control_range,
     default_params,
+    describe,
     load_model,
     refuse_what_is_not_carried,
     rest_of_state,
@@ -62,7 +63,11 @@ def make_mjx(
         raise SimulatorError(f"simulator: MJX cannot run this model: {error}; accepted: mujoco") from error
 
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:
-        return SimState(qpos, qvel, rest_of_state(mj_model, qvel))
+        sensors: Any = ()
+        if mj_model.nsensordata:
+            data = mjx.make_data(mjx_model, impl=implementation).replace(qpos=qpos, qvel=qvel)
+            sensors = mjx.forward(mjx_model, data).sensordata
+        return SimState(qpos, qvel, rest_of_state(mj_model, qvel), sensors)
 
     def step(
         state: SimState,
@@ -85,16 +90,13 @@ def make_mjx(
 
         data, _ = jax.lax.scan(substep, data, None, length=frame_skip)
         rest = (data.qacc_warmstart, data.act) if act else data.qacc_warmstart
-        return SimState(data.qpos, data.qvel, rest)
+        return SimState(data.qpos, data.qvel, rest, data.sensordata if mj_model.nsensordata else ())
 
     return Simulator(
         name="mjx" if implementation == "jax" else f"mjx-{implementation}",
         init=init,
         step=step,
         default_params=functools.partial(default_params, mj_model),
-        qpos0=tuple(float(x) for x in mj_model.qpos0),
-        nv=mj_model.nv,
-        nu=mj_model.nu,
         dt=float(mj_model.opt.timestep) * frame_skip,
-        ctrl_range=control_range(mj_model),
+        **describe(mj_model),
     )

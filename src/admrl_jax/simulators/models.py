@@ -124,6 +124,30 @@ def rest_of_state(model: mujoco.MjModel, qvel: jax.Array) -> Any:
     return jnp.zeros_like(qvel), jnp.zeros(model.na, qvel.dtype)
 
 
+def describe(model: mujoco.MjModel) -> dict[str, Any]:
+    """What a `Simulator` says of a model, whichever engine runs it; see there."""
+    free, ball = int(mujoco.mjtJoint.mjJNT_FREE), int(mujoco.mjtJoint.mjJNT_BALL)
+    offsets = {free: 3, ball: 0}
+    joints = zip(model.jnt_type, model.jnt_qposadr, strict=True)
+    return {
+        "qpos0": tuple(float(x) for x in model.qpos0),
+        "nv": model.nv,
+        "nu": model.nu,
+        "ctrl_range": control_range(model),
+        "quaternions": tuple(
+            int(place) + offsets[int(kind)] for kind, place in joints if int(kind) in offsets
+        ),
+        "keyframes": tuple(
+            (model.key(i).name, tuple(map(float, model.key_qpos[i])), tuple(map(float, model.key_qvel[i])))
+            for i in range(model.nkey)
+        ),
+        "sensors": tuple(
+            (model.sensor(i).name, int(first), int(first + size))
+            for i, (first, size) in enumerate(zip(model.sensor_adr, model.sensor_dim, strict=True))
+        ),
+    }
+
+
 def control_range(model: mujoco.MjModel) -> tuple[tuple[float, float], ...]:
     """Lowest and highest value of each control; infinite where the file sets no limit."""
     limits = zip(model.actuator_ctrlrange, model.actuator_ctrllimited, strict=True)

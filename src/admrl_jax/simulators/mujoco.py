@@ -24,8 +24,8 @@ from mujoco import rollout as mujoco_rollout
 from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator
 from admrl_jax.simulators.host_call import host_call
 from admrl_jax.simulators.models import (
-    control_range,
     default_params,
+    describe,
     digest,
     load_model,
     refuse_what_is_not_carried,
@@ -111,12 +111,12 @@ class HostEngine:
 
         Args:
             inputs: positions `[..., nq]`, velocities `[..., nv]`, accelerations `[..., nv]` from which
-                the contact solver starts, activations `[..., na]` of motors that have any, controls
-                `[..., nu]`, whether the episode has ended `[...]`; then, where bodies differ, the fields
-                of `ModelParams`, each `[..., *shape]`.
-            outputs: positions, velocities, accelerations and activations after the step. The engine does
-                not hand out its own warm start; the last substep's change of velocity is as good a start
-                and costs nothing. Ended bodies stay as they are.
+                the contact solver starts, activations `[..., na]` of motors that have any, readings
+                `[..., ns]` of sensors if there are any, controls `[..., nu]`, whether the episode has ended
+                `[...]`; then, where bodies differ, the fields of `ModelParams`, each `[..., *shape]`.
+            outputs: the same after the step, down to the readings. The engine does not hand out its own
+                warm start; the last substep's change of velocity is as good a start and costs nothing.
+                Ended bodies stay as they are.
         """
         count = len(outputs) + 1
         arrays, ended, model_params = inputs[:count], inputs[count], inputs[count + 1 :]
@@ -139,6 +139,20 @@ class HostEngine:
             if models:
                 self._advance(models, [x[rows] for x in given], results, rows)
 
+    def sense(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+        """Readings `[..., ns]` of the sensors at positions `[..., nq]` and velocities `[..., nv]`."""
+        (readings,) = outputs
+        rows = [x.reshape(-1, x.shape[-1]) for x in (*inputs, readings)]
+        data = mujoco.MjData(self.model)
+        for qpos, qvel, reading in zip(*rows, strict=True):
+            if _broken(qpos[None], qvel[None]).size:
+                reading[:] = np.nan
+                continue
+            mujoco.mj_resetData(self.model, data)
+            data.qpos[:], data.qvel[:] = qpos, qvel
+            mujoco.mj_forward(self.model, data)
+            reading[:] = data.sensordata
+
     def _advance(
         self,
         models: list[mujoco.MjModel],
@@ -148,12 +162,12 @@ class HostEngine:
     ) -> None:
         """Steps one body per model from healthy numbers `[len(models), ...]` into `rows` of `results`."""
         size = len(models)
-        qpos, qvel, warmstart, *act, ctrl = given
-        initial, start, control, states = self._buffers_for(size)
+        qpos, qvel, warmstart, *more, ctrl = given
+        initial, start, control, states, *sensors = self._buffers_for(size)
         initial[:, self._qpos] = qpos
         initial[:, self._qvel] = qvel
-        for values in act:
-            initial[:, self._act] = values
+        if self.model.na:
+            initial[:, self._act] = more[0]
         start[:] = warmstart
         control[:] = ctrl[:, None]
         self._workers.pool.rollout(
@@ -166,14 +180,17 @@ class HostEngine:
             nstep=self.frame_skip,
             initial_warmstart=start,
             state=states,
+            sensordata=sensors[0] if sensors else None,
             chunk_size=max(1, size // (self.num_threads * CHUNKS_PER_THREAD)),
         )
         last = states[:, -1]
         last[_broken(last)] = np.nan
         before = states[:, -2] if self.frame_skip > 1 else initial
-        new_qpos, new_qvel, acceleration, *new_act = results
-        for values in new_act:
-            values[rows] = last[:, self._act]
+        new_qpos, new_qvel, acceleration, *more = results
+        if self.model.na:
+            more[0][rows] = last[:, self._act]
+        if sensors:
+            more[-1][rows] = sensors[0][:, -1]
         new_qpos[rows] = last[:, self._qpos]
         new_qvel[rows] = last[:, self._qvel]
         acceleration[rows] = (last[:, self._qvel] - before[:, self._qvel]) / self.model.opt.timestep
@@ -194,7 +211,7 @@ class HostEngine:
         return self._variants[key]
 
     def _buffers_for(self, size: int) -> list[np.ndarray]:
-        """States before, warm starts, controls and states after, for `size` bodies."""
+        """States before, warm starts, controls, states after and readings, for `size` bodies."""
         if not self._data:
             self._data = [mujoco.MjData(self.model) for _ in range(self.num_threads)]
         if size > self._capacity:
@@ -204,6 +221,7 @@ class HostEngine:
                 (self.model.nv,),
                 (self.frame_skip, self.model.nu),
                 (self.frame_skip, self._state_size),
+                *(((self.frame_skip, self.model.nsensordata),) if self.model.nsensordata else ()),
             )
             self._buffers = [np.zeros((size, *shape)) for shape in shapes]
         return [buffer[:size] for buffer in self._buffers]
@@ -243,7 +261,11 @@ def make_mujoco(model: Model, frame_skip: int, num_threads: int = 0) -> Simulato
     name = engine.name
 
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:
-        return SimState(qpos, qvel, rest_of_state(mj_model, qvel))
+        sensors: Any = ()
+        if mj_model.nsensordata:
+            shape = jax.ShapeDtypeStruct((mj_model.nsensordata,), qpos.dtype)
+            (sensors,) = host_call(engine.sense, f"{name}-sense", (shape,), qpos, qvel)
+        return SimState(qpos, qvel, rest_of_state(mj_model, qvel), sensors)
 
     def step(
         state: SimState,
@@ -261,9 +283,6 @@ def make_mujoco(model: Model, frame_skip: int, num_threads: int = 0) -> Simulato
         init=init,
         step=step,
         default_params=functools.partial(default_params, mj_model),
-        qpos0=tuple(float(x) for x in mj_model.qpos0),
-        nv=mj_model.nv,
-        nu=mj_model.nu,
         dt=float(mj_model.opt.timestep) * frame_skip,
-        ctrl_range=control_range(mj_model),
+        **describe(mj_model),
     )

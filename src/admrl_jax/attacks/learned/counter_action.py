@@ -1,6 +1,7 @@
 """A generator fitted through the policy: it turns actions against themselves, without rewards."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from admrl_jax.attacks.base import AttackSpec, Scene, Victim
-from admrl_jax.attacks.generator import GeneratorParams, generator_attack, make_generator
+from admrl_jax.attacks.generator import Generator, GeneratorParams, generator_attack, make_generator
 from admrl_jax.attacks.learned.fit import fit
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, Units, make_threat
@@ -62,6 +63,24 @@ class CounterActionState(NamedTuple):
     opt_state: optax.OptState
 
 
+class Fit(NamedTuple):
+    """What is fitted against whom; constants of the functions below.
+
+    Attributes:
+        config: settings.
+        victim: the policy's functions.
+        generator: what is fitted.
+        limit: magnitude up to which raw actions count.
+        optimizer: of its network.
+    """
+
+    config: CounterActionConfig
+    victim: Victim
+    generator: Generator
+    limit: jax.Array
+    optimizer: optax.GradientTransformation
+
+
 def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTrainer:
     """Minimises `clip(mu(x + G(x))) . clip(mu(x))` over episodes, under the policies that acted there.
 
@@ -71,115 +90,151 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
     Raises:
         ConfigError: through adaptation, and the victim has none.
     """
-    generator = make_generator(victim, config.hidden_sizes, knows_task=config.knows_task)
-    optimizer = optax.adam(config.learning_rate)
-    limit = jnp.minimum(config.action_limit, victim.action_limit)
-    adapt_step = victim.adapt_step
-    if adapt_step is None and (config.through == "adaptation" or config.under_attack):
+    if victim.adapt_step is None and (config.through == "adaptation" or config.under_attack):
         raise ConfigError("through: 'adaptation' is not accepted for a victim that does not adapt")
-
-    def adapt(meta_params: Params, acting: Params, support: list[tuple], see: Callable) -> Params:
-        """The policy that support data makes, seen in another way; its actions and advantages stay."""
-        assert adapt_step is not None
-        for _, batch in support:
-            seen = batch.trajectory._replace(perturbed_obs=see(batch.trajectory.obs))
-            acting = adapt_step(meta_params, acting, batch._replace(trajectory=seen))
-        return acting
-
-    def meant_policy(meta_params: Params, batch: MetaBatch) -> Params:
-        """Of one task: what its support data would make if it were seen as it is."""
-        support = in_turn(batch.support_params, batch.support)
-        return adapt(meta_params, support[0][0], support, lambda obs: obs)
-
-    def init(key: jax.Array, inputs: Units, start_from: GeneratorParams | None = None) -> CounterActionState:
-        fresh = GeneratorParams(generator.network.init(key), inputs)
-        params = fresh if start_from is None else start_from
-        return CounterActionState(params, optimizer.init(params.network))
-
-    def action(params: Params, obs: jax.Array) -> jax.Array:
-        return jnp.clip(victim.policy.apply(params, obs).mean, -limit, limit)
-
-    def agreement(
-        acting: Params, meant: Params, batch: Experience, perturb: Callable, instead: Params | None = None
-    ) -> jax.Array:
-        """Mean product of the actions that `acting` takes under attack and that `meant` takes without.
-
-        Less that with the actions of `instead`, if given.
-        """
-        obs, mask = batch.trajectory.obs, batch.trajectory.mask
-        wanted = action(meant, obs) if instead is None else action(meant, obs) - action(instead, obs)
-        product = jnp.sum(action(acting, perturb(obs)) * wanted, axis=-1)
-        return jnp.sum(product * mask) / jnp.maximum(jnp.sum(mask), 1.0)
-
-    def least_alike(everyone: Params, batch: MetaBatch) -> Params:
-        """Of one task: the adapted policy of all tasks that agrees least with its own."""
-        query = jax.tree.map(lambda x: x[:, :: max(1, x.shape[1] // SEEN_STEPS)], batch.query)
-
-        def score(other: Params) -> jax.Array:
-            return agreement(other, batch.adapted_params, query, lambda obs: obs)
-
-        scores = jax.vmap(score)(everyone)
-        return jax.tree.map(lambda x: x[jnp.argmin(scores)], everyone)
-
-    def loss(
-        network: Params, params: GeneratorParams, meta_params: Params, budget: Budget, task: OneTask
-    ) -> jax.Array:
-        params = params._replace(network=network)
-
-        def moving(is_query: bool) -> Callable:
-            scene = Scene((), task.task, is_query)
-            return lambda obs: generator.perturb(params, obs, scene, budget)
-
-        support = in_turn(task.policies, task.support)
-        acting, total = task.adapted, 0.0
-        if config.through == "adaptation":
-            acting = adapt(meta_params, support[0][0], support, moving(False))
-        if config.through != "query":
-            total = sum(agreement(policy, policy, batch, moving(False)) for policy, batch in support)
-        return total + agreement(acting, task.adapted, task.query, moving(True), task.instead)
-
-    def update(
-        state: CounterActionState,
-        key: jax.Array,
-        meta_params: Params,
-        batch: MetaBatch,
-        budget: Budget,
-        axis: TaskAxis = TaskAxis(),
-    ) -> tuple[CounterActionState, Metrics]:
-        num_tasks = batch.query.advantage.shape[0] * axis.num_devices
-        if config.under_attack:
-            meant = axis.map(lambda one: meant_policy(meta_params, one), batch)
-            batch = batch._replace(adapted_params=meant)
-
-        instead = None
-        if config.target == "other task":
-            everyone = axis.every(batch.adapted_params)
-            instead = axis.map(lambda one: least_alike(everyone, one), batch)
-
-        def value_and_grad(network: Params, key: jax.Array) -> tuple[jax.Array, Params]:
-            def of_task(drawn: tuple) -> tuple[jax.Array, Params]:
-                task = draw(drawn, config.num_samples)
-                return jax.value_and_grad(loss)(network, state.params, meta_params, budget, task)
-
-            drawn = (axis.split_key(key, num_tasks), batch, instead)
-            summed = axis.total(axis.sum_tasks(of_task, drawn))
-            return jax.tree.map(lambda x: x / num_tasks, summed)
-
-        keys = jax.random.split(key, config.num_steps)
-        network, opt_state, losses, skipped = fit(
-            value_and_grad, optimizer, state.params.network, state.opt_state, keys
-        )
-        metrics = {"adversary/agreement": losses[-1], "adversary/skipped": jnp.mean(skipped)}
-        return CounterActionState(state.params._replace(network=network), opt_state), metrics
-
+    fitted = Fit(
+        config,
+        victim,
+        make_generator(victim, config.hidden_sizes, knows_task=config.knows_task),
+        jnp.minimum(config.action_limit, victim.action_limit),
+        optax.adam(config.learning_rate),
+    )
     return AttackTrainer(
         name=f"counter_action {config} {victim.name}",
-        attack=generator_attack(generator, THREAT),
-        init=init,
+        attack=generator_attack(fitted.generator, THREAT),
+        init=functools.partial(start, fitted),
         params=lambda state: state.params,
-        update=update,
+        update=functools.partial(update, fitted),
         is_offline=not config.under_attack,
     )
+
+
+def start(
+    fitted: Fit, key: jax.Array, inputs: Units, start_from: GeneratorParams | None = None
+) -> CounterActionState:
+    """A fresh state, see `InitFn`."""
+    fresh = GeneratorParams(fitted.generator.network.init(key), inputs)
+    params = fresh if start_from is None else start_from
+    return CounterActionState(params, fitted.optimizer.init(params.network))
+
+
+def adapt(
+    fitted: Fit, meta_params: Params, acting: Params, support: Sequence[tuple], see: Callable
+) -> Params:
+    """The policy that support data makes, seen in another way; its actions and advantages stay."""
+    assert fitted.victim.adapt_step is not None
+    for _, batch in support:
+        seen = batch.trajectory._replace(perturbed_obs=see(batch.trajectory.obs))
+        acting = fitted.victim.adapt_step(meta_params, acting, batch._replace(trajectory=seen))
+    return acting
+
+
+def meant_policy(fitted: Fit, meta_params: Params, batch: MetaBatch) -> Params:
+    """Of one task: what its support data would make if it were seen as it is."""
+    support = in_turn(batch.support_params, batch.support)
+    return adapt(fitted, meta_params, support[0][0], support, lambda obs: obs)
+
+
+def agreement(
+    fitted: Fit,
+    acting: Params,
+    meant: Params,
+    batch: Experience,
+    perturb: Callable,
+    instead: Params | None = None,
+) -> jax.Array:
+    """Mean product `[]` of the actions that `acting` takes under attack and that `meant` takes without.
+
+    Less that with the actions of `instead`, if given.
+    """
+
+    def action(params: Params, obs: jax.Array) -> jax.Array:
+        return jnp.clip(fitted.victim.policy.apply(params, obs).mean, -fitted.limit, fitted.limit)
+
+    obs, mask = batch.trajectory.obs, batch.trajectory.mask
+    wanted = action(meant, obs) if instead is None else action(meant, obs) - action(instead, obs)
+    product = jnp.sum(action(acting, perturb(obs)) * wanted, axis=-1)
+    return jnp.sum(product * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def least_alike(fitted: Fit, everyone: Params, batch: MetaBatch) -> Params:
+    """Of one task: the adapted policy of all tasks, leading axis `N`, that agrees least with its own."""
+    query = jax.tree.map(lambda x: x[:, :: max(1, x.shape[1] // SEEN_STEPS)], batch.query)
+
+    def score(other: Params) -> jax.Array:
+        return agreement(fitted, other, batch.adapted_params, query, lambda obs: obs)
+
+    scores = jax.vmap(score)(everyone)
+    return jax.tree.map(lambda x: x[jnp.argmin(scores)], everyone)
+
+
+def fit_loss(
+    network: Params,
+    fitted: Fit,
+    params: GeneratorParams,
+    meta_params: Params,
+    budget: Budget,
+    task: "OneTask",
+) -> jax.Array:
+    """The agreement `[]` that a network leaves on one task.
+
+    Args:
+        network: of the generator.
+        fitted: constants.
+        params: of the generator; its network is not used.
+        meta_params: of the victim.
+        budget: of the attack.
+        task: steps of it.
+    """
+    params = params._replace(network=network)
+
+    def moving(is_query: bool) -> Callable:
+        scene = Scene((), task.task, is_query)
+        return lambda obs: fitted.generator.perturb(params, obs, scene, budget)
+
+    support = in_turn(task.policies, task.support)
+    acting, total = task.adapted, jnp.zeros(())
+    if fitted.config.through == "adaptation":
+        acting = adapt(fitted, meta_params, support[0][0], support, moving(False))
+    if fitted.config.through != "query":
+        total += sum(agreement(fitted, policy, policy, batch, moving(False)) for policy, batch in support)
+    return total + agreement(fitted, acting, task.adapted, task.query, moving(True), task.instead)
+
+
+def update(
+    fitted: Fit,
+    state: CounterActionState,
+    key: jax.Array,
+    meta_params: Params,
+    batch: MetaBatch,
+    budget: Budget,
+    axis: TaskAxis = TaskAxis(),
+) -> tuple[CounterActionState, Metrics]:
+    """Adam steps on a meta-batch, see `UpdateFn`."""
+    config, instead = fitted.config, None
+    num_tasks = batch.query.advantage.shape[0] * axis.num_devices
+    if config.under_attack:
+        meant = axis.map(lambda one: meant_policy(fitted, meta_params, one), batch)
+        batch = batch._replace(adapted_params=meant)
+    if config.target == "other task":
+        everyone = axis.every(batch.adapted_params)
+        instead = axis.map(lambda one: least_alike(fitted, everyone, one), batch)
+
+    def value_and_grad(network: Params, key: jax.Array) -> tuple[jax.Array, Params]:
+        def of_task(drawn: tuple) -> tuple[jax.Array, Params]:
+            task = draw(drawn, config.num_samples)
+            return jax.value_and_grad(fit_loss)(network, fitted, state.params, meta_params, budget, task)
+
+        drawn = (axis.split_key(key, num_tasks), batch, instead)
+        summed = axis.total(axis.sum_tasks(of_task, drawn))
+        return jax.tree.map(lambda x: x / num_tasks, summed)
+
+    keys = jax.random.split(key, config.num_steps)
+    network, opt_state, losses, skipped = fit(
+        value_and_grad, fitted.optimizer, state.params.network, state.opt_state, keys
+    )
+    metrics = {"adversary/agreement": losses[-1], "adversary/skipped": jnp.mean(skipped)}
+    return CounterActionState(state.params._replace(network=network), opt_state), metrics
 
 
 def in_turn(policies: Params, support: Experience) -> list[tuple[Params, Experience]]:

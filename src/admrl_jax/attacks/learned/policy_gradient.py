@@ -4,6 +4,7 @@ The attacker's choice at a step is a Gaussian vector; a subclass of the idea say
 perturbation. The victim is part of its environment (Zhang et al. 2021, "SA-RL" and "ATLA").
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
@@ -19,7 +20,7 @@ from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.threat import Budget, ThreatModel, Units
 from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
-from admrl_jax.core.networks import make_network
+from admrl_jax.core.networks import Network, make_network
 from admrl_jax.core.returns import discounted_returns, gae
 from admrl_jax.core.settings import FRACTION, NOT_NEGATIVE, POSITIVE, REPEATS, SIZES, STEP_SIZE, UNIT
 from admrl_jax.core.task_axis import TaskAxis
@@ -101,6 +102,35 @@ Realise = Callable[[jax.Array, jax.Array, Scene, Budget, jax.Array], jax.Array]
 """`(choice [U], obs [O], scene, budget, key) -> perturbed_obs [O]`, within the budget."""
 
 
+class Game(NamedTuple):
+    """Who plays against whom; constants of the functions below.
+
+    Attributes:
+        config: settings.
+        victim: the policy's functions.
+        actor: network of the mean choice.
+        critic: network of the victim's value.
+        size: length of a choice.
+        optimizer: of both.
+    """
+
+    config: PolicyGradientConfig
+    victim: Victim
+    actor: Network
+    critic: Network
+    size: int
+    optimizer: optax.GradientTransformation
+
+    def reads(self, params: ActorParams, obs: jax.Array, scene: Scene) -> jax.Array:
+        """What the actor reads `[..., I]`."""
+        reader = Generator(self.actor, self.victim, knows_task=self.config.knows_task)
+        return reader.features(params.inputs, obs, scene, Budget(0.0))
+
+    def choose(self, params: ActorParams, features: jax.Array) -> Gaussian:
+        """The distribution of a choice."""
+        return Gaussian(self.actor.apply(params.network, features), params.log_std)
+
+
 def make_policy_gradient(
     name: str,
     config: PolicyGradientConfig,
@@ -120,26 +150,22 @@ def make_policy_gradient(
         realise: see `Realise`.
         threat: of the attack.
     """
-    reads = Generator(make_network(1, 1), victim, knows_task=config.knows_task)
-    critic_reads = reads._replace(knows_task=True)
     scene_size = 1 + victim.task_size
     inputs_size = victim.obs_size + config.knows_task * scene_size
-    actor = make_network(inputs_size, size, hidden_sizes=config.hidden_sizes)
-    critic = make_network(victim.obs_size + scene_size + 1, 1, hidden_sizes=config.hidden_sizes)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
-
-    def fresh(key: jax.Array, inputs: Units = Units()) -> ActorParams:
-        log_std = jnp.full((size,), jnp.log(config.init_std))
-        return ActorParams(actor.init(key), log_std, inputs)
-
-    def choose(params: ActorParams, features: jax.Array) -> Gaussian:
-        return Gaussian(actor.apply(params.network, features), params.log_std)
+    game = Game(
+        config,
+        victim,
+        make_network(inputs_size, size, hidden_sizes=config.hidden_sizes),
+        make_network(victim.obs_size + scene_size + 1, 1, hidden_sizes=config.hidden_sizes),
+        size,
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate)),
+    )
 
     def perturb(
         params: ActorParams, memory: Noted, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget
     ) -> tuple[jax.Array, Noted]:
         key_choice, key_realise = jax.random.split(key)
-        dist = choose(params, reads.features(params.inputs, obs, scene, budget))
+        dist = game.choose(params, game.reads(params, obs, scene))
         noise = jax.random.normal(key_choice, (size,), obs.dtype)
         choice = gaussian.from_noise(dist, noise)
         noted = Noted(choice, gaussian.log_prob_of_noise(dist, noise))
@@ -148,107 +174,142 @@ def make_policy_gradient(
     def reset(key: jax.Array) -> Noted:
         return Noted(jnp.zeros((size,)), jnp.zeros(()))
 
-    def init(key: jax.Array, inputs: Units, start_from: ActorParams | None = None) -> ActorState:
-        key_actor, key_critic = jax.random.split(key)
-        params = fresh(key_actor, inputs) if start_from is None else start_from
-        critic_params = critic.init(key_critic)
-        trained = (params.network, params.log_std, critic_params)
-        return ActorState(params, critic_params, optimizer.init(trained))
-
-    def read(
-        state: ActorState, experience: Experience, task: Any, is_query: bool, outcome: jax.Array
-    ) -> Steps:
-        """Steps of one batch `[K, H]` of one task."""
-        taken = experience.trajectory
-        scene, nothing = Scene((), task, is_query), Budget(0.0)
-        time = jnp.broadcast_to(jnp.arange(taken.mask.shape[-1]) / taken.mask.shape[-1], taken.mask.shape)
-        seen = critic_reads.features(state.actor.inputs, taken.obs, scene, nothing)
-        seen = jnp.concatenate([seen, time[..., None]], axis=-1)
-        if is_query:
-            value = critic.apply(state.critic, seen)[..., 0]
-            advantage = gae(taken.reward, value, taken.mask, config.discount, config.gae_lambda)
-            target = discounted_returns(taken.reward, taken.mask, config.discount)
-        else:
-            advantage, target = jnp.broadcast_to(outcome, taken.mask.shape), jnp.zeros_like(taken.mask)
-        features = reads.features(state.actor.inputs, taken.obs, scene, nothing)
-        return Steps(features, seen, taken.attack_record, advantage, target, taken.mask)
-
-    def normalised(steps: Steps, axis: TaskAxis) -> Steps:
-        """Advantages of all tasks with mean 0 and deviation 1."""
-        count = jnp.maximum(axis.total(jnp.sum(steps.weight)), 1.0)
-        mean = axis.total(jnp.sum(steps.advantage * steps.weight)) / count
-        rest = steps.advantage - mean
-        spread = jnp.sqrt(axis.total(jnp.sum(jnp.square(rest) * steps.weight)) / count)
-        return steps._replace(advantage=rest / (spread + 1e-6), weight=steps.weight / count)
-
-    def loss(trained: tuple, inputs: Units, scale: jax.Array, data: tuple[Steps, Steps]) -> tuple:
-        """Summed over the tasks that it is given: `(loss, kl)`."""
-        network, log_std, critic_params = trained
-        total, kl = jnp.zeros(()), jnp.zeros(())
-        for steps, weight, is_query in ((data[0], 1.0, True), (data[1], config.support_weight, False)):
-            dist = choose(ActorParams(network, log_std, inputs), steps.actor_inputs)
-            log_ratio = jnp.clip(gaussian.log_prob(dist, steps.noted.choice) - steps.noted.log_prob, -10, 10)
-            ratio = jnp.exp(log_ratio)
-            clipped = jnp.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio)
-            worst = jnp.maximum(ratio * steps.advantage, clipped * steps.advantage)
-            total += weight * jnp.sum(worst * steps.weight)
-            kl += 0.5 * jnp.sum((ratio - 1 - log_ratio) * steps.weight)
-            if is_query:
-                value = critic.apply(critic_params, steps.critic_inputs)[..., 0]
-                total += jnp.sum(jnp.square((value - steps.target) / scale) * steps.weight)
-        return total, kl
-
-    def update(
-        state: ActorState,
-        key: jax.Array,
-        meta_params: Params,
-        batch: MetaBatch,
-        budget: Budget,
-        axis: TaskAxis = TaskAxis(),
-    ) -> tuple[ActorState, Metrics]:
-        outcome = outcomes(batch, victim, axis)
-
-        def query(experience: Experience, task: Any) -> Steps:
-            return read(state, experience, task, True, jnp.zeros(()))
-
-        def support(experience: Experience, task: Any, outcome: jax.Array) -> Steps:
-            return jax.vmap(lambda one: read(state, one, task, False, outcome))(experience)
-
-        data = (
-            normalised(jax.vmap(query)(batch.query, batch.tasks), axis),
-            normalised(jax.vmap(support)(batch.support, batch.tasks, outcome), axis),
-        )
-        targets = data[0].target
-        scale = 1e-3 + jnp.sqrt(axis.total(jnp.sum(jnp.square(targets) * data[0].weight)))
-
-        def step(carry: tuple, _: None):
-            trained, opt_state, going = carry
-            differentiate = jax.value_and_grad(loss, has_aux=True)
-            (value, kl), gradient = axis.total(
-                axis.sum_blocks(lambda block: differentiate(trained, state.actor.inputs, scale, block), data)
-            )
-            updates, new_opt_state = optimizer.update(gradient, opt_state, trained)
-            new = (optax.apply_updates(trained, updates), new_opt_state)
-            going = going & (kl <= config.max_kl)
-            finite = all_finite((gradient, new))
-            kept = where_tree(finite & going, new, (trained, opt_state))
-            return (*kept, going), (value, kl, 1.0 - finite.astype(value.dtype))
-
-        start = ((state.actor.network, state.actor.log_std, state.critic), state.opt_state, jnp.array(True))
-        (trained, opt_state, _), found = jax.lax.scan(step, start, length=config.num_epochs)
-        values, kls, skipped = found
-        new = ActorState(ActorParams(*trained[:2], state.actor.inputs), trained[2], opt_state)
-        return new, {
-            "adversary/surrogate": values[-1],
-            "adversary/kl": kls[-1],
-            "adversary/choice_std": jnp.mean(jnp.exp(new.actor.log_std)),
-            "adversary/skipped": jnp.mean(skipped),
-        }
-
     return AttackTrainer(
         name=f"{name} {config} {victim.name}",
-        attack=Attack(fresh, reset, perturb, threat, record=lambda memory: memory),
-        init=init,
+        attack=Attack(functools.partial(fresh, game), reset, perturb, threat, record=lambda memory: memory),
+        init=functools.partial(start, game),
         params=lambda state: state.actor,
-        update=update,
+        update=functools.partial(update, game),
     )
+
+
+def fresh(game: Game, key: jax.Array, inputs: Units = Units()) -> ActorParams:
+    """An untrained attacker."""
+    log_std = jnp.full((game.size,), jnp.log(game.config.init_std))
+    return ActorParams(game.actor.init(key), log_std, inputs)
+
+
+def start(game: Game, key: jax.Array, inputs: Units, start_from: ActorParams | None = None) -> ActorState:
+    """A fresh state, see `InitFn`."""
+    key_actor, key_critic = jax.random.split(key)
+    params = fresh(game, key_actor, inputs) if start_from is None else start_from
+    critic_params = game.critic.init(key_critic)
+    trained = (params.network, params.log_std, critic_params)
+    return ActorState(params, critic_params, game.optimizer.init(trained))
+
+
+def read_steps(
+    game: Game, state: ActorState, experience: Experience, task: Any, is_query: bool, outcome: jax.Array
+) -> Steps:
+    """Steps of one batch `[K, H]` of one task.
+
+    Args:
+        game: constants.
+        state: of the attacker, whose critic judges query steps.
+        experience: the batch.
+        task: the task.
+        is_query: whether the victim had adapted.
+        outcome: `[]` by which support steps are judged.
+    """
+    config, taken = game.config, experience.trajectory
+    scene = Scene((), task, is_query)
+    time = jnp.broadcast_to(jnp.arange(taken.mask.shape[-1]) / taken.mask.shape[-1], taken.mask.shape)
+    reader = Generator(game.critic, game.victim, knows_task=True)
+    seen = reader.features(state.actor.inputs, taken.obs, scene, Budget(0.0))
+    seen = jnp.concatenate([seen, time[..., None]], axis=-1)
+    if is_query:
+        value = game.critic.apply(state.critic, seen)[..., 0]
+        advantage = gae(taken.reward, value, taken.mask, config.discount, config.gae_lambda)
+        target = discounted_returns(taken.reward, taken.mask, config.discount)
+    else:
+        advantage, target = jnp.broadcast_to(outcome, taken.mask.shape), jnp.zeros_like(taken.mask)
+    features = game.reads(state.actor, taken.obs, scene)
+    return Steps(features, seen, taken.attack_record, advantage, target, taken.mask)
+
+
+def normalised(steps: Steps, axis: TaskAxis) -> Steps:
+    """Advantages of all tasks with mean 0 and deviation 1, weights with sum 1."""
+    count = jnp.maximum(axis.total(jnp.sum(steps.weight)), 1.0)
+    mean = axis.total(jnp.sum(steps.advantage * steps.weight)) / count
+    rest = steps.advantage - mean
+    spread = jnp.sqrt(axis.total(jnp.sum(jnp.square(rest) * steps.weight)) / count)
+    return steps._replace(advantage=rest / (spread + 1e-6), weight=steps.weight / count)
+
+
+def ppo_loss(
+    trained: tuple, game: Game, inputs: Units, scale: jax.Array, data: tuple[Steps, Steps]
+) -> tuple[jax.Array, jax.Array]:
+    """`(loss [], kl [])`, summed over the tasks that it is given.
+
+    Args:
+        trained: actor's network and log_std, critic's parameters.
+        game: constants.
+        inputs: units in which the actor reads.
+        scale: `[]` of the critic's targets.
+        data: query and support steps.
+    """
+    network, log_std, critic_params = trained
+    config, total, kl = game.config, jnp.zeros(()), jnp.zeros(())
+    for steps, weight in zip(data, (1.0, config.support_weight), strict=True):
+        dist = game.choose(ActorParams(network, log_std, inputs), steps.actor_inputs)
+        log_ratio = jnp.clip(gaussian.log_prob(dist, steps.noted.choice) - steps.noted.log_prob, -10, 10)
+        ratio = jnp.exp(log_ratio)
+        clipped = jnp.clip(ratio, 1 - config.clip_ratio, 1 + config.clip_ratio)
+        worst = jnp.maximum(ratio * steps.advantage, clipped * steps.advantage)
+        total += weight * jnp.sum(worst * steps.weight)
+        kl += 0.5 * jnp.sum((ratio - 1 - log_ratio) * steps.weight)
+    query = data[0]
+    value = game.critic.apply(critic_params, query.critic_inputs)[..., 0]
+    return total + jnp.sum(jnp.square((value - query.target) / scale) * query.weight), kl
+
+
+def update(
+    game: Game,
+    state: ActorState,
+    key: jax.Array,
+    meta_params: Params,
+    batch: MetaBatch,
+    budget: Budget,
+    axis: TaskAxis = TaskAxis(),
+) -> tuple[ActorState, Metrics]:
+    """Clipped steps on a meta-batch, see `UpdateFn`."""
+    outcome = outcomes(batch, game.victim, axis)
+
+    def query(experience: Experience, task: Any) -> Steps:
+        return read_steps(game, state, experience, task, True, jnp.zeros(()))
+
+    def support(experience: Experience, task: Any, outcome: jax.Array) -> Steps:
+        return jax.vmap(lambda one: read_steps(game, state, one, task, False, outcome))(experience)
+
+    data = (
+        normalised(jax.vmap(query)(batch.query, batch.tasks), axis),
+        normalised(jax.vmap(support)(batch.support, batch.tasks, outcome), axis),
+    )
+    targets = data[0].target
+    scale = 1e-3 + jnp.sqrt(axis.total(jnp.sum(jnp.square(targets) * data[0].weight)))
+    differentiate = jax.value_and_grad(ppo_loss, has_aux=True)
+
+    def step(carry: tuple, _: None):
+        trained, opt_state, going = carry
+        (value, kl), gradient = axis.total(
+            axis.sum_blocks(
+                lambda block: differentiate(trained, game, state.actor.inputs, scale, block), data
+            )
+        )
+        updates, new_opt_state = game.optimizer.update(gradient, opt_state, trained)
+        new = (optax.apply_updates(trained, updates), new_opt_state)
+        going = going & (kl <= game.config.max_kl)
+        finite = all_finite((gradient, new))
+        kept = where_tree(finite & going, new, (trained, opt_state))
+        return (*kept, going), (value, kl, 1.0 - finite.astype(value.dtype))
+
+    first = ((state.actor.network, state.actor.log_std, state.critic), state.opt_state, jnp.array(True))
+    (trained, opt_state, _), found = jax.lax.scan(step, first, length=game.config.num_epochs)
+    values, kls, skipped = found
+    new = ActorState(ActorParams(*trained[:2], state.actor.inputs), trained[2], opt_state)
+    return new, {
+        "adversary/surrogate": values[-1],
+        "adversary/kl": kls[-1],
+        "adversary/choice_std": jnp.mean(jnp.exp(new.actor.log_std)),
+        "adversary/skipped": jnp.mean(skipped),
+    }

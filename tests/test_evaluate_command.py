@@ -1,0 +1,157 @@
+"""`experiments.evaluate`: a policy on tasks drawn or given, any number of shots, steps and step sizes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.envs.half_cheetah import HalfCheetahDir
+from admrl_jax.envs.registry import make_env
+from admrl_jax.protocol import film
+from admrl_jax.protocol.evaluate_command import evaluate_main
+from admrl_jax.protocol.evaluate_run import Adapter, read_tasks, with_step_size
+from admrl_jax.report import render
+from admrl_jax.runs.artefact import load_policy
+from admrl_jax.simulators.models import load_model
+
+
+def evaluate(source: Path, *flags: str) -> int:
+    return evaluate_main("experiments.evaluate RUN", "", [str(source), *flags])
+
+
+@pytest.fixture(scope="module")
+def evaluated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods of the toy run, with few and many episodes, three steps of two sizes."""
+    folder = tmp_path_factory.mktemp("evaluations") / "whole"
+    flags = ["--methods", "maml", "pretrain", "--shots", "2", "4", "--steps", "3", "--num-tasks", "3"]
+    flags += ["--step-sizes", "0.1", "0.05", "--query-episodes", "4", f"--out={folder}"]
+    assert evaluate(finished, *flags) == 0
+    return folder
+
+
+def test_every_stage_of_adaptation_is_in_table_figure_and_numbers(evaluated: Path, finished: Path) -> None:
+    results = json.loads((evaluated / "evaluation.json").read_text())
+    seeds = json.loads((finished / "config.json").read_text())["seeds"]
+    assert results["step_sizes"] == [0.1, 0.05, 0.05]
+    rows = {(row["method"], row["seed"], row["shots"]): np.array(row["returns"]) for row in results["rows"]}
+    assert set(rows) == {(m, s, k) for m in ("maml", "pretrain") for s in seeds for k in (2, 4)}
+    assert all(returns.shape == (4, 3) and np.isfinite(returns).all() for returns in rows.values())
+    # Before adaptation nothing depends on the number of shots; after it everything does.
+    few, many = rows["maml", seeds[0], 2], rows["maml", seeds[0], 4]
+    np.testing.assert_array_equal(few[0], many[0])
+    assert np.all(few[1:] != many[1:])
+    text = (evaluated / "report.md").read_text()
+    assert f"{np.mean([rows['maml', s, 4][3].mean() for s in seeds]):.2f}" in text
+    assert "| pretrain | 2 |" in text and "step 3 |" in text
+    with Image.open(evaluated / "figures" / "steps.png") as figure:
+        assert figure.size[0] > 400
+
+
+def test_given_tasks_are_those_that_are_measured(finished: Path, tmp_path: Path) -> None:
+    goals = [[0.3, -0.2], [0.0, 0.0]]
+    path = tmp_path / "goals.json"
+    path.write_text(json.dumps(goals))
+    flags = ["--methods", "maml", "--steps", "0", "--tasks", str(path), "--query-episodes", "3"]
+    assert evaluate(finished, *flags, f"--out={tmp_path / 'out'}") == 0
+    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    np.testing.assert_allclose(results["tasks"], [goals], rtol=1e-6)
+    # Starting on a goal ends the episode; standing still elsewhere pays the distance at every step.
+    horizon = results["rows"] and load_policy(finished, "maml").env.horizon
+    still = -np.linalg.norm(goals[0]) * horizon
+    np.testing.assert_allclose(results["floor"], still / 2, rtol=1e-5)
+
+
+def test_each_step_has_its_size(finished: Path) -> None:
+    trained = load_policy(finished, "maml", seed=0)
+    tasks = jnp.array([[0.3, 0.1], [-0.2, 0.4]])
+    run = lambda *sizes: Adapter(trained).run(  # noqa: E731
+        trained.params, jax.random.key(0), tasks, shots=3, step_sizes=sizes, query_episodes=2
+    )
+    one, half, both = run(0.1), run(0.05), run(0.1, 1e-6)
+
+    def moved(stages, number: int) -> np.ndarray:
+        pairs = zip(*(jax.tree.leaves(stages.params[i]) for i in (number, number - 1)), strict=True)
+        return np.concatenate([np.ravel(a - b) for a, b in pairs])
+
+    np.testing.assert_allclose(moved(half, 1), moved(one, 1) / 2, rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(moved(both, 1), moved(one, 1))
+    assert 0 < np.abs(moved(both, 2)).max() < 1e-4
+    assert with_step_size(trained, 0.1).name == trained.learner.name
+
+
+def test_bad_input_takes_one_line(finished: Path, tmp_path: Path, capsys) -> None:
+    tasks = tmp_path / "tasks.json"
+    for content, words in (
+        ("{", "cannot be read"),
+        ("[]", "holds no list; accepted: a list of tasks, each float32[2]"),
+        ("[[1, 2, 3]]", "entry 0 of {} has the shape [3]; accepted: float32[2]"),
+        ('[[0, 0], ["a", 1]]', "entry 1 of {} is no task; accepted: float32[2]"),
+    ):
+        tasks.write_text(content)
+        assert evaluate(finished, "--tasks", str(tasks)) == 2
+        error = capsys.readouterr().err
+        assert words.format(tasks) in error and error.count("\n") == 1, error
+    damaged = tmp_path / "policies.npz"
+    shutil.copy(finished / "policies.npz", damaged)
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    for argv, words in (
+        ([], "source: nothing given"),
+        ([str(tmp_path / "gone")], "there is no"),
+        ([str(damaged)], "is damaged"),
+        ([str(finished), "--methods", "mlp"], "methods: 'mlp' is not accepted; accepted: "),
+        ([str(finished), "--seeds", "77"], "seeds: 77 is not accepted"),
+        ([str(finished), "--steps", "1.5"], "steps: '1.5' is not accepted"),
+        ([str(finished), "--step-sizes", "0"], "step_sizes: "),
+        ([str(finished), "--shots", "0"], "shots: "),
+    ):
+        assert evaluate_main("experiments.evaluate RUN", "", argv) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+
+
+def test_tasks_of_several_parts(tmp_path: Path) -> None:
+    env = make_env("walker2d_params", simulator="mujoco")
+    task = env.sample_task(jax.random.key(0))
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps([[np.asarray(leaf).tolist() for leaf in jax.tree.leaves(task)]] * 2))
+    read = read_tasks(path, env)
+    for leaf, found in zip(jax.tree.leaves(task), jax.tree.leaves(read), strict=True):
+        np.testing.assert_allclose(found, jnp.stack([leaf] * 2), rtol=1e-6)
+    path.write_text("[[1.0]]")
+    with pytest.raises(ConfigError, match=r"^tasks: entry 0 of .* is no task; accepted: float32"):
+        read_tasks(path, env)
+
+
+def test_films_fall_back_to_lines_where_nothing_renders(tmp_path: Path, monkeypatch, capsys) -> None:
+    env = make_env("halfcheetah_dir", simulator="mujoco")
+    episode = np.repeat(np.asarray(env.simulator.qpos0)[None], 3, axis=0)
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    path = tmp_path / "film.gif"
+    assert not render.render(path, load_model(HalfCheetahDir.model), [episode], ["still"])
+    film.shoot(path, env, [(episode, "still"), (episode, "too")])
+    assert "libosmesa6" in capsys.readouterr().err
+    with Image.open(path) as saved:
+        assert saved.n_frames == 3
+
+
+def test_a_body_is_as_large_as_what_moves() -> None:
+    # The torso is a metre long, the floor eighty.
+    assert 1.0 < render.body_size(load_model(HalfCheetahDir.model)) < 3.0
+
+
+def test_gifs_show_the_pictures_they_were_given(tmp_path: Path) -> None:
+    pictures = [np.full((8, 16, 3), shade, np.uint8) for shade in (0, 128, 255)]
+    render.save_gif(tmp_path / "film.gif", pictures)
+    with Image.open(tmp_path / "film.gif") as saved:
+        assert saved.n_frames == 3 and saved.info["loop"] == 0
+        shades = []
+        for number in range(3):
+            saved.seek(number)
+            shades.append(int(np.asarray(saved.convert("L")).mean()))
+    np.testing.assert_allclose(shades, [0, 128, 255], atol=2)
