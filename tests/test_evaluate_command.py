@@ -131,6 +131,7 @@ def test_tasks_of_several_parts(tmp_path: Path) -> None:
 def test_films_fall_back_to_lines_where_nothing_renders(tmp_path: Path, monkeypatch, capsys) -> None:
     env = make_env("halfcheetah_dir", simulator="mujoco")
     episode = np.repeat(np.asarray(env.simulator.qpos0)[None], 3, axis=0)
+    episode[:, 0] += np.arange(3)
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     path = tmp_path / "film.gif"
     assert not render.render(path, load_model(HalfCheetahDir.model), [episode], ["still"])
