@@ -40,6 +40,8 @@ TINY = Suite(
     num_tasks=2,
     tasks_together=2,
     rank_tasks=2,
+    finalists=2,
+    final_tasks=2,
     validation_tasks=2,
     test_tasks=4,
 )
@@ -82,8 +84,11 @@ def test_an_attack_leaves_numbers_cards_checks_and_figures(attacked: Path, finis
         # Of what came from elsewhere, the stronger.
         assert {"transferred", "refined"} & set(test["returns"])
         assert all(len(returns) == 4 for returns in test["returns"].values())
-        lowest = min(rows, key=lambda row: row["validation"])
-        assert test["worst"] == lowest["entry"]
+        # Those that left least are judged on other tasks, and the lowest there is the worst.
+        finals = {row["entry"]: row["final"] for row in rows if row["final"] is not None}
+        ranked = sorted(rows, key=lambda row: row["validation"])
+        assert set(finals) == {row["entry"] for row in ranked[:2]}
+        assert test["worst"] == min(finals, key=lambda entry: finals[entry])
     text = (attacked / "report.md").read_text()
     for words in ("## Sanity checks", "## Threat cards", "## Effort", "stuck", "Doing nothing returns"):
         assert words in text

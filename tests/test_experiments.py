@@ -44,6 +44,7 @@ from admrl_jax.protocol.eval_stages import MetaTest
 from admrl_jax.protocol.eval_stages import Test as OneAttack
 from admrl_jax.protocol.parts import build_parts
 from admrl_jax.protocol.session import open_session
+from admrl_jax.runs.artefact import read_policies
 from admrl_jax.runs.directory import open_run
 from admrl_jax.runs.files import read_arrays
 from admrl_jax.runs.progress import Progress
@@ -222,6 +223,33 @@ def test_run_directory_is_never_overwritten(finished: Path, tmp_path: Path, caps
     refused(["--preset=quick", f"--run-dir={tmp_path}"], capsys, "not empty")
     assert os.listdir(tmp_path) == ["notes.txt"]
     refused(["--preset=quick", "--run-dir=/proc/nothing/here"], capsys, "cannot be written")
+
+
+def test_going_on_from_a_pretrained_policy_is_as_if_it_had_been_trained_here(
+    finished: Path, tmp_path: Path, capsys
+) -> None:
+    directory = tmp_path / "on"
+    argv = [*toy(directory), "--methods", "maml", f"--pretrained={finished}", "--until=finetune"]
+    assert run(argv) == 0
+    ours, theirs = (read_policies(folder) for folder in (directory, finished))
+    names = [name for name in ours if name.startswith(("policy/", "normaliser/"))]
+    assert any("policy/maml/" in name for name in names) and any("policy/pretrain/" in name for name in names)
+    for name in names:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert not (directory / "checkpoints" / "pretrain-pretrain").exists()
+    for flags, words in (
+        ([f"--pretrained={tmp_path / 'gone'}"], "policy: there is no"),
+        ([f"--pretrained={finished}", "--schedule.pretrain-steps=7"], "schedule.pretrain_steps: "),
+        ([f"--pretrained={finished}", "--policy.hidden-sizes=5"], "policy.hidden_sizes: "),
+        (
+            [f"--pretrained={finished}", "--methods", "promp"],
+            "it was trained with maml_trpo; accepted for promp",
+        ),
+    ):
+        fresh = tmp_path / f"refused-{len(words)}"
+        assert run([*toy(fresh), "--methods", "maml", "--until=finetune", *flags]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.splitlines()[-1].startswith("error: "), error
 
 
 def test_settings_of_jax_that_decide_numbers_stay(finished: Path, tmp_path: Path, capsys) -> None:

@@ -103,22 +103,24 @@ class SuiteResult(NamedTuple):
 
     Attributes:
         members: by name.
-        worst: name of the member with the lowest validation return.
+        finals: returns `[N, K]` on the final tasks that the strongest members left, by name.
+        worst: name of the one that left least there.
         clean: `[N, K]` returns without attack on the test tasks.
         attacked: `[N, K]` returns under the worst.
         tasks: the test tasks, leading axis `N`.
     """
 
     members: dict[str, MemberResult]
+    finals: dict[str, np.ndarray]
     worst: str
     clean: np.ndarray
     attacked: np.ndarray
     tasks: Any
 
 
-def worst_of(members: Mapping[str, MemberResult]) -> Found:
-    """The strongest attacker by validation."""
-    return min((result.best for result in members.values()), key=lambda found: found.left)
+def finalists(members: Mapping[str, MemberResult], count: int) -> list[str]:
+    """The strongest by validation, strongest first."""
+    return sorted(members, key=lambda name: members[name].best.left)[:count]
 
 
 def radius_within(threat: ThreatModel, radius: float, obs_size: int) -> float | None:
@@ -253,6 +255,13 @@ class SuiteRunner:
         keys = keys_of(case)
         tasks = spread_tasks(self.setup.env, keys.rank, self.suite.validation_tasks)
         return self.judge(case, member, candidates, tasks, keys.validate)
+
+    def judge_final(self, case: Case, found: Found) -> np.ndarray:
+        """Returns `[N, K]` that an attacker leaves on the final tasks."""
+        keys = keys_of(case)
+        tasks = spread_tasks(self.setup.env, jax.random.fold_in(keys.rank, 1), self.suite.final_tasks)
+        key = jax.random.fold_in(keys.validate, 1)
+        return self.judge(case, found.member, [found.params], tasks, key)[0]
 
     def rank(self, case: Case, member: str, candidates: Sequence[Params]) -> np.ndarray:
         """Mean returns `[C]` on few tasks."""
@@ -424,7 +433,9 @@ def attack_suite(
     runner = SuiteRunner(suite, setup, lanes)
     case = Case(meta_params, key, radius, raw_units(setup.env) if units is None else units, inputs, side)
     members = runner.run(case)
-    worst = worst_of(members)
-    attacked, clean = runner.test(case, worst.member, worst.params), runner.test(case)
+    best = {name: members[name].best for name in finalists(members, suite.finalists)}
+    finals = {name: runner.judge_final(case, found) for name, found in best.items()}
+    worst = min(finals, key=lambda name: float(finals[name].mean()))
+    attacked = runner.test(case, best[worst].member, best[worst].params)
     tasks = jax.tree.map(np.asarray, runner.test_tasks(case))
-    return SuiteResult(members, worst.member, clean, attacked, tasks)
+    return SuiteResult(members, finals, worst, runner.test(case), attacked, tasks)

@@ -41,11 +41,15 @@ class Suite:
     num_tasks: int = 10
     """Per update of an attacker."""
     tasks_together: int = 4
-    """Tasks that are judged in one call; a divisor of the three below."""
+    """Tasks that are judged in one call; a divisor of the four below."""
     rank_tasks: int = 4
     """On which starts are told apart."""
     validation_tasks: int = 12
-    """On which attackers are chosen."""
+    """On which the best of every member is chosen."""
+    finalists: int = 5
+    """Members, the strongest by that, among whom the worst is chosen."""
+    final_tasks: int = 40
+    """On which it is: the lowest of many noisy means is low by luck, too."""
     test_tasks: int = 40
     """On which the chosen ones are reported."""
 
@@ -56,7 +60,7 @@ def check_suite(suite: Suite) -> None:
     Raises:
         ConfigError: naming the member or setting and what is accepted.
     """
-    for name in ("rank_tasks", "validation_tasks", "test_tasks"):
+    for name in ("rank_tasks", "validation_tasks", "final_tasks", "test_tasks"):
         count, together = getattr(suite, name), suite.tasks_together
         if count % together or count < together:
             raise ConfigError(f"{name}: {count} is not accepted; accepted: multiples of {together}")
@@ -182,6 +186,8 @@ QUICK = Suite(
     ),
     num_tasks=4,
     validation_tasks=8,
+    finalists=3,
+    final_tasks=20,
     test_tasks=20,
 )
 STANDARD = Suite(
@@ -196,7 +202,7 @@ STANDARD = Suite(
         Member(name="adgan", attack="adgan", starts=2, updates=10, goes_on_from=(PLAIN,)),
         Member(name="actor", attack="actor", starts=2, updates=10),
         Member(name="director", attack="director", starts=2, updates=10),
-        *generators(2, 10),
+        *generators(2, 20),
     ),
     num_tasks=8,
 )
@@ -212,6 +218,8 @@ CLAIM = dataclasses.replace(
         Member(name="adgan, all radii", attack="adgan_all_radii", starts=6, updates=30),
     ),
     validation_tasks=20,
+    finalists=8,
+    final_tasks=100,
     test_tasks=100,
 )
 SUITES = {"quick": QUICK, "standard": STANDARD, "claim": CLAIM}

@@ -28,6 +28,7 @@ class CellFile:
         self._runner, self._plan = runner, plan
         self.results: dict[str, MemberResult] = {}
         self.seconds: dict[str, float] = {}
+        self.finals: dict[str, np.ndarray] = {}
         self.tests: dict[str, np.ndarray] = {}
         if is_whole(self.path):
             self._read()
@@ -37,6 +38,11 @@ class CellFile:
         self.results[entry], self.seconds[entry] = result, seconds
         self._write()
 
+    def add_final(self, entry: str, returns: np.ndarray) -> None:
+        """Keeps returns `[N, K]` on the final tasks."""
+        self.finals[entry] = returns
+        self._write()
+
     def add_test(self, name: str, returns: np.ndarray) -> None:
         """Keeps returns `[N, K]` on the test tasks."""
         self.tests[name] = returns
@@ -44,6 +50,7 @@ class CellFile:
 
     def _write(self) -> None:
         arrays: dict[str, np.ndarray] = {f"test/{name}": x for name, x in self.tests.items()}
+        arrays |= {f"final/{entry}": x for entry, x in self.finals.items()}
         arrays["plan"] = np.array(self._plan)
         for entry, result in self.results.items():
             best, at = result.best, f"entry/{entry}/"
@@ -65,6 +72,8 @@ class CellFile:
             kind, entry, *rest = name.split("/")
             if kind == "test" and is_same:
                 self.tests[entry] = x
+            elif kind == "final" and is_same:
+                self.finals[entry] = x
             elif rest == ["words"] and (is_same or entry not in (TRANSFERRED, REFINED)):
                 self.results[entry] = self._read_entry(arrays, f"entry/{entry}/")
                 self.seconds[entry] = float(arrays[f"entry/{entry}/cost"][0])

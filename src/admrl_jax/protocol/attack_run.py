@@ -9,7 +9,6 @@ import contextlib
 import json
 import platform
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted, StopRequest
 from admrl_jax.runs.versions import versions
 from admrl_jax.stats.checks import LEARNED, NOISE, TRANSFER, UNTRAINED
-from admrl_jax.suite import BLIND, REFINED, TRANSFERRED, Case, Found, MemberResult, SuiteRunner
+from admrl_jax.suite import BLIND, REFINED, TRANSFERRED, Case, Found, MemberResult, SuiteRunner, finalists
 from admrl_jax.suites import SUITES, Member, Suite
 from admrl_jax.training import Setup
 from admrl_jax.truth.planner import planner_for
@@ -139,6 +138,7 @@ class AttackRun:
             for cell in self.cells:
                 self._transfer(cell)
             for cell in self.cells:
+                self._judge_finals(cell)
                 self._test(cell)
         results = self.results()
         write_text(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
@@ -235,12 +235,21 @@ class AttackRun:
                 elsewhere.append(found._replace(origin=f"{words}: {found.origin}"))
         return elsewhere
 
+    def _judge_finals(self, cell: Cell) -> None:
+        """The strongest once more, on more tasks."""
+        file, victims = self.file(cell), self.victims[cell.method]
+        case = victims.case(self.plan, cell)
+        for entry in finalists(file.results, self.suite.finalists):
+            if entry not in file.finals:
+                file.add_final(entry, victims.runner.judge_final(case, file.results[entry].best))
+                self._check_stop()
+
     def _test(self, cell: Cell) -> None:
         """The worst attackers of each kind on test tasks, and the references."""
         file, victims = self.file(cell), self.victims[cell.method]
         runner, case = victims.runner, victims.case(self.plan, cell)
         wanted = {CLEAN: (CLEAN, ()), BLIND: (BLIND, ())}
-        for entry in worst_entries(file.results).values():
+        for entry in worst_entries(file).values():
             best = file.results[entry].best
             wanted[entry] = (best.member, best.params)
         for name, (member, params) in wanted.items():
@@ -264,10 +273,8 @@ class AttackRun:
         for cell in self.cells:
             file = self.file(cell)
             what = {"method": cell.method, "seed": cell.seed, "radius": cell.radius}
-            rows += [
-                {**what, **_row(entry, result, file.seconds[entry])} for entry, result in file.results.items()
-            ]
-            worst = worst_entries(file.results)
+            rows += [{**what, **_row(entry, file)} for entry in file.results]
+            worst = worst_entries(file)
             tests.append(
                 {
                     **what,
@@ -307,11 +314,12 @@ def planned_test(planner: Any, runner: SuiteRunner, case: Case) -> np.ndarray:
     return np.asarray(planner(case.meta_params, jax.random.fold_in(case.key, 1), tasks, budget, runner.setup))
 
 
-def worst_entries(results: Mapping[str, MemberResult]) -> dict[str, str]:
-    """The entry with the lowest validation return of all, and of each kind.
+def worst_entries(file: CellFile) -> dict[str, str]:
+    """The entry that left least of all, and of each kind: on the final tasks if it was judged there.
 
     What came from elsewhere, refined or not, does not vouch for the attackers that were found here.
     """
+    results, finals = file.results, file.finals
     here = [entry for entry in results if entry not in (TRANSFERRED, REFINED)]
     groups = {
         "worst": list(results),
@@ -319,7 +327,13 @@ def worst_entries(results: Mapping[str, MemberResult]) -> dict[str, str]:
         UNTRAINED: [entry for entry in here if not len(results[entry].effort)],
         TRANSFER: [entry for entry in results if entry not in here],
     }
-    lowest = lambda entries: min(entries, key=lambda entry: results[entry].best.left)  # noqa: E731
+
+    def lowest(entries: list[str]) -> str:
+        judged = [entry for entry in entries if entry in finals]
+        if judged:
+            return min(judged, key=lambda entry: float(finals[entry].mean()))
+        return min(entries, key=lambda entry: results[entry].best.left)
+
     return {name: lowest(entries) for name, entries in groups.items() if entries}
 
 
@@ -330,16 +344,18 @@ def strata(tasks: Any) -> list[int] | None:
     return np.ravel(numbers).tolist() if len(kinds) <= len(numbers) // 5 else None
 
 
-def _row(entry: str, result: MemberResult, seconds: float) -> dict[str, Any]:
+def _row(entry: str, file: CellFile) -> dict[str, Any]:
+    result, final = file.results[entry], file.finals.get(entry)
     best = result.best
     return {
         "entry": entry,
         "member": best.member,
         "origin": best.origin,
         "validation": best.left,
+        "final": None if final is None else float(final.mean(dtype=np.float64)),
         "starts": np.round(result.starts, 4).tolist(),
         "effort": np.round(result.effort, 4).tolist(),
-        "seconds": round(seconds, 1),
+        "seconds": round(file.seconds[entry], 1),
         "env_steps": result.env_steps,
     }
 

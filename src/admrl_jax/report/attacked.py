@@ -1,6 +1,6 @@
 """What an attack on saved policies left, by victim, radius and attacker, and the sanity checks on it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,9 +103,16 @@ class Attacked:
             learned = [row for row in self.rows(**cell) if self.is_learned(row) and row["effort"]]
             if not learned:
                 continue
-            worst = min(learned, key=lambda row: row["validation"])
+            worst = lowest(learned)
             victim = self.victim(test["method"], test["seed"])
             clean = self.mean(test["method"], test["seed"], 0)
             effort = converged(victim, test["radius"], worst["entry"], worst["effort"], clean=clean)
             found.append(effort)
         return found
+
+
+def lowest(rows: Sequence[Row]) -> Row:
+    """The row that left least: on the final tasks, if any of them was judged there."""
+    judged = [row for row in rows if row["final"] is not None]
+    name = "final" if judged else "validation"
+    return min(judged or rows, key=lambda row: row[name])

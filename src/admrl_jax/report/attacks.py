@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from admrl_jax.report.attacked import WORDED_SEEDS, Attacked, Row
+from admrl_jax.report.attacked import WORDED_SEEDS, Attacked, Row, lowest
 from admrl_jax.report.style import own_style
 from admrl_jax.report.tables import rounded, table
 from admrl_jax.runs.files import write_bytes, write_text
@@ -58,7 +58,8 @@ def report_text(attacked: Attacked, captions: Mapping[str, str], extras: Iterabl
         "## Sanity checks",
         _checks_section(checks),
         "## Every attacker",
-        "Mean return on the validation tasks, on which attackers were chosen. The lowest is bold.",
+        "Mean return on the validation tasks; the lowest is bold. In brackets: the strongest once more, on "
+        "other tasks. Whoever leaves least there is the worst.",
         *(_members_section(attacked, radius) for radius in attacked.radii),
         "## Effort",
         images.get("effort", ""),
@@ -87,8 +88,9 @@ def _introduction(attacked: Attacked) -> str:
         f"# Attack on {results['env']}\n\n"
         f"Suite `{plan['suite']}`: {len(suite['members'])} attackers against every victim, on {side}. Radii "
         f"are L2 norms ({results['units']}); attacks of another norm stay inside that ball. Attackers were "
-        f"chosen on {suite['validation_tasks']} tasks, spread evenly, and are reported on "
-        f"{suite['test_tasks']} others, {results['episodes']} episodes each, before and after adaptation. "
+        f"chosen on {suite['validation_tasks']} tasks, spread evenly, and the strongest "
+        f"{suite['finalists']} once more on {suite['final_tasks']}. The worst is reported on "
+        f"{suite['test_tasks']} others. On each, {results['episodes']} episodes before and after adaptation. "
         f"Doing nothing returns {rounded(attacked.floor)}.\n\n"
         "**A number here is an upper bound: a stronger attacker may yet be found.**\n\n"
         + (f"{results['assumption']}\n\n" if results.get("assumption") else "")
@@ -157,14 +159,17 @@ def _members_section(attacked: Attacked, radius: float) -> str:
         for method in attacked.methods
     }
     means = {key: float(np.mean(found)) if found else np.nan for key, found in values.items()}
-    lowest = {
+    least = {
         method: np.nanmin([means[entry, method] for entry in entries] or [np.nan])
         for method in attacked.methods
     }
 
     def cell(entry: str, method: str) -> str:
         text = rounded(means[entry, method], digits=1)
-        return f"**{text}**" if means[entry, method] == lowest[method] else text
+        text = f"**{text}**" if means[entry, method] == least[method] else text
+        mine = [row for row in rows if (row["entry"], row["method"]) == (entry, method)]
+        finals = [row["final"] for row in mine if row["final"] is not None]
+        return text + (f" ({rounded(float(np.mean(finals)), digits=1)})" if finals else "")
 
     body = [(entry, *(cell(entry, method) for method in attacked.methods)) for entry in entries]
     return f"### Radius {radius:g}\n\n" + table(["attacker", *map(attacked.label, attacked.methods)], body)
@@ -235,7 +240,7 @@ def _best_untrained(attacked: Attacked, method: str, seed: int, radius: float) -
         for row in attacked.rows(method=method, seed=seed, radius=radius)
         if attacked.kind(row) in (NOISE, UNTRAINED)
     ]
-    return min(rows, key=lambda row: row["validation"])["entry"] if rows else UNTRAINED
+    return lowest(rows)["entry"] if rows else UNTRAINED
 
 
 def _statistics_section(attacked: Attacked) -> str:
