@@ -42,7 +42,7 @@ FIT = CounterActionConfig(
     hidden_sizes=(4,),
     through="adaptation",
     under_attack=True,
-    target="other task",
+    target="other_task",
     knows_task=True,
     num_steps=2,
     num_samples=8,
@@ -180,4 +180,4 @@ def make_optimizer():
 def test_an_attack_through_other_tasks_needs_no_more_than_one() -> None:
     setup = SETUP._replace(sampling=SamplingConfig(num_tasks=1, num_trajectories=3))
     trainer = make_counter_action(FIT, setup.victim)
-    assert not trainer.is_offline and "other task" in trainer.name
+    assert not trainer.is_offline and "other_task" in trainer.name

@@ -13,7 +13,7 @@ from admrl_jax.attacks.threat import Budget, ThreatModel
 from admrl_jax.core import gaussian
 from admrl_jax.core.networks import Policy
 from admrl_jax.core.returns import estimate_advantages
-from admrl_jax.core.settings import COUNT, NOT_NEGATIVE, UNIT, whole_from
+from admrl_jax.core.settings import COUNT, NOT_NEGATIVE, UNIT, is_on, whole_from
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Params, Task, Trajectory
 from admrl_jax.envs.base import Env
@@ -312,7 +312,7 @@ def score_tasks(
         estimate_advantages,
         discount=config.discount,
         gae_lambda=config.gae_lambda,
-        spread=jnp.where(is_query, 0.0, config.support_spread) if config.support_spread else 0.0,
+        spread=jnp.where(is_query, 0.0, config.support_spread) if is_on(config.support_spread) else 0.0,
     )
     return jax.vmap(score)(episodes)
 

@@ -142,7 +142,7 @@ def fits_under_attack(
             settings=(
                 ("through", "adaptation"),
                 ("under_attack", True),
-                ("target", "opposite" if name == REVERSED else "other task"),
+                ("target", "opposite" if name == REVERSED else "other_task"),
                 ("num_samples", 1000),
                 ("learning_rate", 1e-2),
                 ("num_steps", steps),

@@ -137,6 +137,11 @@ def _check_rules(config: Any, prefix: str) -> None:
         config.check(prefix)
 
 
+def is_on(value: float) -> bool:
+    """Whether an option that 0 turns off has to be computed; one that a program is traced over has."""
+    return isinstance(value, Tracer) or value > 0
+
+
 def check_order(config: Any, prefix: str, low: str, high: str) -> None:
     """Refuses an empty range: field `low` must be below field `high`."""
     values = getattr(config, low), getattr(config, high)

@@ -44,7 +44,7 @@ class PopulationConfig:
         default_factory=lambda: CounterActionConfig(
             through="adaptation",
             under_attack=True,
-            target="other task",
+            target="other_task",
             knows_task=True,
             learning_rate=1e-2,
             num_steps=10,

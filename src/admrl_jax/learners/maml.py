@@ -15,6 +15,7 @@ from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.networks import Policy
+from admrl_jax.core.settings import is_on
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, Params, flatten_steps
 
@@ -60,9 +61,10 @@ def adapt_step(
         gradient = jax.tree.map(lambda g, moves: g * moves, gradient, policy.head(gradient))
     if first_order:
         gradient = jax.lax.stop_gradient(gradient)
-    if max_length:
+    if is_on(max_length):
         flat = jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(gradient)])
-        inner_lr = jnp.minimum(inner_lr, max_length / jnp.maximum(safe_norm(flat), 1e-8))
+        shortened = jnp.minimum(inner_lr, max_length / jnp.maximum(safe_norm(flat), 1e-8))
+        inner_lr = jnp.where(max_length > 0, shortened, inner_lr)
     return jax.tree.map(lambda p, g: p - inner_lr * g, params, gradient)
 
 

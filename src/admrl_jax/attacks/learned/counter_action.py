@@ -24,7 +24,7 @@ FITS = ("query", "both", "adaptation")
 """Where the fit looks; see `CounterActionConfig.through`."""
 SEEN_STEPS = 20
 """Of an episode, on which policies of other tasks are compared."""
-TARGETS = ("opposite", "other task")
+TARGETS = ("opposite", "other_task")
 """Where adapted policies are sent."""
 
 
@@ -48,7 +48,7 @@ class CounterActionConfig:
     the same support data would make if it were seen as it is. Else they are clean, and none are needed
     for an attack that is not there yet."""
     target: Annotated[str, one_of(*TARGETS)] = "opposite"
-    """opposite: away from the action meant. other task: also towards that of another task of the batch,
+    """opposite: away from the action meant. other_task: also towards that of another task of the batch,
     whose adapted policy agrees least with it."""
     knows_task: bool = False
     """The generator also reads the task and whether the policy has adapted."""
@@ -216,7 +216,7 @@ def update(
     if config.under_attack:
         meant = axis.map(lambda one: meant_policy(fitted, meta_params, one), batch)
         batch = batch._replace(adapted_params=meant)
-    if config.target == "other task":
+    if config.target == "other_task":
         everyone = axis.every(batch.adapted_params)
         instead = axis.map(lambda one: least_alike(fitted, everyone, one), batch)
 
