@@ -842,7 +842,7 @@ def test_settings_that_are_alike_accept_the_same() -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_no_numbers_together_break_what_is_learned(programs: Any, data: st.DataObject) -> None:
     owner = data.draw(st.sampled_from([x for x in programs if f"{x}." not in ALIKE]))
     numbers = {

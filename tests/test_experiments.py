@@ -44,7 +44,7 @@ from admrl_jax.protocol.eval_stages import MetaTest
 from admrl_jax.protocol.eval_stages import Test as OneAttack
 from admrl_jax.protocol.parts import build_parts
 from admrl_jax.protocol.session import open_session
-from admrl_jax.runs.artefact import read_policies
+from admrl_jax.runs.artefact import load_policy, read_policies
 from admrl_jax.runs.directory import open_run
 from admrl_jax.runs.files import read_arrays
 from admrl_jax.runs.progress import Progress
@@ -53,6 +53,7 @@ from admrl_jax.sampling import SamplingConfig
 from admrl_jax.training import init_train_state, outer_step
 from benchmarks.protocol import count_cells
 from experiments import halfcheetah_dir, navigation_2d
+from experiments.merge import main as merge
 from experiments.train import run as run_by_name
 from faults.damaged import truncate
 from faults.toy_runs import TOY, fingerprint
@@ -487,6 +488,33 @@ def test_a_seed_has_the_bits_that_it_has_alone(seeds_apart: Path, tmp_path: Path
     assert len(rows) == 6 + 2 + 4
     for key, row in rows.items():
         assert key[0] == "1" and row == {name: among_others[key][name] for name in row}, key
+
+
+def test_runs_of_single_seeds_are_merged_to_what_one_run_of_all_leaves(
+    seeds_apart: Path, finished: Path, tmp_path: Path, capsys
+) -> None:
+    alone = [tmp_path / f"seed{seed}" for seed in (0, 1)]
+    for seed, directory in enumerate(alone):
+        assert run([*toy(directory), *TWO_SEEDS, f"--seeds={seed}", "--lanes=1"]) == 0
+    merged = tmp_path / "merged"
+    assert merge([*map(str, alone), "--out", str(merged)]) == 0
+    expected = {
+        k: v for k, v in fingerprint(seeds_apart).items() if k.endswith((".json", ".csv", ".md", ".npz"))
+    }
+    (merged / "checkpoints").mkdir()
+    assert fingerprint(merged) == expected
+    assert load_policy(merged, "admrl", seed=1).config.seeds == (0, 1)
+    for runs, out, words in (
+        ([alone[0]], "a", "one is nothing to merge"),
+        ([alone[0], alone[0]], "a", "seed 0 is in"),
+        ([alone[0], finished], "a", "has other settings than"),
+        ([alone[0], tmp_path / "gone"], "a", "has no config.json; accepted: directories of finished runs"),
+        (alone, "merged", "is not empty; name another folder"),
+    ):
+        capsys.readouterr()
+        assert merge([*map(str, runs), "--out", str(tmp_path / out)]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
 
 
 def test_seeds_that_were_interrupted_go_on_to_the_same_bits(seeds_apart: Path, tmp_path: Path) -> None:
