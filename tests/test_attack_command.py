@@ -232,3 +232,15 @@ def test_cells_go_from_small_radii_to_large(finished: Path, tmp_path: Path) -> N
     alone = make_plan(tmp_path / "policies.npz", suite="quick")
     assert alone.methods == make_plan(finished).methods and dataclasses.asdict(alone)["side"] == "both"
     assert attack_run.KEY < 2**31
+
+
+def test_a_stopped_attack_prints_the_command_that_goes_on(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def stopped(self: AttackRun) -> None:
+        raise Interrupted(15)
+
+    monkeypatch.setattr(AttackRun, "run", stopped)
+    argv = [str(finished), "--suite", "quick", *RADII, "--out", str(tmp_path)]
+    assert attack_main("experiments.attack RUN_OR_NPZ", "", argv) == 143
+    assert f"\n  python -m experiments.attack {' '.join(argv)}\n" in capsys.readouterr().err

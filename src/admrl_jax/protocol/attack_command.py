@@ -74,7 +74,7 @@ def attack_main(module: str, summary: str, argv: Sequence[str] | None = None) ->
 
 
 def _main(module: str, summary: str, argv: list[str]) -> int:
-    command = shlex.join(["python", "-m", *module.split(), *argv])
+    command = shlex.join(["python", "-m", module.split()[0], *argv])
     try:
         source = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
         arguments = read_flags(module, summary, argv, Arguments())
