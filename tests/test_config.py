@@ -624,7 +624,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "promp": ("promp", {"learners.promp.num_epochs": 1000}),
     "population": (
-        "robust",
+        "population",
         {
             "defences.population.all_radii": True,
             "defences.population.ramp_steps": 1_000_000,
@@ -636,7 +636,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "defences.population.fit.knows_task": False,
         },
     ),
-    "population query": ("robust", {"defences.population.fit.through": "query"}),
+    "population query": ("population", {"defences.population.fit.through": "query"}),
 }
 """Settings that are compiled in, on `TOY`. Sizes of arrays stay small: above, only time and memory grow."""
 
@@ -766,7 +766,7 @@ OWNERS = {
     "defences.adgan.": "admrl",
     "learners.promp.": "promp",
     "defences.smooth.": "smooth",
-    "defences.population.": "robust",
+    "defences.population.": "population",
     "defences.noise.": "random",
     "defences.fgsm.": "fgsm",
     **{f"attacks.{name}.": f"attacks.{name}" for name in ATTACKS},

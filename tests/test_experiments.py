@@ -230,14 +230,21 @@ def test_going_on_from_a_pretrained_policy_is_as_if_it_had_been_trained_here(
     finished: Path, tmp_path: Path, capsys
 ) -> None:
     directory = tmp_path / "on"
-    argv = [*toy(directory), "--methods", "maml", "robust", f"--pretrained={finished}", "--until=finetune"]
+    argv = [
+        *toy(directory),
+        "--methods",
+        "maml",
+        "population",
+        f"--pretrained={finished}",
+        "--until=finetune",
+    ]
     argv += ["--defences.population.num-generators=2", "--defences.population.warmup-steps=2"]
     argv += ["--defences.population.fit.num-steps=2"]
     assert run(argv) == 0
-    assert (directory / "checkpoints" / "warmup-robust" / "2").is_dir()
+    assert (directory / "checkpoints" / "warmup-population" / "2").is_dir()
     ours, theirs = (read_policies(folder) for folder in (directory, finished))
     names = [name for name in theirs if name in ours and name.startswith(("policy/", "normaliser/"))]
-    assert any("policy/robust/" in name for name in ours)
+    assert any("policy/population/" in name for name in ours)
     assert any("policy/maml/" in name for name in names) and any("policy/pretrain/" in name for name in names)
     for name in names:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)

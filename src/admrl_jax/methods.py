@@ -89,7 +89,7 @@ METHODS: dict[str, Method] = {
         },
     ),
     "promp": Method("ProMP", "promp", "none", "#7B4FA3"),
-    "robust": Method("robust", "maml_trpo", "population", "#882255"),
+    "population": Method("MAML, population", "maml_trpo", "population", "#882255"),
     "smooth": Method("MAML, smooth", "maml_trpo", "smooth", "#56B4E9"),
 }
 

@@ -40,6 +40,12 @@ class Generator(NamedTuple):
     knows_task: bool = False
     knows_radius: bool = False
 
+    def start(
+        self, key: jax.Array, inputs: Units, start_from: GeneratorParams | None = None
+    ) -> GeneratorParams:
+        """Fresh parameters, or those to go on from."""
+        return GeneratorParams(self.network.init(key), inputs) if start_from is None else start_from
+
     def features(self, inputs: Units, obs: jax.Array, scene: Scene, budget: Budget) -> jax.Array:
         """What the network reads `[..., I]`."""
 

@@ -15,9 +15,9 @@ MEMBERS = ("obs_size", "action_size", "horizon", "sample_task", "reset", "step")
 SIZES = MEMBERS[:3]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def check_env(env: Env) -> None:
-    """Refuses what is no environment; once for each.
+    """Refuses what is no environment; what was found right is not looked at again.
 
     `reward` may be of any number type, `terminated` too (0 is False): `rollout` turns them into what it
     needs.

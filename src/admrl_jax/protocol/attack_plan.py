@@ -12,7 +12,7 @@ import numpy as np
 from admrl_jax.attacking import SIDES
 from admrl_jax.config import UNITS
 from admrl_jax.core.settings import ConfigError
-from admrl_jax.runs.artefact import digest, load_policy, read_policies
+from admrl_jax.runs.artefact import check_known, digest, load_policy, read_policies
 from admrl_jax.runs.directory import RunError
 from admrl_jax.runs.files import write_text
 from admrl_jax.suites import SUITES
@@ -101,10 +101,7 @@ def make_plan(
         "units": ((units or trained.config.units,), tuple(UNITS)),
     }
     for name, (values, accepted) in chosen.items():
-        for value in values:
-            if value not in accepted:
-                words = ", ".join(map(str, accepted))
-                raise ConfigError(f"{name}: {value!r} is not accepted; accepted: {words}")
+        check_known(name, values, accepted)
     radii = tuple(sorted(set(radii))) or trained.config.eval.strengths
     for radius in radii:
         if not (np.isfinite(radius) and radius > 0):

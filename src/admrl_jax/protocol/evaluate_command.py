@@ -25,7 +25,7 @@ from admrl_jax.protocol.command_line import DISK_ERRORS, fail, keep_compiled_pro
 from admrl_jax.protocol.evaluate_film import adaptation_section
 from admrl_jax.protocol.evaluate_run import EvaluationPlan, evaluate_policies, read_tasks
 from admrl_jax.report.evaluation import write_evaluation_report
-from admrl_jax.runs.artefact import ArtefactError, load_policy, read_policies
+from admrl_jax.runs.artefact import ArtefactError, check_known, load_policy, read_policies
 from admrl_jax.runs.devices import check_devices
 from admrl_jax.simulators import SIMULATORS, SimulatorError
 
@@ -132,11 +132,8 @@ def make_evaluation_plan(source: Path, arguments: Arguments) -> EvaluationPlan:
     found = tuple(int(x) for x in arrays["seeds"])
     methods = arguments.methods or tuple(name for name in config.methods if name in known)
     seeds = arguments.seeds or found
-    for name, values, accepted in (("methods", methods, known), ("seeds", seeds, found)):
-        for value in values:
-            if value not in accepted:
-                words = ", ".join(map(str, accepted))
-                raise ConfigError(f"{name}: {value!r} is not accepted; accepted: {words}")
+    check_known("methods", methods, known)
+    check_known("seeds", seeds, found)
     learner = load_policy(source, methods[0]).learner_name
     own = getattr(getattr(config.learners, learner), "inner_lr", None)
     sizes = arguments.step_sizes or (() if own is None else (own,))

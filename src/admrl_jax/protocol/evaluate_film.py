@@ -32,7 +32,7 @@ def adaptation_section(plan: EvaluationPlan, folder: Path, *, video: bool, keep:
     trained = load_policy(plan.source, plan.methods[0], seed=plan.seeds[0], simulator=plan.simulator)
     env = trained.env
     if not isinstance(env, PhysicsEnv) or env.simulator.source is None:
-        print(f"video: {trained.config.env.name} has no MuJoCo body", file=sys.stderr)
+        print("video: only bodies of MuJoCo are filmed, without remembered actions", file=sys.stderr)
         return
     key = jax.random.fold_in(evaluation_key(plan.seed), 2)
     tasks = plan.tasks if plan.tasks is not None else spread_tasks(env, key, FILMED)

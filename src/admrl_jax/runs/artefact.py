@@ -8,7 +8,7 @@ them the engine that trained), `jax` (settings of JAX that decide numbers), and 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from admrl_jax.attacks.registry import make_attack
 from admrl_jax.attacks.threat import Units
 from admrl_jax.config import Config, from_dict, to_dict
 from admrl_jax.core.networks import Policy, make_policy
-from admrl_jax.core.settings import ConfigError
+from admrl_jax.core.settings import ConfigError, refusal
 from admrl_jax.core.types import Params
 from admrl_jax.envs.base import Env
 from admrl_jax.envs.registry import make_env
@@ -150,6 +150,18 @@ def read_policies(path: str | Path) -> dict[str, np.ndarray]:
     if said != digest(arrays):
         raise ArtefactError(f"policy: {path} is not as it was written")
     return arrays
+
+
+def check_known(name: str, values: Iterable[Any], accepted: Iterable[Any]) -> None:
+    """Refuses what is not among the names of an artefact.
+
+    Raises:
+        ConfigError: naming the first value that is not, and what is accepted.
+    """
+    accepted = tuple(accepted)
+    for value in values:
+        if value not in accepted:
+            raise refusal(name, value, ", ".join(map(str, accepted)))
 
 
 def load_policy(

@@ -113,8 +113,7 @@ def start(
     fitted: Fit, key: jax.Array, inputs: Units, start_from: GeneratorParams | None = None
 ) -> CounterActionState:
     """A fresh state, see `InitFn`."""
-    fresh = GeneratorParams(fitted.generator.network.init(key), inputs)
-    params = fresh if start_from is None else start_from
+    params = fitted.generator.start(key, inputs, start_from)
     return CounterActionState(params, fitted.optimizer.init(params.network))
 
 

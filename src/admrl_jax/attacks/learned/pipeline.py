@@ -122,8 +122,7 @@ def start(
     pipeline: Pipeline, key: jax.Array, inputs: Units, start_from: GeneratorParams | None = None
 ) -> PipelineState:
     """A fresh state, see `InitFn`."""
-    fresh = GeneratorParams(pipeline.generator.network.init(key), inputs)
-    params = fresh if start_from is None else start_from
+    params = pipeline.generator.start(key, inputs, start_from)
     return PipelineState(params, pipeline.optimizer.init(params.network), jnp.ones(()))
 
 
