@@ -547,7 +547,7 @@ TOY: dict[str, Any] = {
     "sampling.num_tasks": 2,
     "sampling.num_trajectories": 2,
     # Neither 0 nor a million shortens a step.
-    "learners.maml_trpo.max_length": 0.001,
+    "learners.maml_trpo.max_length": 0.1,
     "learners.maml_trpo.trpo.cg_iterations": 4,
     "learners.maml_trpo.trpo.line_search_steps": 5,
     "learners.promp.num_epochs": 2,
