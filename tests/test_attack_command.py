@@ -105,7 +105,7 @@ def test_the_worst_attackers_can_be_loaded(attacked: Path, finished: Path) -> No
     case = run.victims[cell.method].case(plan, cell)
     for name in ("fit", "pipeline"):
         best = file.results[name].best
-        again = runner.judge_validation(case, best.member, [best.params])[0]
+        again = runner.judge.validation(case, best.member, [best.params])[0]
         # The same attacker leaves the same returns.
         np.testing.assert_allclose(again, best.validation, rtol=1e-3, atol=1e-3)
 

@@ -260,6 +260,12 @@ def test_choices_and_flags_are_accepted() -> None:
         ),
         (
             "navigation_2d",
+            {"learners.maml_trpo.adapts": "context"},
+            "policy.context_size: 0 is not accepted; accepted: 1 or more where learners.maml_trpo.adapts is "
+            "context",
+        ),
+        (
+            "navigation_2d",
             {"num_devices": 3},
             "num_devices: 3 is not accepted; accepted: 0 or a divisor of sampling.num_tasks (40)",
         ),
@@ -600,7 +606,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "sampling.num_tasks": 3,
             "sampling.num_adapt_steps": 2,
             "learners.maml_trpo.first_order": True,
-            "learners.maml_trpo.head_only": True,
+            "learners.maml_trpo.adapts": "head",
             "env.remembers_actions": True,
             "task_block": 2,
             "defences.adgan.ramp_steps": 1_000_000,
@@ -636,6 +642,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "defences.population.fit.knows_task": False,
         },
     ),
+    "context": ("maml", {"policy.context_size": 10_000, "learners.maml_trpo.adapts": "context"}),
     "population query": ("population", {"defences.population.fit.through": "query"}),
 }
 """Settings that are compiled in, on `TOY`. Sizes of arrays stay small: above, only time and memory grow."""

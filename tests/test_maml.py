@@ -16,6 +16,7 @@ from helpers import (
 )
 from jax.flatten_util import ravel_pytree
 
+from admrl_jax.core.networks import PolicyConfig, make_policy
 from admrl_jax.learners import maml
 from admrl_jax.learners.base import Learner
 from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo, predict_query
@@ -159,7 +160,7 @@ def test_masked_steps_do_not_change_the_losses() -> None:
     np.testing.assert_array_equal(loss(params, experience), loss(params, dirty))
 
 
-def lengths(**options: float | bool) -> tuple[float, dict]:
+def lengths(**options: float | str) -> tuple[float, dict]:
     """Length of one step of adaptation, and the largest move of every leaf."""
     params, experience = random_like(POLICY.init, 0), random_experience(1, (3, 4))
     adapted = make_maml_trpo(POLICY, MAMLTRPOConfig(inner_lr=LR, **options)).adapt_step(  # type: ignore[arg-type]
@@ -178,13 +179,30 @@ def test_a_step_of_adaptation_is_no_longer_than_allowed() -> None:
 
 
 def test_only_the_head_adapts_where_it_is_told_to() -> None:
-    _, moved = lengths(head_only=True)
+    _, moved = lengths(adapts="head")
     layers = moved["mean"]["params"]
     assert set(layers["Dense_0"].values()) == {0.0}
     assert min(layers["Dense_1"].values()) > 0 and moved["log_std"] > 0
     # As far as in a step of all.
     _, free = lengths()
     assert layers["Dense_1"] == free["mean"]["params"]["Dense_1"]
+
+
+def test_a_context_adapts_alone_and_the_rest_is_meta_learned() -> None:
+    policy = make_policy(2, 2, PolicyConfig(hidden_sizes=(3,), context_size=2))
+    params = policy.init(jax.random.key(0))
+    support, query = random_experience(1, (1, 3, 4)), random_experience(2, (3, 4))
+    adapts = make_maml_trpo(policy, MAMLTRPOConfig(inner_lr=LR, adapts="context"))
+    adapted = adapts.adapt(params, support)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).min()), adapted, params)
+    assert moved["context"] > 0 and sum(jax.tree.leaves(moved)) == moved["context"]
+
+    def objective(params):
+        return jnp.sum(predict_query(adapts, policy, params, (support, query)).mean)
+
+    # Through the adapted context, the weights that read it have a gradient; at first they have no other.
+    reads = jax.grad(objective)(params)["mean"]["params"]["Dense_0"]["kernel"][-2:]
+    assert float(jnp.abs(reads).min()) > 0
 
 
 def test_a_limited_step_has_a_gradient(x64: None) -> None:

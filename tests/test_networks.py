@@ -72,3 +72,17 @@ def test_a_smooth_floor_at_the_first_std_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"policy\.min_std: 0\.5 is not accepted; accepted: a number below"):
         check_fields(same, "policy.")
     check_fields(PolicyConfig(init_std=0.5, min_std=0.5, std_floor="hard"), "policy.")
+
+
+def test_a_context_starts_at_nothing_and_moves_the_actions() -> None:
+    policy = make_policy(2, 2, PolicyConfig(hidden_sizes=(3,), context_size=4))
+    params, obs = policy.init(jax.random.key(0)), jnp.ones((5, 2))
+    layers = params["mean"]["params"]
+    hidden = jnp.tanh(obs @ layers["Dense_0"]["kernel"][:2])
+    np.testing.assert_allclose(
+        policy.apply(params, obs).mean, hidden @ layers["Dense_1"]["kernel"], rtol=1e-5
+    )
+    moved = policy.apply(params | {"context": jnp.ones(4)}, obs).mean
+    assert float(jnp.min(jnp.abs(moved - policy.apply(params, obs).mean))) > 1e-3
+    is_context = policy.part(params, "context")
+    assert is_context["context"] == 1 and sum(jax.tree.leaves(is_context)) == 1

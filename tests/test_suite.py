@@ -14,7 +14,8 @@ from admrl_jax.attacks.generator import GeneratorParams
 from admrl_jax.attacks.registry import CLEAN
 from admrl_jax.attacks.threat import make_threat
 from admrl_jax.core.settings import ConfigError
-from admrl_jax.suite import BLIND, MIN_UPDATES, Case, SuiteRunner, attack_suite, finalists, keys_of
+from admrl_jax.judging import BLIND, Case, keys_of
+from admrl_jax.suite import MIN_UPDATES, SuiteRunner, attack_suite, finalists
 from admrl_jax.suites import SUITES, Member, Suite, check_suite, untrained
 
 RADIUS = 0.8
@@ -64,7 +65,7 @@ def found(runner: SuiteRunner):
 def test_learned_attackers_are_the_worst_and_all_is_accounted_for(runner: SuiteRunner, found) -> None:
     members, heard = found
     assert list(members) == ["l2_noise", "pgd", "fit", "gan"]
-    noise, clean = members["l2_noise"].best.left, runner.clean_return(CASE)
+    noise, clean = members["l2_noise"].best.left, runner.judge.clean(CASE)
     first, second = finalists(members, 2)
     worst = members[first].best
     assert worst.left == min(result.best.left for result in members.values())
@@ -99,7 +100,7 @@ def test_a_member_that_goes_on_does_not_lose_what_it_was_given(found) -> None:
 def test_training_that_is_flat_ends_early(runner: SuiteRunner) -> None:
     # Without a radius nothing helps.
     nothing = CASE._replace(radius=0.0)
-    result = runner.run_member(nothing, FIT, clean=runner.clean_return(nothing))
+    result = runner.run_member(nothing, FIT, clean=runner.judge.clean(nothing))
     assert len(result.effort) == MIN_UPDATES < FIT.updates
 
 
@@ -128,11 +129,11 @@ def test_sides(runner: SuiteRunner, found) -> None:
     best = members["fit"].best
     # This policy hardly adapts: what happens to its support data does not matter.
     left = {
-        side: runner.judge_validation(CASE._replace(side=side), "fit", [best.params]).mean()
+        side: runner.judge.validation(CASE._replace(side=side), "fit", [best.params]).mean()
         for side in ("both", "query", "support")
     }
     assert left["both"] == pytest.approx(left["query"], rel=1e-3)
-    assert left["support"] == pytest.approx(runner.clean_return(CASE), rel=1e-3)
+    assert left["support"] == pytest.approx(runner.judge.clean(CASE), rel=1e-3)
 
 
 def test_whoever_breaks_the_budget_has_not_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +152,9 @@ def test_whoever_breaks_the_budget_has_not_attacked(monkeypatch: pytest.MonkeyPa
 
 def test_references_and_the_tasks_of_a_report(runner: SuiteRunner, found) -> None:
     members, _ = found
-    tested = runner.test(CASE, "fit", members["fit"].best.params)
+    tested = runner.judge.test(CASE, "fit", members["fit"].best.params)
     # The origin is all that the blind policy sees: it stays where its own noise takes it.
-    blind, clean = runner.test(CASE, BLIND), runner.test(CASE, CLEAN)
+    blind, clean = runner.judge.test(CASE, BLIND), runner.judge.test(CASE, CLEAN)
     assert tested.mean() < blind.mean() < clean.mean()
     keys = keys_of(CASE)
     assert not np.array_equal(jax.random.key_data(keys.validate), jax.random.key_data(keys.test))

@@ -40,9 +40,10 @@ SCALE = jnp.array([0.5, 2.0, 0.0])
 RADII = jnp.array([0.0, 0.01, 0.1, 0.5, 2.0])
 
 
-def mlp(activation: str, size: float, hidden: tuple[int, ...] = (16, 12)):
+def mlp(activation: str, size: float, hidden: tuple[int, ...] = (16, 12), context_size: int = 0):
     """A policy of three observations, five random parameters, and observations `[5, 10, 3]` for them."""
-    policy = make_policy(3, 2, PolicyConfig(hidden_sizes=hidden, activation=activation))
+    config = PolicyConfig(hidden_sizes=hidden, activation=activation, context_size=context_size)
+    policy = make_policy(3, 2, config)
     params = [random_like(policy.init, seed, size) for seed in range(5)]
     obs = 2 * jax.random.normal(jax.random.key(0), (5, 10, 3))
     return policy, jax.tree.map(lambda *x: jnp.stack(x), *params), obs
@@ -55,10 +56,10 @@ def in_ball(key: jax.Array, norm: str, shape: tuple[int, ...]) -> jax.Array:
     return x / length[..., None] * jnp.where(inward < 0.5, 1.0, inward)[..., None]
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize(("activation", "context_size"), [("tanh", 0), ("relu", 2)])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_no_perturbation_escapes(norm: str, activation: str) -> None:
-    policy, params, obs = mlp(activation, 0.8)
+def test_no_perturbation_escapes(norm: str, activation: str, context_size: int) -> None:
+    policy, params, obs = mlp(activation, 0.8, context_size=context_size)
     threat = make_threat(label="", norm=norm, strength="", knowledge="none")
 
     @jax.jit

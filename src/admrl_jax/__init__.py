@@ -36,6 +36,7 @@ from admrl_jax.envs.adapters import FunctionEnv, from_brax, from_model_file
 from admrl_jax.envs.base import Env, EnvConfig, EnvSpec
 from admrl_jax.envs.registry import ENVS, make_env
 from admrl_jax.evaluation import EvalResult, do_nothing_returns, evaluate
+from admrl_jax.judging import Case
 from admrl_jax.learners.base import Learner, LearnerSpec, LearnerState, LossTerm
 from admrl_jax.learners.maml import inner_loss, surrogate_loss
 from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo
@@ -62,7 +63,7 @@ from admrl_jax.simulators import (
     SimulatorError,
     make_simulator,
 )
-from admrl_jax.suite import Case, SuiteResult, SuiteRunner, attack_suite
+from admrl_jax.suite import SuiteResult, SuiteRunner, attack_suite
 from admrl_jax.suites import SUITES, Member, Suite
 from admrl_jax.training import Setup, TrainState, init_train_state, outer_step
 from admrl_jax.victims import make_victim

@@ -214,7 +214,9 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def check(self, prefix: str) -> None:
-        """Devices divide tasks."""
+        """Devices divide tasks, and what adapts is there."""
+        if self.learners.maml_trpo.adapts == "context" and not self.policy.context_size:
+            raise refusal("policy.context_size", 0, "1 or more where learners.maml_trpo.adapts is context")
         for name, tasks in task_counts(self).items():
             if self.num_devices and tasks % self.num_devices:
                 raise refusal("num_devices", self.num_devices, f"0 or a divisor of {name} ({tasks})")

@@ -15,20 +15,16 @@ import numpy as np
 
 from admrl_jax.attacking import SIDES, AttackerState, AttackerTraining, clean_collector
 from admrl_jax.attacks.base import Attack
-from admrl_jax.attacks.noise import blindfold
-from admrl_jax.attacks.registry import CLEAN, attack_spec, make_attack, make_attack_trainer
-from admrl_jax.attacks.threat import Budget, ThreatModel, Units
+from admrl_jax.attacks.registry import attack_spec, make_attack, make_attack_trainer
+from admrl_jax.attacks.threat import Units
 from admrl_jax.core.lanes import Lanes
-from admrl_jax.core.types import Params, Task
-from admrl_jax.envs.base import raw_units, spread_tasks
-from admrl_jax.evaluation import evaluate
-from admrl_jax.sampling import expose
+from admrl_jax.core.types import Params
+from admrl_jax.envs.base import raw_units
+from admrl_jax.judging import Case, Judge, keys_of, radius_within
 from admrl_jax.stats.checks import FLAT_SHARE, last_third
 from admrl_jax.suites import STANDARD, Member, Suite, check_suite
 from admrl_jax.training import Setup
 
-BLIND = "blind"
-"""Name of the reference that sees the mean observation only."""
 TRANSFERRED, REFINED = "transferred", "refined"
 """Names beside those of members: the best attacker that was found elsewhere, and what became of it."""
 AVERAGE_RATE = 0.3
@@ -37,26 +33,6 @@ MIN_UPDATES = 12
 """Training is not found to be flat before."""
 SMOOTHED = 3
 """Updates over which the return of an attacker's batches is averaged: one batch may be lucky."""
-
-
-class Case(NamedTuple):
-    """One victim at one radius.
-
-    Attributes:
-        meta_params: of the victim.
-        key: of all randomness: cases with one key meet the same tasks and episodes.
-        radius: L2 radius of the budget; attacks of another norm get the radius that stays within it.
-        units: of the budget.
-        inputs: units of clean observations, in which networks read them.
-        side: data under attack, one of `SIDES`.
-    """
-
-    meta_params: Params
-    key: jax.Array
-    radius: float
-    units: Units = Units()
-    inputs: Units = Units()
-    side: str = "both"
 
 
 class Found(NamedTuple):
@@ -123,21 +99,6 @@ def finalists(members: Mapping[str, MemberResult], count: int) -> list[str]:
     return sorted(members, key=lambda name: members[name].best.left)[:count]
 
 
-def radius_within(threat: ThreatModel, radius: float, obs_size: int) -> float | None:
-    """The radius at which an attack stays inside the L2 ball of `radius`; None if none does."""
-    return {"l2": radius, "linf": radius / obs_size**0.5, "none": None}[threat.norm]
-
-
-class Keys(NamedTuple):
-    """Of a case."""
-
-    train: jax.Array
-    rank: jax.Array
-    validate: jax.Array
-    test_tasks: jax.Array
-    test: jax.Array
-
-
 class SuiteRunner:
     """Runs a suite against victims that share a setup; every program is compiled once."""
 
@@ -168,8 +129,7 @@ class SuiteRunner:
             self.attacks[member.name] = trainer.attack
             training = AttackerTraining(trainer, self.setup, lanes=lanes, collect_clean=collector)
             self.trainings[member.name] = training
-        self.attacks |= {CLEAN: make_attack(CLEAN, victim), BLIND: blindfold()}
-        self._programs: dict[str, Callable] = {}
+        self.judge = Judge(suite, self.setup, self.attacks, lanes)
 
     def takes(self, member: Member, case: Case) -> bool:
         """Whether a member can attack in a case."""
@@ -197,7 +157,7 @@ class SuiteRunner:
             on_update: called with a member's name, its updates so far and the return that it leaves.
         """
         results: dict[str, MemberResult] = dict(done or {})
-        clean = self.clean_return(case)
+        clean = self.judge.clean(case)
         for member in self.suite.members:
             if member.name in results or not self.takes(member, case):
                 continue
@@ -231,7 +191,7 @@ class SuiteRunner:
         else:
             tried = self._train(case, member, seeds, clean, on_update)
             candidates, starts, effort, env_steps = tried
-        scores = self.judge_validation(case, member.name, [params for _, params in candidates])
+        scores = self.judge.validation(case, member.name, [params for _, params in candidates])
         means = scores.mean(axis=(1, 2))
         best = int(np.argmin(means))
         found = Found(member.name, candidates[best][0], jax.device_get(candidates[best][1]), scores[best])
@@ -242,83 +202,9 @@ class SuiteRunner:
         judged = {}
         for member in dict.fromkeys(found.member for found in others):
             mine = [number for number, found in enumerate(others) if found.member == member]
-            scores = self.judge_validation(case, member, [others[number].params for number in mine])
+            scores = self.judge.validation(case, member, [others[number].params for number in mine])
             judged |= dict(zip(mine, scores, strict=True))
         return [found._replace(validation=judged[number]) for number, found in enumerate(others)]
-
-    def clean_return(self, case: Case) -> float:
-        """Mean return without attack on the validation tasks."""
-        return float(np.mean(self.judge_validation(case._replace(radius=0.0), CLEAN, [()])))
-
-    def judge_validation(self, case: Case, member: str, candidates: Sequence[Params]) -> np.ndarray:
-        """Returns `[C, N, K]` that attackers of one member leave on the validation tasks."""
-        keys = keys_of(case)
-        tasks = spread_tasks(self.setup.env, keys.rank, self.suite.validation_tasks)
-        return self.judge(case, member, candidates, tasks, keys.validate)
-
-    def judge_final(self, case: Case, found: Found) -> np.ndarray:
-        """Returns `[N, K]` that an attacker leaves on the final tasks."""
-        keys = keys_of(case)
-        tasks = spread_tasks(self.setup.env, jax.random.fold_in(keys.rank, 1), self.suite.final_tasks)
-        key = jax.random.fold_in(keys.validate, 1)
-        return self.judge(case, found.member, [found.params], tasks, key)[0]
-
-    def rank(self, case: Case, member: str, candidates: Sequence[Params]) -> np.ndarray:
-        """Mean returns `[C]` on few tasks."""
-        keys = keys_of(case)
-        tasks = spread_tasks(self.setup.env, keys.rank, self.suite.rank_tasks)
-        return self.judge(case, member, candidates, tasks, keys.rank).mean(axis=(1, 2))
-
-    def test_tasks(self, case: Case) -> Task:
-        """Tasks that nothing was chosen on, leading axis `N`."""
-        keys = jax.random.split(keys_of(case).test_tasks, self.suite.test_tasks)
-        return jax.vmap(self.setup.env.sample_task)(keys)
-
-    def test(self, case: Case, member: str = CLEAN, params: Params = ()) -> np.ndarray:
-        """Returns `[N, K]` on the test tasks, without attack by default.
-
-        Args:
-            case: the victim and the budget.
-            member: of the suite, `CLEAN`, or `BLIND` for a policy that only sees the mean observation.
-            params: of its attack.
-        """
-        if member == BLIND:
-            params = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.setup.env.obs_size,)), case.inputs)
-        return self.judge(case, member, [params], self.test_tasks(case), keys_of(case).test)[0]
-
-    def judge(
-        self, case: Case, member: str, candidates: Sequence[Params], tasks: Task, key: jax.Array
-    ) -> np.ndarray:
-        """Query returns `[C, N, K]` that attackers of one member leave, on the same tasks and episodes."""
-        if member not in self._programs:
-            self._programs[member] = self.lanes.compile(self._judge_one(member))
-        count, together = jax.tree.leaves(tasks)[0].shape[0], self.suite.tasks_together
-        blocks, num = count // together, len(candidates)
-        tasks = jax.tree.map(lambda x: x.reshape(blocks, together, *x.shape[1:]), tasks)
-        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(blocks))
-        # Every candidate meets every block; blocks of one candidate are neighbours.
-        stacked = jax.tree.map(lambda *x: jnp.repeat(jnp.stack(x), blocks, axis=0), *candidates)
-        tasks, keys = jax.tree.map(lambda x: jnp.concatenate([x] * num), (tasks, keys))
-        shared = (case.meta_params, self._radius(member, case), case.units, SIDES[case.side])
-        returns = np.asarray(self._programs[member]((stacked, tasks, keys), shared))
-        return returns.reshape(num, count, returns.shape[-1])
-
-    def _radius(self, member: str, case: Case) -> float:
-        within = radius_within(self.attacks[member].threat, case.radius, self.setup.env.obs_size)
-        return 0.0 if within is None else within
-
-    def _judge_one(self, member: str) -> Callable[[Any, Any], jax.Array]:
-        setup, attack = self.setup, self.attacks[member]
-
-        def judge(mine: tuple, shared: tuple) -> jax.Array:
-            (params, tasks, key), (meta_params, radius, units, sides) = mine, shared
-            support, query = (Budget(radius * side, units) for side in sides)
-            exposure = expose(attack, params, support, query, num_tasks=self.suite.tasks_together)
-            result = evaluate(meta_params, key, tasks, exposure, setup=setup)
-            # Whoever breaks the budget has not attacked.
-            return jnp.where(result.budget_excess > 0, jnp.inf, result.returns[:, -1])
-
-        return judge
 
     def _train(
         self,
@@ -334,7 +220,7 @@ class SuiteRunner:
         first = [params for _, params in seeds[: member.starts]]
         states = training.start(
             key,
-            [self._radius(member.name, case)] * member.starts,
+            [self.judge.radius(member.name, case)] * member.starts,
             units=case.units,
             inputs=case.inputs,
             sides=SIDES[case.side],
@@ -348,7 +234,7 @@ class SuiteRunner:
             batches.append(metrics["train/post_return"])
             taken += member.starts
         if member.trial_updates and member.starts > member.kept:
-            starts = self.rank(case, member.name, self._params(training, states))
+            starts = self.judge.rank(case, member.name, self._params(training, states))
             chosen = np.argsort(starts)[: member.kept]
             states = jax.tree.map(lambda x: x[chosen], states)
             origins = [origins[number] for number in chosen]
@@ -361,7 +247,7 @@ class SuiteRunner:
             left, params = metrics["train/post_return"], self._params(training, states)
             average = [_between(old, new) for old, new in zip(average, params, strict=True)]
             if training.trainer.is_offline:
-                left = self.rank(case, member.name, params)
+                left = self.judge.rank(case, member.name, params)
                 best = [params[i] if left[i] < least[i] else best[i] for i in range(len(best))]
                 least = np.minimum(least, left)
             else:
@@ -391,11 +277,6 @@ class SuiteRunner:
 def _between(average: Params, newest: Params) -> Params:
     """A running mean over the last few updates."""
     return jax.tree.map(lambda old, new: old + AVERAGE_RATE * (new - old), average, newest)
-
-
-def keys_of(case: Case) -> Keys:
-    """The keys of a case; the first three choose attackers, the last two report them."""
-    return Keys(*jax.random.split(case.key, len(Keys._fields)))
 
 
 def _unstack(tree: Any, count: int) -> list[Any]:
@@ -434,8 +315,8 @@ def attack_suite(
     case = Case(meta_params, key, radius, raw_units(setup.env) if units is None else units, inputs, side)
     members = runner.run(case)
     best = {name: members[name].best for name in finalists(members, suite.finalists)}
-    finals = {name: runner.judge_final(case, found) for name, found in best.items()}
+    finals = {name: runner.judge.final(case, found.member, found.params) for name, found in best.items()}
     worst = min(finals, key=lambda name: float(finals[name].mean()))
-    attacked = runner.test(case, best[worst].member, best[worst].params)
-    tasks = jax.tree.map(np.asarray, runner.test_tasks(case))
-    return SuiteResult(members, finals, worst, runner.test(case), attacked, tasks)
+    attacked = runner.judge.test(case, best[worst].member, best[worst].params)
+    tasks = jax.tree.map(np.asarray, runner.judge.test_tasks(case))
+    return SuiteResult(members, finals, worst, runner.judge.test(case), attacked, tasks)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from admrl_jax.core.gaussian import Gaussian
-from admrl_jax.core.settings import POSITIVE, SIZES, check_order, one_of
+from admrl_jax.core.settings import COUNT_OR_ZERO, POSITIVE, SIZES, check_order, one_of
 from admrl_jax.core.types import Params
 
 
@@ -46,13 +46,13 @@ class Policy(NamedTuple):
     Attributes:
         init: `(key) -> Params`.
         apply: `(params, obs [..., O]) -> Gaussian`, mean `[..., A]`.
-        head: `(params) -> pytree` like the parameters, 1 for those that come after the last hidden layer,
-            else 0; by default all are 1.
+        part: `(params, name) -> pytree` like the parameters, 1 for those of a part that `PARTS` names, else
+            0; by default the policy is all one part.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[[Params, jax.Array], Gaussian]
-    head: Callable[[Params], Params] = lambda params: jax.tree.map(lambda x: 1.0, params)
+    part: Callable[[Params, str], Params] = lambda params, name: jax.tree.map(lambda x: 1.0, params)
 
 
 class Network(NamedTuple):
@@ -84,6 +84,10 @@ STD_FLOORS = ("smooth", "hard")
 """How a policy's standard deviation is kept above `min_std`; see `make_policy`."""
 
 
+PARTS = ("all", "head", "context")
+"""Parts of a policy: all of it; what comes after the last hidden layer; the context, see `PolicyConfig`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     """Gaussian MLP policy."""
@@ -99,6 +103,9 @@ class PolicyConfig:
     std_floor: Annotated[str, one_of(*STD_FLOORS)] = "smooth"
     """smooth: the deviation nears the floor and can always come back. hard: cut off at the floor, as in
     common MAML code; below it nothing can raise the deviation again."""
+    context_size: Annotated[int, COUNT_OR_ZERO] = 0
+    """Inputs beside the observation that are parameters and start at 0, for a learner that adapts nothing
+    else (CAVIA, Zintgraf et al. 2019)."""
 
     def check(self, prefix: str) -> None:
         """A smooth floor is never reached, so the deviation must start above it."""
@@ -125,26 +132,32 @@ def make_policy(obs_size: int, action_size: int, config: PolicyConfig | None = N
 
     def init(key: jax.Array) -> Params:
         first = math.log(math.expm1(start - floor)) if is_smooth else start
-        return {
-            "mean": mlp.init(key, jnp.zeros((obs_size,))),
+        params = {
+            "mean": mlp.init(key, jnp.zeros((obs_size + config.context_size,))),
             "log_std": jnp.full((action_size,), first, float),
         }
+        return params | ({"context": jnp.zeros(config.context_size)} if config.context_size else {})
 
     def apply(params: Params, obs: jax.Array) -> Gaussian:
+        if config.context_size:
+            context = jnp.broadcast_to(params["context"], (*obs.shape[:-1], config.context_size))
+            obs = jnp.concatenate([obs, context], axis=-1)
         mean = mlp.apply(params["mean"], obs)
         assert isinstance(mean, jax.Array)
         raw = params["log_std"]
         return Gaussian(mean, floor + jax.nn.softplus(raw) if is_smooth else jnp.maximum(raw, floor))
 
-    def head(params: Params) -> Params:
+    def part(params: Params, name: str) -> Params:
         last = f"Dense_{len(config.hidden_sizes)}"
-        layers = {name: float(name == last) for name in params["mean"]["params"]}
-        mean = {
-            name: jax.tree.map(lambda x, m=layers[name]: m, x) for name, x in params["mean"]["params"].items()
-        }
-        return {"mean": {"params": mean}, "log_std": 1.0}
 
-    return Policy(init, apply, head)
+        def belongs(path: tuple, _: jax.Array) -> float:
+            keys = [entry.key for entry in path]
+            is_in = {"all": True, "head": last in keys or "log_std" in keys, "context": "context" in keys}
+            return float(is_in[name])
+
+        return jax.tree.map_with_path(belongs, params)
+
+    return Policy(init, apply, part)
 
 
 def make_network(

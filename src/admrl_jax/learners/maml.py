@@ -43,7 +43,7 @@ def adapt_step(
     inner_lr: float | jax.Array,
     first_order: bool = False,
     max_length: float = 0.0,
-    head_only: bool = False,
+    adapts: str = "all",
 ) -> Params:
     """One gradient step of adaptation on one batch, fields `[K, H, ...]` (Eq. 4).
 
@@ -54,11 +54,11 @@ def adapt_step(
         inner_lr: step size.
         first_order: drop the derivative of the gradient.
         max_length: a longer step, in the L2 norm of all parameters, is shortened to that; 0 shortens none.
-        head_only: only what `policy.head` says moves.
+        adapts: the part of the policy that moves, one of `PARTS`.
     """
     gradient = jax.grad(inner_loss)(params, experience, policy=policy)
-    if head_only:
-        gradient = jax.tree.map(lambda g, moves: g * moves, gradient, policy.head(gradient))
+    if adapts != "all":
+        gradient = jax.tree.map(lambda g, moves: g * moves, gradient, policy.part(gradient, adapts))
     if first_order:
         gradient = jax.lax.stop_gradient(gradient)
     if is_on(max_length):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
-from admrl_jax.core.networks import Policy
-from admrl_jax.core.settings import NOT_NEGATIVE, STEP_SIZE
+from admrl_jax.core.networks import PARTS, Policy
+from admrl_jax.core.settings import NOT_NEGATIVE, STEP_SIZE, one_of
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, flatten_steps
 from admrl_jax.learners.base import Learner, LearnerSpec, LearnerState, LossTerm
@@ -27,8 +27,9 @@ class MAMLTRPOConfig:
     """Drop the derivative of the inner gradient."""
     max_length: Annotated[float, NOT_NEGATIVE] = 0.0
     """Longest step of adaptation, in the L2 norm of all parameters; 0 sets no limit."""
-    head_only: bool = False
-    """Only the last layer adapts, and the standard deviation."""
+    adapts: Annotated[str, one_of(*PARTS)] = "all"
+    """What adaptation moves. all: every parameter. head: the last layer and the standard deviation. context:
+    the inputs of `policy.context_size`, which leaves whoever attacks the support data little to turn."""
     trpo: TRPOConfig = field(default_factory=TRPOConfig)
 
 
@@ -44,7 +45,7 @@ def make_maml_trpo(policy: Policy, config: MAMLTRPOConfig | None = None) -> Lear
             inner_lr=config.inner_lr,
             first_order=config.first_order,
             max_length=config.max_length,
-            head_only=config.head_only,
+            adapts=config.adapts,
         )
 
     def update(

@@ -24,6 +24,7 @@ from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.types import Params
 from admrl_jax.envs.base import attackable_only, raw_units
 from admrl_jax.evaluation import do_nothing_returns
+from admrl_jax.judging import BLIND, Case
 from admrl_jax.methods import METHODS
 from admrl_jax.protocol.attack_cell import CellFile
 from admrl_jax.protocol.attack_plan import AttackPlan, Cell, cells_of, claim
@@ -33,7 +34,7 @@ from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted, StopRequest
 from admrl_jax.runs.versions import versions
 from admrl_jax.stats.checks import LEARNED, NOISE, TRANSFER, UNTRAINED
-from admrl_jax.suite import BLIND, REFINED, TRANSFERRED, Case, Found, MemberResult, SuiteRunner, finalists
+from admrl_jax.suite import REFINED, TRANSFERRED, Found, MemberResult, SuiteRunner, finalists
 from admrl_jax.suites import SUITES, Member, Suite
 from admrl_jax.training import Setup
 from admrl_jax.truth.planner import planner_for
@@ -209,7 +210,7 @@ class AttackRun:
         if best.left < own and member is not None and REFINED not in file.results:
             same = [judged[i] for i in np.argsort(lefts) if judged[i].member == best.member]
             given = [(found.origin, found.params) for found in same[: member.starts]]
-            clean = runner.clean_return(case)
+            clean = runner.judge.clean(case)
             refined = runner.run_member(case, member, given, clean=clean)
             file.add(REFINED, refined, time.perf_counter() - began - seconds)
         file.add(TRANSFERRED, result, seconds)
@@ -241,7 +242,8 @@ class AttackRun:
         case = victims.case(self.plan, cell)
         for entry in finalists(file.results, self.suite.finalists):
             if entry not in file.finals:
-                file.add_final(entry, victims.runner.judge_final(case, file.results[entry].best))
+                found = file.results[entry].best
+                file.add_final(entry, victims.runner.judge.final(case, found.member, found.params))
                 self._check_stop()
 
     def _test(self, cell: Cell) -> None:
@@ -254,7 +256,7 @@ class AttackRun:
             wanted[entry] = (best.member, best.params)
         for name, (member, params) in wanted.items():
             if name not in file.tests:
-                file.add_test(name, runner.test(case, member, params))
+                file.add_test(name, runner.judge.test(case, member, params))
                 self._check_stop()
         planner = planner_for(runner.setup.env) if self.plan.side == "query" else None
         if planner is not None and "truth" not in file.tests:
@@ -265,7 +267,7 @@ class AttackRun:
         """Everything that the report says, of the finished cells."""
         first = self.victims[self.plan.methods[0]]
         runner, case = first.runner, first.case(self.plan, self.cells[0])
-        tasks = runner.test_tasks(case)
+        tasks = runner.judge.test_tasks(case)
         floor = do_nothing_returns(
             case.key, tasks, env=runner.setup.env, num_trajectories=runner.setup.sampling.num_trajectories
         )
@@ -309,7 +311,7 @@ class AttackRun:
 
 def planned_test(planner: Any, runner: SuiteRunner, case: Case) -> np.ndarray:
     """Returns `[N, K]` on the test tasks under the planned attack of every adapted policy."""
-    tasks = runner.test_tasks(case)
+    tasks = runner.judge.test_tasks(case)
     budget = Budget(jnp.asarray(case.radius, float), case.units)
     return np.asarray(planner(case.meta_params, jax.random.fold_in(case.key, 1), tasks, budget, runner.setup))
 

@@ -13,11 +13,12 @@ from admrl_jax.attacks.threat import Budget
 from admrl_jax.core.networks import Policy
 from admrl_jax.core.types import Params, Task, Trajectory
 from admrl_jax.envs.physics import PhysicsEnv
+from admrl_jax.judging import Case
 from admrl_jax.protocol.attack_run import AttackRun
 from admrl_jax.report.style import own_style
 from admrl_jax.sampling import collect_meta_batch, expose, rollout
 from admrl_jax.simulators import SimState
-from admrl_jax.suite import Case, SuiteRunner
+from admrl_jax.suite import SuiteRunner
 
 FILM = "episode.gif"
 
@@ -59,7 +60,7 @@ def film_section(run: AttackRun) -> Iterator[str]:
 def film_episode(runner: SuiteRunner, case: Case, attack: Attack, params: Params) -> tuple[np.ndarray, float]:
     """`(qpos [H, Q], return)` of the first test task, adapted and run at the case's radius."""
     setup = runner.setup
-    tasks = jax.tree.map(lambda x: x[:1], runner.test_tasks(case))
+    tasks = jax.tree.map(lambda x: x[:1], runner.judge.test_tasks(case))
     budget = Budget(jnp.asarray(case.radius, float), case.units)
     batch = jax.jit(
         lambda meta_params, tasks: (

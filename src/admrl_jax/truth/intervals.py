@@ -150,8 +150,14 @@ def affine_bounds(
 
 
 def _layers(params: Params) -> list[dict[str, jax.Array]]:
-    layers = params["mean"]["params"]
-    return [layers[f"Dense_{number}"] for number in range(len(layers))]
+    named = params["mean"]["params"]
+    layers = [named[f"Dense_{number}"] for number in range(len(named))]
+    if "context" in params:
+        # No attack reaches it: it moves what the first layer adds.
+        size = params["context"].shape[0]
+        kernel, bias = layers[0]["kernel"][:-size], layers[0]["bias"]
+        layers[0] = {"kernel": kernel, "bias": bias + params["context"] @ layers[0]["kernel"][-size:]}
+    return layers
 
 
 def _slack(layer: dict[str, jax.Array], largest: jax.Array, rounding: float) -> jax.Array:
