@@ -17,6 +17,7 @@ from helpers import (
 )
 from jax.flatten_util import ravel_pytree
 
+from admrl_jax.attacks.base import Victim
 from admrl_jax.core import gaussian
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Params, flatten_steps
@@ -27,6 +28,7 @@ from admrl_jax.learners.promp import ProMPConfig, make_promp
 from admrl_jax.learners.trpo import TRPOConfig, linearise
 
 POLICY = tiny_policy(hidden=(3,))
+VICTIM = Victim(POLICY, 2, 2)
 KEY = jax.random.key(7)
 LEARNERS: dict[str, Callable[[], Learner]] = {
     "maml_trpo": lambda: make_maml_trpo(
@@ -84,7 +86,7 @@ def smoothness(learner: Learner, params: Params, batch: MetaBatch, shifts: tuple
 def test_gradient_of_the_smoothness_term_through_the_adaptation(x64: None) -> None:
     learner = LEARNERS["maml_trpo"]()
     batch = jax.jit(lambda: meta_batch(learner))()
-    term = smooth_term(POLICY, SmoothConfig(query_weight=3.0, support_weight=2.0, radius=0.5))
+    term = smooth_term(VICTIM, SmoothConfig(query_weight=3.0, support_weight=2.0, radius=0.5))
     state = learner_state(learner)
     flat, unravel = ravel_pytree(start())
 
@@ -120,7 +122,7 @@ def test_weights_of_zero_change_nothing_and_large_ones_smooth(name: str, x64: No
     @functools.partial(jax.jit, static_argnames="block")
     def update(weight: jax.Array, block: int = 0):
         config = SmoothConfig(query_weight=weight, support_weight=weight, radius=0.5)
-        return learner.update(state, KEY, batch, loss_term=smooth_term(POLICY, config), axis=TaskAxis(block))
+        return learner.update(state, KEY, batch, loss_term=smooth_term(VICTIM, config), axis=TaskAxis(block))
 
     plain, _ = jax.jit(lambda: learner.update(state, KEY, batch))()
     zero, _ = update(0.0)
@@ -133,7 +135,7 @@ def test_weights_of_zero_change_nothing_and_large_ones_smooth(name: str, x64: No
 
     @jax.jit
     def measure(params: Params) -> jax.Array:
-        term = smooth_term(POLICY, SmoothConfig(radius=0.5))
+        term = smooth_term(VICTIM, SmoothConfig(radius=0.5))
         shifts = outer_objective(learner, POLICY, state, KEY, batch, term, TaskAxis())[0][3]
         return smoothness(learner, params, batch, shifts)
 
@@ -145,7 +147,7 @@ def test_weights_of_zero_change_nothing_and_large_ones_smooth(name: str, x64: No
 def test_the_term_depends_on_true_observations_and_on_its_key(x64: None) -> None:
     learner = LEARNERS["maml_trpo"]()
     batch = jax.jit(lambda: meta_batch(learner))()
-    term = smooth_term(POLICY, SmoothConfig(radius=0.5))
+    term = smooth_term(VICTIM, SmoothConfig(radius=0.5))
 
     @jax.jit
     def shifts(key: jax.Array, query: Experience) -> tuple[Shifted, Shifted]:
@@ -176,9 +178,16 @@ def test_shifts_are_as_long_as_the_ball_allows_and_worse_than_random_ones() -> N
     found = {}
     for steps in (1, 3):
         config = SmoothConfig(radius=0.3, ascent_steps=steps)
-        shift = jax.jit(lambda config=config: worst_shift(POLICY, params, KEY, obs, config))()
+        shift = jax.jit(lambda config=config: worst_shift(VICTIM, params, KEY, obs, config))()
         assert np.linalg.norm(shift, axis=-1).max() <= 0.3 * (1 + 1e-5)
         found[steps] = divergence(shift)
     random = jax.random.normal(jax.random.key(2), obs.shape)
     random = 0.3 * random / jnp.linalg.norm(random, axis=-1, keepdims=True)
     assert found[3] > found[1] > 1.2 * divergence(random)
+
+
+def test_nothing_is_shifted_that_no_attack_can_move() -> None:
+    obs, half = jax.random.normal(jax.random.key(1), (20, 2)), VICTIM._replace(attackable=(1.0, 0.0))
+    shift = worst_shift(half, random_like(POLICY.init, 0), KEY, obs, SmoothConfig(radius=0.3))
+    np.testing.assert_allclose(jnp.abs(shift[:, 0]), 0.3, rtol=1e-5)
+    np.testing.assert_array_equal(shift[:, 1], 0)

@@ -38,6 +38,7 @@ def make_victim(env: Env, policy: Policy, learner: Learner | None = None) -> Vic
         action_limit=getattr(env, "action_limit", math.inf),
         adapt_step=learner.adapt_step if learner else None,
         name=learner.name if learner else "",
+        attackable=tuple(getattr(env, "attackable", ())),
     )
 
 

@@ -104,6 +104,7 @@ class Victim(NamedTuple):
         adapt_step: `(meta_params, policy_params, experience) -> policy_params` of its learner; None where it
             does not adapt.
         name: of the learner, which tells compiled programs apart.
+        attackable: `[obs_size]` 0 for what no attack can move, else 1; empty where all can be moved.
     """
 
     policy: Policy
@@ -114,6 +115,7 @@ class Victim(NamedTuple):
     action_limit: float = math.inf
     adapt_step: Callable[[Params, Params, Experience], Params] | None = None
     name: str = ""
+    attackable: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

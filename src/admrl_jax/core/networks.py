@@ -105,7 +105,7 @@ class PolicyConfig:
     common MAML code; below it nothing can raise the deviation again."""
     context_size: Annotated[int, COUNT_OR_ZERO] = 0
     """Inputs beside the observation that are parameters and start at 0, for a learner that adapts nothing
-    else (CAVIA, Zintgraf et al. 2019)."""
+    else (CAVIA, Zintgraf et al. 2019). They are read through tanh: no data push them beyond 1."""
 
     def check(self, prefix: str) -> None:
         """A smooth floor is never reached, so the deviation must start above it."""
@@ -140,7 +140,8 @@ def make_policy(obs_size: int, action_size: int, config: PolicyConfig | None = N
 
     def apply(params: Params, obs: jax.Array) -> Gaussian:
         if config.context_size:
-            context = jnp.broadcast_to(params["context"], (*obs.shape[:-1], config.context_size))
+            context = tanh(params["context"])
+            context = jnp.broadcast_to(context, (*obs.shape[:-1], config.context_size))
             obs = jnp.concatenate([obs, context], axis=-1)
         mean = mlp.apply(params["mean"], obs)
         assert isinstance(mean, jax.Array)

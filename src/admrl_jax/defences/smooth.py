@@ -10,7 +10,6 @@ from admrl_jax.attacks.base import Victim
 from admrl_jax.attacks.threat import project_l2
 from admrl_jax.core import gaussian
 from admrl_jax.core.linalg import safe_norm
-from admrl_jax.core.networks import Policy
 from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, REPEATS
 from admrl_jax.core.types import Experience, Params, flatten_steps
 from admrl_jax.defences.base import Defence, DefenceSpec
@@ -27,7 +26,7 @@ class SmoothConfig:
     support_weight: Annotated[float, NOT_NEGATIVE] = 0.1
     """Weight of KL(initial policy at x, at x + d) on support data."""
     radius: Annotated[float, POSITIVE] = 0.2
-    """L2 bound of d, in raw observation units."""
+    """L2 bound of d, in raw observation units, over what an attack can move."""
     ascent_steps: Annotated[int, REPEATS] = 1
     """Gradient steps that look for the worst d."""
 
@@ -41,15 +40,17 @@ class Shifted(NamedTuple):
 
 
 def worst_shift(
-    policy: Policy, params: Params, key: jax.Array, obs: jax.Array, config: SmoothConfig
+    victim: Victim, params: Params, key: jax.Array, obs: jax.Array, config: SmoothConfig
 ) -> jax.Array:
     """Shifts `[M, O]` that raise the KL divergence at `obs` `[M, O]`: gradient steps, random start."""
+    policy, can_move = victim.policy, jnp.asarray(victim.attackable or 1.0, obs.dtype)
     here = policy.apply(params, obs)
 
     def divergence(shift: jax.Array) -> jax.Array:
         return jnp.sum(gaussian.kl(here, policy.apply(params, obs + shift)))
 
     def to_length(x: jax.Array) -> jax.Array:
+        x = x * can_move
         length = safe_norm(x)[..., None]
         return config.radius * x / jnp.where(length > 0, length, 1.0)
 
@@ -60,17 +61,18 @@ def worst_shift(
     return jax.lax.fori_loop(0, config.ascent_steps, ascend, start)
 
 
-def smooth_term(policy: Policy, config: SmoothConfig) -> LossTerm:
+def smooth_term(victim: Victim, config: SmoothConfig) -> LossTerm:
     """`kappa_q E max_d KL(pi'(x) || pi'(x + d)) + kappa_s E max_d KL(pi(x) || pi(x + d))`.
 
     pi' is the adapted policy on query data, pi the initial one on support data (Zhang et al. 2020,
     "SA-MDP", carried over to meta-learning).
     """
+    policy = victim.policy
 
     def shift(params: Params, key: jax.Array, experience: Experience) -> Shifted:
         taken = flatten_steps(experience).trajectory
         weight = taken.mask / jnp.maximum(jnp.sum(taken.mask), 1.0)
-        return Shifted(taken.obs, worst_shift(policy, params, key, taken.obs, config), weight)
+        return Shifted(taken.obs, worst_shift(victim, params, key, taken.obs, config), weight)
 
     def prepare(
         key: jax.Array, initial: Params, adapted: Params, support: Experience, query: Experience
@@ -96,7 +98,7 @@ def smooth_term(policy: Policy, config: SmoothConfig) -> LossTerm:
 def smooth_defence(config: SmoothConfig, victim: Victim) -> Defence:
     """Clean training with the regulariser."""
     clean = no_defence()
-    return clean._replace(name=f"smooth {config}", loss_term=smooth_term(victim.policy, config))
+    return clean._replace(name=f"smooth {config}", loss_term=smooth_term(victim, config))
 
 
 SPEC = DefenceSpec("smooth", "smoothness regulariser", SmoothConfig, smooth_defence)

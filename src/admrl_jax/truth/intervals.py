@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from admrl_jax.attacks.threat import Budget
-from admrl_jax.core.networks import ACTIVATIONS
+from admrl_jax.core.networks import ACTIVATIONS, tanh
 from admrl_jax.core.types import Params
 
 FLOAT32 = 2.0**-23
@@ -156,7 +156,7 @@ def _layers(params: Params) -> list[dict[str, jax.Array]]:
         # No attack reaches it: it moves what the first layer adds.
         size = params["context"].shape[0]
         kernel, bias = layers[0]["kernel"][:-size], layers[0]["bias"]
-        layers[0] = {"kernel": kernel, "bias": bias + params["context"] @ layers[0]["kernel"][-size:]}
+        layers[0] = {"kernel": kernel, "bias": bias + tanh(params["context"]) @ layers[0]["kernel"][-size:]}
     return layers
 
 
