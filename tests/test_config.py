@@ -633,6 +633,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "population",
         {
             "defences.population.all_radii": True,
+            "defences.population.noise_share": 1,
             "defences.population.ramp_steps": 1_000_000,
             "defences.population.renew_every": 1,
             "defences.population.num_generators": 1,

@@ -71,7 +71,7 @@ def test_every_attacked_task_has_its_generator_and_they_change_places() -> None:
         assert exposure.per_task
         np.testing.assert_allclose(exposure.query.radius, [0.4] * 4 + [0.0] * 4)
         for leaf, all_of_them in zip(
-            jax.tree.leaves(exposure.params.network), jax.tree.leaves(members), strict=True
+            jax.tree.leaves(exposure.params.generator.network), jax.tree.leaves(members), strict=True
         ):
             np.testing.assert_array_equal(leaf, all_of_them[(np.arange(8) + step) % 3])
 
@@ -87,13 +87,29 @@ def test_radii_are_dealt_out_and_ramped() -> None:
     assert np.all(first != second)
 
 
+def test_some_attacked_tasks_meet_noise_of_the_same_size() -> None:
+    defence = make(noise_share=0.5)
+    state = init_train_state(jax.random.key(0), SETUP, defence)
+    exposure = defence.expose(state.opponent, jnp.int32(0), UNITS, 8)
+    np.testing.assert_array_equal(exposure.params.is_noise[:4], [False, False, True, True])
+    batch, metrics = jax.jit(functools.partial(collect_step, setup=SETUP, defence=defence))(state)
+    taken = batch.query.trajectory
+    moved = taken.perturbed_obs - taken.obs
+    np.testing.assert_allclose(np.linalg.norm(moved[2:4], axis=-1), 0.4, rtol=1e-4)
+    # A generator's shifts of neighbouring steps agree, noise does not.
+    directions = moved[:4] / np.linalg.norm(moved[:4], axis=-1, keepdims=True)
+    agree = (directions[:, :, 1:] * directions[:, :, :-1]).sum(axis=-1).mean(axis=(1, 2))
+    assert agree[:2].min() > 0.8 > 0.6 > np.abs(agree[2:]).max()
+    assert metrics["attack/budget_excess"] == 0
+
+
 def test_devices_together_hold_what_one_holds() -> None:
     defence, devices = make(), Devices(4)
     state = defence.init(jax.random.key(0), UNITS)
 
     def exposed(step: jax.Array, axis: TaskAxis):
         exposure = defence.expose(state, step, UNITS, 8, axis)
-        return exposure.query.radius, exposure.params.network
+        return exposure.query.radius, exposure.params
 
     spread = devices.spread(
         functools.partial(exposed, axis=devices.axis), PartitionSpec(), PartitionSpec(TASKS)

@@ -11,11 +11,12 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.base import Attack, Memory, Scene, Victim
 from admrl_jax.attacks.learned.counter_action import CounterActionConfig, make_counter_action
 from admrl_jax.attacks.learned.trainer import AttackTrainer
+from admrl_jax.attacks.noise import l2_noise
 from admrl_jax.attacks.threat import Budget, Units
-from admrl_jax.core.settings import POSITIVE, SHARE, STEPS_OR_ZERO, whole_from
+from admrl_jax.core.settings import POSITIVE, SHARE, STEPS_OR_ZERO, UNIT, whole_from
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params, where_tree
 from admrl_jax.defences.base import Defence, DefenceSpec, ramp
@@ -34,6 +35,8 @@ class PopulationConfig:
     """Steps over which the radius grows to its full size; 0 starts with all of it."""
     task_share: Annotated[float, SHARE] = 0.7
     """Share of a meta-batch's tasks that are attacked; the others are clean."""
+    noise_share: Annotated[float, UNIT] = 0.0
+    """Share of the attacked tasks that meet noise of the same L2 size instead of a generator."""
     num_generators: Annotated[int, whole_from(1, 100)] = 4
     """The attacked tasks are dealt out among them."""
     renew_every: Annotated[int, STEPS_OR_ZERO] = 0
@@ -52,6 +55,34 @@ class PopulationConfig:
         )
     )
     """How each is fitted, after every outer step, to the meta-batch of all."""
+
+
+class MixedParams(NamedTuple):
+    """What one task meets.
+
+    Attributes:
+        generator: of the attack that is trained.
+        is_noise: `[]` whether it meets noise instead.
+    """
+
+    generator: Params
+    is_noise: jax.Array
+
+
+def mix_with_noise(attack: Attack) -> Attack:
+    """An attack, or noise of the same L2 size where `MixedParams` say so."""
+    noise = l2_noise()
+
+    def perturb(
+        params: MixedParams, memory: Memory, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget
+    ) -> tuple[jax.Array, Memory]:
+        seen, memory = attack.perturb(params.generator, memory, key, obs, scene, budget)
+        noisy, _ = noise.perturb((), (), key, obs, scene, budget)
+        return jnp.where(params.is_noise, noisy, seen), memory
+
+    return attack._replace(
+        init=lambda key: MixedParams(attack.init(key), jnp.zeros((), bool)), perturb=perturb
+    )
 
 
 class PopulationState(NamedTuple):
@@ -75,7 +106,7 @@ def train_against_population(trainer: AttackTrainer, config: PopulationConfig) -
         trainer: of the attack.
         config: how many there are, and what they may do.
     """
-    count = config.num_generators
+    count, attack = config.num_generators, mix_with_noise(trainer.attack)
 
     def init(key: jax.Array, inputs: Units) -> PopulationState:
         members = jax.vmap(lambda key: trainer.init(key, inputs))(jax.random.split(key, count))
@@ -91,8 +122,10 @@ def train_against_population(trainer: AttackTrainer, config: PopulationConfig) -
         level = ((place * 7 + step) % num_attacked + 1) / num_attacked if config.all_radii else 1.0
         budget = Budget(jnp.where(place < num_attacked, full * level, 0.0), units)
         mine = (place + step) % count
-        params = jax.tree.map(lambda x: x[mine], jax.vmap(trainer.params)(state.members))
-        return Exposure(trainer.attack, params, budget, budget, per_task=True)
+        generators = jax.tree.map(lambda x: x[mine], jax.vmap(trainer.params)(state.members))
+        # Those next to the clean ones: generators keep the order in which they are dealt out.
+        is_noise = place >= jnp.round(num_attacked * (1 - config.noise_share))
+        return Exposure(attack, MixedParams(generators, is_noise), budget, budget, per_task=True)
 
     def update(
         state: PopulationState,
