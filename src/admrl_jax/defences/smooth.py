@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from admrl_jax.attacks.base import Victim
 from admrl_jax.attacks.threat import project_l2
 from admrl_jax.core import gaussian
+from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, REPEATS
 from admrl_jax.core.types import Experience, Params, flatten_steps
@@ -37,6 +38,18 @@ class Shifted(NamedTuple):
     obs: jax.Array
     shift: jax.Array
     weight: jax.Array
+
+
+class Change(NamedTuple):
+    """What a policy does at observations and at shifted ones, with weights that sum to one."""
+
+    here: Gaussian
+    there: Gaussian
+    weight: jax.Array
+
+    def size(self) -> jax.Array:
+        """Mean divergence `[]` between the two."""
+        return jnp.sum(self.weight * gaussian.kl(self.here, self.there))
 
 
 def worst_shift(
@@ -81,18 +94,26 @@ def smooth_term(victim: Victim, config: SmoothConfig) -> LossTerm:
         first = jax.tree.map(lambda x: x[0], support)
         return shift(initial, key_support, first), shift(adapted, key_query, query)
 
-    def change(params: Params, at: Shifted) -> jax.Array:
-        here, there = policy.apply(params, at.obs), policy.apply(params, at.obs + at.shift)
-        return jnp.sum(at.weight * gaussian.kl(here, there))
+    weights = (config.support_weight, config.query_weight)
 
-    def predict(initial: Params, adapted: Params, data: tuple[Shifted, Shifted]) -> jax.Array:
+    def change(params: Params, at: Shifted) -> Change:
+        return Change(policy.apply(params, at.obs), policy.apply(params, at.obs + at.shift), at.weight)
+
+    def predict(initial: Params, adapted: Params, data: tuple[Shifted, Shifted]) -> tuple[Change, Change]:
         support, query = data
-        return jnp.stack([change(initial, support), change(adapted, query)])
+        return change(initial, support), change(adapted, query)
 
-    def loss(changes: jax.Array) -> jax.Array:
-        return config.support_weight * changes[0] + config.query_weight * changes[1]
+    def loss(changes: tuple[Change, Change]) -> jax.Array:
+        return weights[0] * changes[0].size() + weights[1] * changes[1].size()
 
-    return LossTerm(f"smooth {config}", prepare, predict, loss)
+    def kl(old: tuple[Change, Change], new: tuple[Change, Change]) -> jax.Array:
+        moved = [
+            w * jnp.sum(before.weight * gaussian.kl(before.there, after.there))
+            for w, before, after in zip(weights, old, new, strict=True)
+        ]
+        return moved[0] + moved[1]
+
+    return LossTerm(f"smooth {config}", prepare, predict, loss, kl)
 
 
 def smooth_defence(config: SmoothConfig, victim: Victim) -> Defence:

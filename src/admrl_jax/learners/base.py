@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from admrl_jax.core.networks import Policy
@@ -35,12 +36,16 @@ class LossTerm(NamedTuple):
             `[S, K, H, ...]` and query fields `[K, H, ...]`.
         predict: `(initial_params, adapted_params, data) -> predictions`, any pytree.
         loss: `(predictions) -> []`.
+        kl: `(old, new) -> []` of two predictions: what a trust region bounds beside the policy's own
+            divergence. A term that is steep where the policy's own divergence is flat needs it, or steps are
+            cut to nothing. By default nothing is bounded.
     """
 
     name: str
     prepare: Callable[[jax.Array, Params, Params, Experience, Experience], Any]
     predict: Callable[[Params, Params, Any], Any]
     loss: Callable[[Any], jax.Array]
+    kl: Callable[[Any, Any], jax.Array] = lambda old, new: jnp.zeros(())
 
 
 class UpdateFn(Protocol):

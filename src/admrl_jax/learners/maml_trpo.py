@@ -123,7 +123,10 @@ def outer_objective(
     def loss(new: Any, old: Any) -> jax.Array:
         return surrogate(new[0], old[0]) + jnp.sum(jax.vmap(term.loss)(new[1])) / num_tasks
 
-    return (*data, prepared), Objective(predict_both, loss, lambda old, new, g: kl(old[0], new[0], g))
+    def both_kl(old: Any, new: Any, group: Any) -> jax.Array:
+        return kl(old[0], new[0], group) + term.kl(old[1], new[1]) / num_tasks
+
+    return (*data, prepared), Objective(predict_both, loss, both_kl)
 
 
 def predict_query(
