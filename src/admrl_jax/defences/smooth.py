@@ -30,6 +30,9 @@ class SmoothConfig:
     """L2 bound of d, in raw observation units, over what an attack can move."""
     ascent_steps: Annotated[int, REPEATS] = 1
     """Gradient steps that look for the worst d."""
+    is_bounded: bool = False
+    """The trust region bounds, by these weights, what changes at shifted observations too. Steps are then
+    more even, but no longer free where the policy's own actions stay as they are."""
 
 
 class Shifted(NamedTuple):
@@ -48,8 +51,13 @@ class Change(NamedTuple):
     weight: jax.Array
 
     def size(self) -> jax.Array:
-        """Mean divergence `[]` between the two."""
-        return jnp.sum(self.weight * gaussian.kl(self.here, self.there))
+        """Mean divergence `[]` between the two, at the standard deviation as it is.
+
+        It is a constant here: widening it would lower the divergence and smooth nothing.
+        """
+        log_std = jax.lax.stop_gradient(self.here.log_std)
+        here, there = (each._replace(log_std=log_std) for each in (self.here, self.there))
+        return jnp.sum(self.weight * gaussian.kl(here, there))
 
 
 def worst_shift(
@@ -113,7 +121,8 @@ def smooth_term(victim: Victim, config: SmoothConfig) -> LossTerm:
         ]
         return moved[0] + moved[1]
 
-    return LossTerm(f"smooth {config}", prepare, predict, loss, kl)
+    term = LossTerm(f"smooth {config}", prepare, predict, loss)
+    return term._replace(kl=kl) if config.is_bounded else term
 
 
 def smooth_defence(config: SmoothConfig, victim: Victim) -> Defence:
