@@ -384,7 +384,7 @@ def test_unknown_and_missing_settings_are_refused_by_name(path: str) -> None:
     tree = to_dict(NAVIGATION)
     gone = next(name for name in branch(tree, path) if name not in ("name", "env"))
     del branch(tree, path)[gone]
-    if path.split(".")[0] in (*PART_GROUPS, "eval", "env", "sampling"):
+    if path.split(".")[0] in (*PART_GROUPS, "eval", "env", "policy", "sampling"):
         # Newer than the file: it has its default.
         assert (
             branch(to_dict(from_dict(tree)), path)[gone]

@@ -250,7 +250,8 @@ def from_dict(tree: dict[str, Any]) -> Config:
     env = dict(tree.get("env", {}))
     spec = env_spec(env.pop("name", None))
     tree["env"] = from_plain(spec.config, env, "env.", may_miss=("env",))
-    return validate(from_plain(Config, tree, may_miss=(*PART_GROUPS, "eval", "pretrained", "sampling")))
+    newer = (*PART_GROUPS, "eval", "policy", "pretrained", "sampling")
+    return validate(from_plain(Config, tree, may_miss=newer))
 
 
 def config_difference(saved: Config, wanted: Config) -> str:
