@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,9 +56,24 @@ def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] 
 
 
 def _main(module: str, summary: str, presets: dict[str, Config], argv: list[str]) -> int:
-    lock = None
     try:
         arguments = parse(module, summary, presets, argv)
+    except ConfigError as error:
+        return fail(str(error))
+    return carry_out(arguments, label_of(arguments.config, arguments.preset, presets), module, argv)
+
+
+def carry_out(arguments: Arguments, label: str, module: str, argv: Sequence[str]) -> int:
+    """Runs the protocol as arguments say; returns the exit code, see `main`.
+
+    Args:
+        arguments: what is run, and where.
+        label: `paper`, `quick` or `custom`, for the report.
+        module: the command, for the one that goes on.
+        argv: its arguments, likewise.
+    """
+    lock = None
+    try:
         directory = arguments.run_dir or Path("runs") / f"{arguments.config.env.name}-{arguments.preset}"
         _prepare_jax(arguments)
         _join(arguments)
@@ -67,7 +82,6 @@ def _main(module: str, summary: str, presets: dict[str, Config], argv: list[str]
         lock = _open(directory, session.config, arguments)
     except (ConfigError, SimulatorError, RunError) as error:
         return fail(str(error))
-    label = label_of(arguments.config, arguments.preset, presets)
     if label != "paper" and session.journal.writes:
         print(f"{label} settings: the numbers of this run are not the paper's", file=sys.stderr)
     again = [argument for argument in argv if argument != "--resume"]

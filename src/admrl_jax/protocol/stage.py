@@ -81,7 +81,7 @@ def run_stage(session: Session, stage: Stage) -> tuple[Any, Params]:
     devices = session.devices
     with StageCheckpoints(stage.folder(session.directory), session.config) as checkpoints:
         done = hosts.from_first(max(checkpoints.starts, default=-1))
-        state, snapshots = devices.place((stage.state, empty_snapshots(session, stage)))
+        state, snapshots = devices.place((stage.state, empty_snapshots(session, stage, max(done, 0))))
         if done > 0:
             state, snapshots = checkpoints.load(done, (state, snapshots))
         if done < stage.num_steps:
@@ -89,11 +89,15 @@ def run_stage(session: Session, stage: Stage) -> tuple[Any, Params]:
     return devices.local(state), devices.local(snapshots)
 
 
-def empty_snapshots(session: Session, stage: Stage) -> Params:
-    """Zeros for all the snapshots that a stage will keep."""
+def empty_snapshots(session: Session, stage: Stage, done: int) -> Params:
+    """Zeros for the snapshots that a stage has kept after `done` steps.
+
+    No more than those, so that a stage can be made longer once it is done.
+    """
     if stage.snapshot is None:
         return ()
-    count = -(-stage.num_steps // session.config.schedule.snapshot_every)
+    every = session.config.schedule.snapshot_every
+    count = done // every + (done == stage.num_steps and done % every > 0)
     return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), stage.snapshot(stage.state))
 
 
@@ -169,9 +173,8 @@ class _Loop:
         every, stage = self._schedule.snapshot_every, self._stage
         if stage.snapshot is None or (self._done % every and self._done != stage.num_steps):
             return snapshots
-        index = -(-self._done // every) - 1
         return jax.tree.map(
-            lambda buffer, x: jnp.asarray(buffer).at[index].set(x), snapshots, stage.snapshot(state)
+            lambda kept, x: jnp.concatenate([jnp.asarray(kept), x[None]]), snapshots, stage.snapshot(state)
         )
 
     def _record(self, metrics: dict[str, np.ndarray]) -> None:

@@ -30,7 +30,7 @@ from admrl_jax.runs.directory import RunError
 from admrl_jax.runs.files import write_text
 
 KEEP = 2
-SCHEMA = 2
+SCHEMA = 3
 """Version of what a checkpoint holds; changes when the training state's structure does."""
 MANIFEST = "manifest.json"
 
@@ -219,6 +219,25 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any] | str:
         if found[name] != digest:
             return f"{name} is not as it was written"
     return content
+
+
+def hand_on(stage: Path, target: Path, config: Config) -> None:
+    """Copies a stage's checkpoints to a run with other settings, which they then belong to.
+
+    Args:
+        stage: directory of the stage.
+        target: where they go.
+        config: of the run that goes on from them.
+
+    Raises:
+        RunError: a checkpoint is damaged.
+    """
+    for path in _checkpoints(stage):
+        content = _read_manifest(path)
+        if isinstance(content, str):
+            raise RunError(f"checkpoint: {path} is damaged: {content}; --resume of its run mends that")
+        shutil.copytree(path, target / path.name)
+        _write_manifest(target / path.name, config)
 
 
 def _set_damaged_aside(directory: Path, config: Config) -> None:

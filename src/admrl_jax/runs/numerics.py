@@ -9,6 +9,8 @@ import jax
 from admrl_jax.runs.files import write_text
 
 FILE = "jax.json"
+FAST = "jax_disable_most_optimizations"
+"""Compile fast: sums in another order. The preset `quick` does."""
 DECIDE = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -18,6 +20,7 @@ DECIDE = (
     "jax_numpy_dtype_promotion",
     "jax_high_dynamic_range_gumbel",
     "jax_allow_f16_reductions",
+    FAST,
 )
 """Settings that change numbers beyond rounding, or by as much as the precision of a product."""
 
@@ -26,6 +29,11 @@ def settings_of_jax() -> dict[str, Any]:
     """Those that decide numbers, as they are now; of those that this version of JAX has."""
     values = jax.config.values
     return {name: values[name] for name in DECIDE if name in values}
+
+
+def was_compiled_fast(directory: Path) -> bool:
+    """Whether a run's programs were compiled as those of the preset `quick`; False where nobody noted it."""
+    return bool(json.loads((directory / FILE).read_text()).get(FAST, False))
 
 
 def check_settings(directory: Path) -> str:

@@ -1,0 +1,102 @@
+"""Goes on after the end: a finished run with more methods, more outer steps or another meta-test.
+
+Nothing that is trained already is trained again, and the run that it came from stays as it is.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from admrl_jax.config import MAY_CHANGE, Config, from_dict, to_dict
+from admrl_jax.core.settings import ConfigError, flatten
+from admrl_jax.runs.artefact import POLICIES
+from admrl_jax.runs.checkpoint import hand_on
+from admrl_jax.runs.directory import RunError
+from admrl_jax.runs.files import write_text
+from admrl_jax.runs.numerics import FILE
+
+TRAINING = ("pretrain", "warmup", "finetune")
+"""Stages whose checkpoints always go on."""
+STEPS = "schedule.finetune_steps"
+
+
+def read_run(source: Path) -> Config:
+    """The settings of a run that can be extended.
+
+    Raises:
+        RunError: it has not got to its end, or its checkpoints are gone.
+    """
+    for name in ("config.json", "metrics.csv", POLICIES, FILE, "checkpoints"):
+        if not (source / name).exists():
+            raise RunError(f"run: {source} has no {name}; accepted: a run directory with its checkpoints")
+    try:
+        return from_dict(json.loads((source / "config.json").read_text()))
+    except (ValueError, ConfigError) as error:
+        raise RunError(f"run: {source / 'config.json'} cannot be read: {error}") from error
+
+
+def changes(saved: Config, wanted: Config) -> dict[str, tuple[object, object]]:
+    """Settings that differ and matter, with both values.
+
+    Raises:
+        ConfigError: one of them would make what is trained already another thing.
+    """
+    old, new = flatten(saved), flatten(wanted)
+    found = {
+        name: (old[name], new[name]) for name in old if name not in MAY_CHANGE and old[name] != new[name]
+    }
+    for name, (before, now) in found.items():
+        if name == "methods":
+            if now[: len(before)] != before:  # type: ignore[index]
+                words = ", ".join(before)  # type: ignore[arg-type]
+                raise ConfigError(f"methods: {', '.join(now)!r} is not accepted; accepted: {words}, and more")
+        elif name == STEPS:
+            if now < before:  # type: ignore[operator]
+                raise ConfigError(f"{name}: {now} is not accepted; accepted: {before} or more")
+            every = saved.schedule.snapshot_every
+            if before % every:  # type: ignore[operator]
+                raise ConfigError(
+                    f"{name}: {now} is not accepted; accepted: {before}, which is no multiple of "
+                    f"schedule.snapshot_every ({every})"
+                )
+        elif not name.startswith("eval."):
+            raise ConfigError(
+                f"{name}: {now} is not accepted; accepted: {before}, as the run has it; what may change is "
+                f"methods, {STEPS} and eval.*"
+            )
+    return found
+
+
+def extend_run(source: Path, out: Path, config: Config) -> list[str]:
+    """Puts what stays of a run into the directory of another, which `--resume` then goes on with.
+
+    Args:
+        source: the finished run.
+        out: a new directory.
+        config: settings of the new run.
+
+    Returns:
+        What is kept of it beside the policies: attackers, returns.
+
+    Raises:
+        ConfigError: see `changes`.
+        RunError: `out` is in use, or a checkpoint is damaged.
+    """
+    found = changes(read_run(source), config)
+    if not found:
+        raise ConfigError("settings: nothing changes; --resume goes on with a run as it is")
+    if out.exists() and any(out.iterdir()):
+        raise RunError(f"run-dir: {out} is not empty; name another folder")
+    is_same_test = set(found) <= {"methods"}
+    kept = ["attackers", "returns"] if is_same_test else []
+    out.mkdir(parents=True, exist_ok=True)
+    for stage in sorted((source / "checkpoints").iterdir()):
+        if stage.name.startswith(TRAINING) or (is_same_test and stage.name.startswith("attack-")):
+            hand_on(stage, out / "checkpoints" / stage.name, config)
+    if is_same_test and (source / "returns").exists():
+        shutil.copytree(source / "returns", out / "returns")
+    for name in (FILE, "metrics.csv"):
+        shutil.copy(source / name, out / name)
+    # Last: until it is there, the directory holds no run.
+    write_text(out / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+    return kept

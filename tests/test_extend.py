@@ -1,0 +1,101 @@
+"""Going on after the end: what stays, what is refused, and the bits of a run that was as long at once."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from admrl_jax.config import Config, from_dict, to_dict
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.protocol.command_line import main as run_experiment
+from admrl_jax.protocol.extend import changes
+from admrl_jax.runs.artefact import read_policies
+from experiments import navigation_2d
+from experiments.extend import main
+from faults.toy_runs import TOY
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    """Metrics of the training stages."""
+    lines = (directory / "metrics.csv").read_text().splitlines()
+    return [row for row in csv.DictReader(lines) if not row["stage"].startswith("attack")]
+
+
+def test_a_longer_run_has_the_bits_of_one_that_was_begun_as_long(finished: Path, tmp_path: Path) -> None:
+    more = ["--schedule.finetune-steps=6", "--until=finetune"]
+    assert main([str(finished), f"--run-dir={tmp_path / 'longer'}", *more]) == 0
+    argv = [*TOY, "--eval.strengths", "0.1", "0.2", f"--run-dir={tmp_path / 'long'}", *more]
+    assert run_experiment("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 0
+    extended, whole = (read_policies(tmp_path / name) for name in ("longer", "long"))
+    assert extended.keys() == whole.keys()
+    for name in whole:
+        np.testing.assert_array_equal(extended[name], whole[name], err_msg=name)
+    longer, long = rows(tmp_path / "longer"), rows(tmp_path / "long")
+    key = lambda row: (row["method"], row["stage"], int(row["step"]))  # noqa: E731
+    assert sorted(longer, key=key) == sorted(long, key=key)
+    assert not (tmp_path / "longer" / "returns").exists(), "of the shorter run"
+    # The run that it came from is as it was.
+    assert json.loads((finished / "config.json").read_text())["schedule"]["finetune_steps"] == 4
+    assert max(int(row["step"]) for row in rows(finished)) == 10
+
+
+def test_methods_are_added_to_what_is_there(finished: Path, tmp_path: Path, capsys) -> None:
+    config = from_dict(json.loads((finished / "config.json").read_text()))
+    directory = tmp_path / "more"
+    argv = [str(finished), f"--run-dir={directory}", "--methods", *config.methods, "smooth"]
+    assert main([*argv, "--until=finetune"]) == 0
+    before, after = read_policies(finished / "policies.npz"), read_policies(directory / "policies.npz")
+    added = {name for name in after if name not in before}
+    assert added and all("smooth" in name for name in added)
+    assert all((after[name] == before[name]).all() for name in before if name.startswith("policies/"))
+    for path in (finished / "returns").iterdir():
+        assert (directory / "returns" / path.name).read_bytes() == path.read_bytes()
+    said = capsys.readouterr().err
+    assert "policies, attackers, returns" in said
+    assert "smooth: finetune" in said and "maml: finetune" not in said and "pretrain" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "settings: nothing changes; --resume goes on with a run as it is"),
+        (["--schedule.finetune-steps=3"], "schedule.finetune_steps: 3 is not accepted; accepted: 4 or more"),
+        (
+            ["--methods", "random"],
+            "methods: 'random' is not accepted; accepted: maml, random, fgsm, admrl",
+        ),
+        (["--policy.init-std=2"], "policy.init_std: 2.0 is not accepted; accepted: 1.0, as the run has it"),
+        (["--seeds", "0", "1"], "seeds: (0, 1) is not accepted; accepted: (0,), as the run has it"),
+    ],
+)
+def test_what_would_make_another_run_of_it_is_refused(
+    flags: list[str], message: str, finished: Path, tmp_path: Path, capsys
+) -> None:
+    assert main([str(finished), f"--run-dir={tmp_path / 'new'}", *flags]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_places_are_refused_by_name(finished: Path, tmp_path: Path, capsys) -> None:
+    flag = "--schedule.finetune-steps=6"
+    for argv, message in (
+        ([], "run: nothing given"),
+        ([str(tmp_path)], f"run: {tmp_path} has no config.json"),
+        ([str(finished), flag], "run_dir: nothing given; accepted: a new folder"),
+        ([str(finished), flag, f"--run-dir={finished}"], f"run-dir: {finished} is not empty"),
+    ):
+        assert main(argv) == 2
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def with_steps(finetune_steps: int) -> Config:
+    plain = to_dict(navigation_2d.PRESETS["quick"])
+    plain["schedule"] |= {"finetune_steps": finetune_steps, "snapshot_every": 10}
+    return from_dict(plain)
+
+
+def test_a_last_snapshot_out_of_turn_cannot_be_gone_on_from() -> None:
+    with pytest.raises(ConfigError, match=r"which is no multiple of schedule.snapshot_every \(10\)"):
+        changes(with_steps(5), with_steps(10))
