@@ -643,7 +643,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "defences.population.fit.knows_task": False,
         },
     ),
-    "smooth": ("smooth", {"defences.smooth.is_bounded": True}),
+    "smooth": ("smooth", {"defences.smooth.is_bounded": True, "defences.smooth.holds_std": False}),
     "context": ("maml", {"policy.context_size": 10_000, "learners.maml_trpo.adapts": "context"}),
     "population query": ("population", {"defences.population.fit.through": "query"}),
 }

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,17 @@ def with_steps(finetune_steps: int) -> Config:
 def test_a_last_snapshot_out_of_turn_cannot_be_gone_on_from() -> None:
     with pytest.raises(ConfigError, match=r"which is no multiple of schedule.snapshot_every \(10\)"):
         changes(with_steps(5), with_steps(10))
+
+
+def test_a_checkpoint_before_the_first_snapshot_is_gone_on_from(tmp_path: Path, capsys) -> None:
+    argv = [*TOY, "--until=pretrain", f"--run-dir={tmp_path / 'run'}", "--schedule.snapshot-every=6"]
+    assert run_experiment("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 0
+    stage = tmp_path / "run" / "checkpoints" / "pretrain-pretrain"
+    before = read_policies(tmp_path / "run")
+    shutil.rmtree(stage / "6")
+    capsys.readouterr()
+    assert run_experiment("experiments.navigation_2d", "", navigation_2d.PRESETS, [*argv, "--resume"]) == 0
+    after = read_policies(tmp_path / "run")
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+    assert (stage / "6").exists()

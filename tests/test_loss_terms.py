@@ -66,14 +66,22 @@ def meta_batch(learner: Learner) -> MetaBatch:
     return MetaBatch(support, query, adapted)
 
 
-def smoothness(learner: Learner, params: Params, batch: MetaBatch, shifts: tuple[Shifted, Shifted]):
+def smoothness(
+    learner: Learner,
+    params: Params,
+    batch: MetaBatch,
+    shifts: tuple[Shifted, Shifted],
+    *,
+    holds_std: bool = True,
+):
     """Mean over tasks of both KL divergences `[2]` at given shifts, task by task and step by step.
 
-    With the standard deviations of the start.
+    With the standard deviations of the start, if they are held.
     """
 
     def here_and_there(old, now, obs, shift):
-        return [now(x)._replace(log_std=old(x).log_std) for x in (obs, obs + shift)]
+        std_of = old if holds_std else now
+        return [now(x)._replace(log_std=std_of(x).log_std) for x in (obs, obs + shift)]
 
     return divergences(learner, params, batch, shifts, here_and_there)
 
@@ -101,13 +109,16 @@ def divergences(learner, params, batch, shifts, pair) -> jax.Array:
     return total
 
 
-@pytest.mark.parametrize("is_bounded", [False, True])
-def test_gradient_of_the_smoothness_term_through_the_adaptation(is_bounded: bool, x64: None) -> None:
+@pytest.mark.parametrize(("is_bounded", "holds_std"), [(False, True), (True, False)])
+def test_gradient_of_the_smoothness_term_through_the_adaptation(
+    is_bounded: bool, holds_std: bool, x64: None
+) -> None:
     learner = LEARNERS["maml_trpo"]()
     batch = jax.jit(lambda: meta_batch(learner))()
-    term = smooth_term(
-        VICTIM, SmoothConfig(query_weight=3, support_weight=2, radius=0.5, is_bounded=is_bounded)
+    config = SmoothConfig(
+        query_weight=3, support_weight=2, radius=0.5, holds_std=holds_std, is_bounded=is_bounded
     )
+    term = smooth_term(VICTIM, config)
     state = learner_state(learner)
     flat, unravel = ravel_pytree(start())
 
@@ -126,10 +137,13 @@ def test_gradient_of_the_smoothness_term_through_the_adaptation(is_bounded: bool
     (value, gradient, fisher), (plain_value, plain_gradient, plain_fisher), shifts = gradients()
     own = jax.tree.map(lambda a, b: a - b, gradient, plain_gradient)
     weights = jnp.array([2.0, 3.0])
-    loss = lambda v: weights @ smoothness(learner, unravel(v), batch, shifts)  # noqa: E731
+
+    def loss(v: jax.Array) -> jax.Array:
+        return weights @ smoothness(learner, unravel(v), batch, shifts, holds_std=holds_std)
+
     np.testing.assert_allclose(value - plain_value, loss(flat), rtol=1e-8)
     np.testing.assert_allclose(ravel_pytree(own)[0], finite_differences(loss, flat), atol=1e-7)
-    # A wider standard deviation smooths nothing; through the adaptation alone it has a gradient.
+    # Through the adaptation the standard deviation has a gradient in any case.
     assert_no_leaf_is_zero(own)
     # The bound may also be on what the policy does at shifted observations.
     hessian = jax.hessian(lambda v: weights @ moved_there(learner, unravel(v), batch, shifts))(flat)

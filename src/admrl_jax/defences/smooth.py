@@ -30,6 +30,9 @@ class SmoothConfig:
     """L2 bound of d, in raw observation units, over what an attack can move."""
     ascent_steps: Annotated[int, REPEATS] = 1
     """Gradient steps that look for the worst d."""
+    holds_std: bool = True
+    """The standard deviation counts as a constant. If it does not, it also widens: that lowers the
+    divergence, and hides what is left of it in noise."""
     is_bounded: bool = False
     """The trust region bounds, by these weights, what changes at shifted observations too. Steps are then
     more even, but no longer free where the policy's own actions stay as they are."""
@@ -50,12 +53,10 @@ class Change(NamedTuple):
     there: Gaussian
     weight: jax.Array
 
-    def size(self) -> jax.Array:
-        """Mean divergence `[]` between the two, at the standard deviation as it is.
-
-        It is a constant here: widening it would lower the divergence and smooth nothing.
-        """
-        log_std = jax.lax.stop_gradient(self.here.log_std)
+    def size(self, *, holds_std: bool) -> jax.Array:
+        """Mean divergence `[]` between the two; the standard deviation is one, at most a constant."""
+        log_std = self.here.log_std
+        log_std = jax.lax.stop_gradient(log_std) if holds_std else log_std
         here, there = (each._replace(log_std=log_std) for each in (self.here, self.there))
         return jnp.sum(self.weight * gaussian.kl(here, there))
 
@@ -112,7 +113,8 @@ def smooth_term(victim: Victim, config: SmoothConfig) -> LossTerm:
         return change(initial, support), change(adapted, query)
 
     def loss(changes: tuple[Change, Change]) -> jax.Array:
-        return weights[0] * changes[0].size() + weights[1] * changes[1].size()
+        support, query = (change.size(holds_std=config.holds_std) for change in changes)
+        return weights[0] * support + weights[1] * query
 
     def kl(old: tuple[Change, Change], new: tuple[Change, Change]) -> jax.Array:
         moved = [

@@ -86,11 +86,12 @@ def run_stage(session: Session, stage: Stage) -> tuple[Any, Params]:
             state, snapshots = checkpoints.load(done, (state, snapshots))
         if done < stage.num_steps:
             state, snapshots = _Loop(session, stage, checkpoints, done).run(state, snapshots)
-    return devices.local(state), devices.local(snapshots)
+    kept = [devices.local(snapshot) for snapshot in snapshots]
+    return devices.local(state), jax.tree.map(lambda *x: jnp.stack(x), *kept) if kept else ()
 
 
-def empty_snapshots(session: Session, stage: Stage, done: int) -> Params:
-    """Zeros for the snapshots that a stage has kept after `done` steps.
+def empty_snapshots(session: Session, stage: Stage, done: int) -> tuple[Params, ...]:
+    """Room for the snapshots that a stage has kept after `done` steps.
 
     No more than those, so that a stage can be made longer once it is done.
     """
@@ -98,7 +99,7 @@ def empty_snapshots(session: Session, stage: Stage, done: int) -> Params:
         return ()
     every = session.config.schedule.snapshot_every
     count = done // every + (done == stage.num_steps and done % every > 0)
-    return jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), stage.snapshot(stage.state))
+    return (jax.tree.map(jnp.zeros_like, stage.snapshot(stage.state)),) * count
 
 
 class _Loop:
@@ -110,7 +111,7 @@ class _Loop:
         self._done = done
         self._streak = np.zeros(stage.num_lanes, int)
 
-    def run(self, state: Any, snapshots: Params) -> tuple[Any, Params]:
+    def run(self, state: Any, snapshots: tuple[Params, ...]) -> tuple[Any, tuple[Params, ...]]:
         """From the state after `done` steps to the end."""
         session, stage = self._session, self._stage
         lanes = self._choose_lanes(state)
@@ -163,19 +164,17 @@ class _Loop:
             rows.append({name: np.stack([row[name] for row in taken], axis=-1) for name in taken[0]})
         return new_blocks, merge_arrays(rows)
 
-    def _save(self, pair: tuple[Any, Params], *, now: bool) -> None:
+    def _save(self, pair: tuple[Any, tuple[Params, ...]], *, now: bool) -> None:
         is_due = self._done % self._schedule.checkpoint_every == 0 or self._done == self._stage.num_steps
         if is_due or now:
             self._checkpoints.save(self._done, jax.tree.map(jnp.asarray, pair))
 
-    def _with_snapshot(self, snapshots: Params, state: Any) -> Params:
+    def _with_snapshot(self, snapshots: tuple[Params, ...], state: Any) -> tuple[Params, ...]:
         """Adds what is kept of the state, where that is due."""
         every, stage = self._schedule.snapshot_every, self._stage
         if stage.snapshot is None or (self._done % every and self._done != stage.num_steps):
             return snapshots
-        return jax.tree.map(
-            lambda kept, x: jnp.concatenate([jnp.asarray(kept), x[None]]), snapshots, stage.snapshot(state)
-        )
+        return (*snapshots, stage.snapshot(state))
 
     def _record(self, metrics: dict[str, np.ndarray]) -> None:
         stage = self._stage
