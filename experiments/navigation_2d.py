@@ -13,6 +13,7 @@ from admrl_jax.config import (
 )
 from admrl_jax.core.networks import PolicyConfig
 from admrl_jax.defences.adgan import AdGANTrainingConfig
+from admrl_jax.defences.smooth import SmoothConfig
 from admrl_jax.envs.navigation import NavigationConfig
 from admrl_jax.learners.maml_trpo import MAMLTRPOConfig
 from admrl_jax.learners.trpo import TRPOConfig
@@ -54,7 +55,26 @@ QUICK = replace(
     ),
 )
 
-PRESETS = {"paper": PAPER, "quick": QUICK}
+# Beyond the paper: the policy knows a clock and its own actions, and hardly follows what an attack can move.
+# docs/robust_training.md says what it is worth.
+SMOOTH = replace(
+    PAPER,
+    env=NavigationConfig(remembers_actions=True),
+    methods=("maml", "smooth"),
+    defences=DefenceConfigs(
+        smooth=SmoothConfig(query_weight=1.0, support_weight=1.0, radius=0.5, ascent_steps=2)
+    ),
+    eval=EvalConfig(
+        num_tasks=200,
+        strengths=(0.1, 0.2, 0.5),
+        attacks=("l2_noise", "pgd"),
+        undefended_attacks=(),
+        curve_attacks=("l2_noise",),
+        suite="standard",
+    ),
+)
+
+PRESETS = {"paper": PAPER, "quick": QUICK, "smooth": SMOOTH}
 
 if __name__ == "__main__":
     sys.exit(main("experiments.navigation_2d", __doc__ or "", PRESETS))

@@ -1,4 +1,4 @@
-"""The two presets of every environment but 2D navigation."""
+"""The two presets that every environment has; 2D navigation has its own."""
 
 from dataclasses import replace
 
