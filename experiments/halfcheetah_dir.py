@@ -15,7 +15,7 @@ from experiments.presets import presets_for
 PRESETS = presets_for(HalfCheetahDirConfig())
 # Beyond the paper: only a small context adapts, and actions hardly follow what an attack can move.
 # docs/robust_training.md says what it is worth.
-PRESETS["smooth"] = replace(
+PRESETS["hardened"] = replace(
     PRESETS["paper"],
     methods=("maml", "smooth"),
     policy=PolicyConfig(context_size=4),

@@ -57,7 +57,7 @@ QUICK = replace(
 
 # Beyond the paper: the policy knows a clock and its own actions, and hardly follows what an attack can move.
 # docs/robust_training.md says what it is worth.
-SMOOTH = replace(
+HARDENED = replace(
     PAPER,
     env=NavigationConfig(remembers_actions=True),
     methods=("maml", "smooth"),
@@ -74,7 +74,7 @@ SMOOTH = replace(
     ),
 )
 
-PRESETS = {"paper": PAPER, "quick": QUICK, "smooth": SMOOTH}
+PRESETS = {"paper": PAPER, "quick": QUICK, "hardened": HARDENED}
 
 if __name__ == "__main__":
     sys.exit(main("experiments.navigation_2d", __doc__ or "", PRESETS))

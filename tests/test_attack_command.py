@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from admrl_jax.judging import Judge
 from admrl_jax.protocol import attack_run
 from admrl_jax.protocol.attack_cell import CellFile
 from admrl_jax.protocol.attack_command import attack_main
@@ -16,7 +17,6 @@ from admrl_jax.protocol.attack_run import AttackRun
 from admrl_jax.report.attacked import Attacked
 from admrl_jax.report.attacks import report_text
 from admrl_jax.runs.signals import Interrupted
-from admrl_jax.suite import SuiteRunner
 from admrl_jax.suites import SUITES, Member, Suite, untrained
 
 TINY = Suite(
@@ -143,7 +143,7 @@ def test_a_finished_attack_is_not_run_again(
     def refuse(*arguments: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(SuiteRunner, "judge", refuse)
+    monkeypatch.setattr(Judge, "score", refuse)
     assert attack(finished, *RADII, "--methods", "maml", "admrl", "--out", str(attacked)) == 0
 
 

@@ -22,6 +22,7 @@ LEVELS = (
     ("training",),
     ("attacking", "evaluation", "truth"),
     ("suites",),
+    ("judging",),
     ("suite",),
     ("methods",),
     ("config",),
