@@ -42,6 +42,7 @@ from admrl_jax.methods import METHODS, PAPER_METHODS
 from admrl_jax.protocol.command_line import label_of, main
 from admrl_jax.protocol.eval_stages import MetaTest
 from admrl_jax.protocol.eval_stages import Test as OneAttack
+from admrl_jax.protocol.merge_command import merge_main
 from admrl_jax.protocol.parts import build_parts
 from admrl_jax.protocol.session import open_session
 from admrl_jax.runs.artefact import load_policy, read_policies
@@ -53,7 +54,6 @@ from admrl_jax.sampling import SamplingConfig
 from admrl_jax.training import init_train_state, outer_step
 from benchmarks.protocol import count_cells
 from experiments import halfcheetah_dir, navigation_2d
-from experiments.merge import main as merge
 from experiments.train import run as run_by_name
 from faults.damaged import truncate
 from faults.toy_runs import TOY, fingerprint
@@ -504,7 +504,7 @@ def test_runs_of_single_seeds_are_merged_to_what_one_run_of_all_leaves(
     for seed, directory in enumerate(alone):
         assert run([*toy(directory), *TWO_SEEDS, f"--seeds={seed}", "--lanes=1"]) == 0
     merged = tmp_path / "merged"
-    assert merge([*map(str, alone), "--out", str(merged)]) == 0
+    assert merge_main("experiments.merge RUN RUN ...", "", [*map(str, alone), "--out", str(merged)]) == 0
     expected = {
         k: v for k, v in fingerprint(seeds_apart).items() if k.endswith((".json", ".csv", ".md", ".npz"))
     }
@@ -519,7 +519,10 @@ def test_runs_of_single_seeds_are_merged_to_what_one_run_of_all_leaves(
         (alone, "merged", "is not empty; name another folder"),
     ):
         capsys.readouterr()
-        assert merge([*map(str, runs), "--out", str(tmp_path / out)]) == 2
+        assert (
+            merge_main("experiments.merge RUN RUN ...", "", [*map(str, runs), "--out", str(tmp_path / out)])
+            == 2
+        )
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1, error
 

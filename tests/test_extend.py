@@ -12,10 +12,14 @@ from admrl_jax.config import Config, from_dict, to_dict
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.protocol.command_line import main as run_experiment
 from admrl_jax.protocol.extend import changes
+from admrl_jax.protocol.extend_command import extend_main
 from admrl_jax.runs.artefact import read_policies
 from experiments import navigation_2d
-from experiments.extend import main
 from faults.toy_runs import TOY
+
+
+def extend(argv: list[str]) -> int:
+    return extend_main("experiments.extend RUN", "", argv)
 
 
 def rows(directory: Path) -> list[dict[str, str]]:
@@ -26,7 +30,7 @@ def rows(directory: Path) -> list[dict[str, str]]:
 
 def test_a_longer_run_has_the_bits_of_one_that_was_begun_as_long(finished: Path, tmp_path: Path) -> None:
     more = ["--schedule.finetune-steps=6", "--until=finetune"]
-    assert main([str(finished), f"--run-dir={tmp_path / 'longer'}", *more]) == 0
+    assert extend([str(finished), f"--run-dir={tmp_path / 'longer'}", *more]) == 0
     argv = [*TOY, "--eval.strengths", "0.1", "0.2", f"--run-dir={tmp_path / 'long'}", *more]
     assert run_experiment("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 0
     extended, whole = (read_policies(tmp_path / name) for name in ("longer", "long"))
@@ -46,7 +50,7 @@ def test_methods_are_added_to_what_is_there(finished: Path, tmp_path: Path, caps
     config = from_dict(json.loads((finished / "config.json").read_text()))
     directory = tmp_path / "more"
     argv = [str(finished), f"--run-dir={directory}", "--methods", *config.methods, "smooth"]
-    assert main([*argv, "--until=finetune"]) == 0
+    assert extend([*argv, "--until=finetune"]) == 0
     before, after = read_policies(finished / "policies.npz"), read_policies(directory / "policies.npz")
     added = {name for name in after if name not in before}
     assert added and all("smooth" in name for name in added)
@@ -74,7 +78,7 @@ def test_methods_are_added_to_what_is_there(finished: Path, tmp_path: Path, caps
 def test_what_would_make_another_run_of_it_is_refused(
     flags: list[str], message: str, finished: Path, tmp_path: Path, capsys
 ) -> None:
-    assert main([str(finished), f"--run-dir={tmp_path / 'new'}", *flags]) == 2
+    assert extend([str(finished), f"--run-dir={tmp_path / 'new'}", *flags]) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
     assert not (tmp_path / "new").exists()
 
@@ -87,7 +91,7 @@ def test_places_are_refused_by_name(finished: Path, tmp_path: Path, capsys) -> N
         ([str(finished), flag], "run_dir: nothing given; accepted: a new folder"),
         ([str(finished), flag, f"--run-dir={finished}"], f"run-dir: {finished} is not empty"),
     ):
-        assert main(argv) == 2
+        assert extend(argv) == 2
         assert capsys.readouterr().err.startswith(f"error: {message}")
 
 

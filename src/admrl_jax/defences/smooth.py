@@ -54,7 +54,7 @@ class Change(NamedTuple):
     weight: jax.Array
 
     def size(self, *, holds_std: bool) -> jax.Array:
-        """Mean divergence `[]` between the two; the standard deviation is one, at most a constant."""
+        """Mean divergence `[]` between the two; both have one standard deviation, perhaps a constant."""
         log_std = self.here.log_std
         log_std = jax.lax.stop_gradient(log_std) if holds_std else log_std
         here, there = (each._replace(log_std=log_std) for each in (self.here, self.there))
@@ -117,11 +117,11 @@ def smooth_term(victim: Victim, config: SmoothConfig) -> LossTerm:
         return weights[0] * support + weights[1] * query
 
     def kl(old: tuple[Change, Change], new: tuple[Change, Change]) -> jax.Array:
-        moved = [
-            w * jnp.sum(before.weight * gaussian.kl(before.there, after.there))
-            for w, before, after in zip(weights, old, new, strict=True)
-        ]
-        return moved[0] + moved[1]
+        support, query = (
+            jnp.sum(before.weight * gaussian.kl(before.there, after.there))
+            for before, after in zip(old, new, strict=True)
+        )
+        return weights[0] * support + weights[1] * query
 
     term = LossTerm(f"smooth {config}", prepare, predict, loss)
     return term._replace(kl=kl) if config.is_bounded else term

@@ -7,32 +7,28 @@ import json
 import shutil
 from pathlib import Path
 
-from admrl_jax.config import MAY_CHANGE, Config, from_dict, to_dict
+from admrl_jax.config import MAY_CHANGE, Config, to_dict
 from admrl_jax.core.settings import ConfigError, flatten
 from admrl_jax.runs.artefact import POLICIES
 from admrl_jax.runs.checkpoint import hand_on
-from admrl_jax.runs.directory import RunError
+from admrl_jax.runs.directory import RunError, read_run
 from admrl_jax.runs.files import write_text
 from admrl_jax.runs.numerics import FILE
 
 TRAINING = ("pretrain", "warmup", "finetune")
 """Stages whose checkpoints always go on."""
 STEPS = "schedule.finetune_steps"
+NEEDED = ("metrics.csv", POLICIES, FILE, "checkpoints")
+"""Of a run that is trained."""
 
 
-def read_run(source: Path) -> Config:
+def read_trained(source: Path) -> Config:
     """The settings of a run that can be extended.
 
     Raises:
-        RunError: it has not got to its end, or its checkpoints are gone.
+        RunError: it is not trained, or its checkpoints are gone.
     """
-    for name in ("config.json", "metrics.csv", POLICIES, FILE, "checkpoints"):
-        if not (source / name).exists():
-            raise RunError(f"run: {source} has no {name}; accepted: a run directory with its checkpoints")
-    try:
-        return from_dict(json.loads((source / "config.json").read_text()))
-    except (ValueError, ConfigError) as error:
-        raise RunError(f"run: {source / 'config.json'} cannot be read: {error}") from error
+    return read_run(source, NEEDED, "a run directory with its checkpoints")
 
 
 def changes(saved: Config, wanted: Config) -> dict[str, tuple[object, object]]:
@@ -82,7 +78,7 @@ def extend_run(source: Path, out: Path, config: Config) -> list[str]:
         ConfigError: see `changes`.
         RunError: `out` is in use, or a checkpoint is damaged.
     """
-    found = changes(read_run(source), config)
+    found = changes(read_trained(source), config)
     if not found:
         raise ConfigError("settings: nothing changes; --resume goes on with a run as it is")
     if out.exists() and any(out.iterdir()):

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from admrl_jax.config import Config, config_difference, from_dict, to_dict
-from admrl_jax.core.settings import ConfigError
+from admrl_jax.config import Config, config_difference, to_dict
 from admrl_jax.report.write import write_report
 from admrl_jax.runs.artefact import ATTACKERS, POLICIES, digest, read_policies
-from admrl_jax.runs.directory import RunError
+from admrl_jax.runs.directory import RunError, read_run
 from admrl_jax.runs.files import read_arrays, write_arrays, write_text
 from admrl_jax.runs.numerics import FILE
 
 Tree = dict[str, Any]
+NEEDED = ("results.json", "metrics.csv", POLICIES, FILE)
+"""Of a run that is finished."""
 
 
 def merge_runs(sources: Sequence[Path], out: Path) -> Path:
@@ -39,7 +40,7 @@ def merge_runs(sources: Sequence[Path], out: Path) -> Path:
     Raises:
         RunError: a run is not finished, they are of different settings or share a seed, or `out` is in use.
     """
-    configs = [_finished(source) for source in sources]
+    configs = [read_run(source, NEEDED, "directories of finished runs") for source in sources]
     _check(sources, configs)
     if out.exists() and any(out.iterdir()):
         raise RunError(f"out: {out} is not empty; name another folder")
@@ -57,16 +58,6 @@ def merge_runs(sources: Sequence[Path], out: Path) -> Path:
     _merge_results(sources, config, out)
     _merge_metrics(sources, config.seeds, out)
     return write_report(out)
-
-
-def _finished(source: Path) -> Config:
-    for name in ("config.json", "results.json", "metrics.csv", POLICIES, FILE):
-        if not (source / name).is_file():
-            raise RunError(f"run: {source} has no {name}; accepted: directories of finished runs")
-    try:
-        return from_dict(json.loads((source / "config.json").read_text()))
-    except (ValueError, ConfigError) as error:
-        raise RunError(f"run: {source / 'config.json'} cannot be read: {error}") from error
 
 
 def _check(sources: Sequence[Path], configs: Sequence[Config]) -> None:

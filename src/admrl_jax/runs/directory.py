@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from admrl_jax.config import Config, config_difference, from_dict, to_dict
@@ -15,6 +16,26 @@ LOCK = ".lock"
 
 class RunError(Exception):
     """A run that cannot start or go on; the message is for the user."""
+
+
+def read_run(directory: Path, needed: Sequence[str], accepted: str) -> Config:
+    """The settings of a run that something is made of.
+
+    Args:
+        directory: of the run.
+        needed: what has to be in it beside `config.json`.
+        accepted: in words, for the message.
+
+    Raises:
+        RunError: something is missing, or the settings cannot be read.
+    """
+    for name in ("config.json", *needed):
+        if not (directory / name).exists():
+            raise RunError(f"run: {directory} has no {name}; accepted: {accepted}")
+    try:
+        return from_dict(json.loads((directory / "config.json").read_text()))
+    except ValueError as error:
+        raise RunError(f"run: {directory / 'config.json'} cannot be read: {error}") from error
 
 
 def open_run(directory: Path, config: Config, *, resume: bool) -> int:
