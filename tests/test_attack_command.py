@@ -14,7 +14,7 @@ from admrl_jax.protocol.attack_cell import CellFile
 from admrl_jax.protocol.attack_command import attack_main
 from admrl_jax.protocol.attack_plan import cells_of, make_plan
 from admrl_jax.protocol.attack_run import AttackRun
-from admrl_jax.report.attacked import Attacked
+from admrl_jax.report.attacked import Attacked, end_of_line
 from admrl_jax.report.attacks import report_text
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.suites import SUITES, Member, Suite, untrained
@@ -156,6 +156,50 @@ def test_the_query_alone_has_its_truth_beside_it(finished: Path, tmp_path: Path)
     # Episodes differ and the grid has its error.
     assert truth <= attacked.mean("maml", 0, 0.3) + 0.5
     assert "## Optimality gap" in report_text(attacked, {})
+
+
+def test_attackers_of_another_attack_are_tried_too(
+    attacked: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "again"
+    flags = ("--radii", "0.3", "--methods", "random", "--seeds", "0", "--out", str(folder))
+    assert attack(finished, *flags) == 0
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    assert "transferred" not in {row["entry"] for row in rows}, "one cell has no others"
+    # What is there is kept; what depends on others is measured again.
+    assert attack(finished, *flags, "--transfer-from", str(attacked)) == 0
+    results = json.loads((folder / "results.json").read_text())
+    (given,) = (row for row in results["rows"] if row["entry"] == "transferred")
+    seeds = json.loads((finished / "config.json").read_text())["seeds"]
+    assert given["origin"].startswith(f"{attacked}: ") and len(given["starts"]) == 2 * len(seeds)
+    assert f"Attackers found in `{attacked}` were tried as well" in (folder / "report.md").read_text()
+    capsys.readouterr()
+    (other := tmp_path / "cheetah").mkdir()
+    with np.load(attacked / "attackers.npz") as saved:
+        about = json.loads(str(saved["about"]))
+        np.savez(other / "attackers.npz", **dict(saved) | {"about": json.dumps(about | {"env": "reacher"})})
+    for flag, radius, words in (
+        (tmp_path / "nowhere", "0.3", "there is no"),
+        (other, "0.3", "is of 'reacher'; accepted: attacks on 'navigation_2d'"),
+        (attacked, "0.7", "has none of these radii; accepted: 0.1, 0.3"),
+    ):
+        fresh = ("--radii", radius, "--methods", "random", "--out", str(tmp_path / "refused"))
+        assert attack(finished, *fresh, "--transfer-from", str(flag)) == 2
+        said = capsys.readouterr().err
+        assert "transfer_from: " in said and words in said and said.count("\n") == 1
+        assert not (tmp_path / "refused").exists()
+
+
+def test_who_went_on_from_the_worst_in_vain_shows_that_it_had_converged(attacked: Path) -> None:
+    rows = json.loads((attacked / "results.json").read_text())["rows"]
+    like = next(row for row in rows if row["effort"])
+    first = like | {"entry": "fit", "origin": "start 0", "validation": -5.0, "effort": [-3.0, -4.0, -5.0]}
+    in_vain = like | {"entry": "on", "origin": "fit", "validation": -5.0, "effort": [-5.0] * 12}
+    further = like | {"entry": "further", "origin": "fit", "validation": -6.0}
+    assert end_of_line([first, in_vain], first) is in_vain
+    # Of another start, or stronger: another attacker.
+    assert end_of_line([first, in_vain | {"origin": "start 1"}], first) is first
+    assert end_of_line([first, further], first) is first
 
 
 @pytest.mark.parametrize("stronger", ["l2_noise", "transferred", "refined"])

@@ -52,6 +52,8 @@ class Arguments:
     """Data under attack: both, query (after adaptation) or support (before it)."""
     seed: Annotated[int, SEED] = 0
     """Of the attack: tasks, episodes and starts."""
+    transfer_from: Annotated[tuple[str, ...], NAMES] = ()
+    """Folders of finished attacks on the same environment. Their strongest attackers are tried here too."""
     out: Annotated[Path | None, DIRECTORY] = None
     """Where the results go. Default: runs/attack-<run>-<suite>. The same command goes on where it stopped."""
     compilation_cache: Annotated[str, CACHE] = "auto"
@@ -90,7 +92,16 @@ def _main(module: str, summary: str, argv: list[str]) -> int:
             source,
             **{
                 name: getattr(arguments, name)
-                for name in ("suite", "methods", "seeds", "radii", "units", "side", "seed")
+                for name in (
+                    "suite",
+                    "methods",
+                    "seeds",
+                    "radii",
+                    "units",
+                    "side",
+                    "seed",
+                    "transfer_from",
+                )
             },
         )
         name = (source if source.is_dir() else source.parent).resolve().name

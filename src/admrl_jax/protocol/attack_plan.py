@@ -33,6 +33,7 @@ class AttackPlan:
         seed: of the attack.
         policies: digest of the artefact.
         effort: digest of the suite, which another version of the code may have changed.
+        transfer_from: folders of other attacks, whose attackers are tried on these victims.
     """
 
     source: str
@@ -45,6 +46,7 @@ class AttackPlan:
     seed: int
     policies: str
     effort: str
+    transfer_from: tuple[str, ...] = ()
 
 
 class Cell(NamedTuple):
@@ -81,6 +83,7 @@ def make_plan(
     units: str = "",
     side: str = "both",
     seed: int = 0,
+    transfer_from: Sequence[str] = (),
 ) -> AttackPlan:
     """A plan for an artefact; what is not given is as in its run.
 
@@ -117,10 +120,11 @@ def make_plan(
         seed=seed,
         policies=digest(arrays),
         effort=hashlib.sha256(repr(SUITES[suite]).encode()).hexdigest(),
+        transfer_from=tuple(map(str, transfer_from)),
     )
 
 
-MAY_CHANGE = ("source", "methods", "seeds", "radii")
+MAY_CHANGE = ("source", "methods", "seeds", "radii", "transfer_from")
 """An attack may be given more of these, and its policies may be moved; what is there is kept."""
 
 

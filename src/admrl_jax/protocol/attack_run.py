@@ -1,14 +1,15 @@
 """Attacks saved policies with a suite and keeps what came out, member by member, so that a kill loses little.
 
 A cell is one victim (a method and a seed) at one radius. When all cells have been attacked, what broke one
-victim is tried on the others, and what broke a victim at one radius on the same victim at the others. Only
-then are the worst attackers reported, on test tasks.
+victim is tried on the others, and what broke a victim at one radius on the same victim at the others. So are
+the attackers of other attacks, if asked for. Only then are the worst attackers reported, on test tasks.
 """
 
 import contextlib
 import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +22,13 @@ from admrl_jax.attacks.registry import CLEAN, attack_spec
 from admrl_jax.attacks.threat import Budget
 from admrl_jax.config import UNITS
 from admrl_jax.core.lanes import Lanes
+from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.types import Params
 from admrl_jax.envs.base import attackable_only, raw_units
 from admrl_jax.evaluation import do_nothing_returns
 from admrl_jax.judging import BLIND, Case
 from admrl_jax.methods import METHODS
-from admrl_jax.protocol.attack_cell import CellFile
+from admrl_jax.protocol.attack_cell import CellFile, read_strongest, write_strongest
 from admrl_jax.protocol.attack_plan import AttackPlan, Cell, cells_of, claim
 from admrl_jax.runs.artefact import Trained, load_policy, read_policies
 from admrl_jax.runs.files import write_text
@@ -113,18 +115,21 @@ class AttackRun:
 
         Raises:
             ArtefactError: a policy is missing or damaged.
-            ConfigError: a member does not suit the victims.
+            ConfigError: a member, or an attack whose attackers are to be tried, does not suit the victims.
         """
         self.plan, self.folder = plan, folder
         self.suite = SUITES[plan.suite]
         self.victims = load_victims(plan, self.suite, lanes)
         self.cells = list(cells_of(plan))
+        # Read now: who hears of a wrong folder after hours has lost them.
+        self._given = {id(victims.runner): self._read_given(victims) for victims in self.victims.values()}
         self.stop, self._listens = stop or StopRequest(), stop is None
 
     def file(self, cell: Cell) -> CellFile:
         """What has been found in a cell."""
-        cells = json.dumps([self.plan.methods, self.plan.seeds, self.plan.radii])
-        return CellFile(self.folder, cell, self.victims[cell.method].runner, cells)
+        cells = [self.plan.methods, self.plan.seeds, self.plan.radii]
+        words = json.dumps([*cells, self.plan.transfer_from] if self.plan.transfer_from else cells)
+        return CellFile(self.folder, cell, self.victims[cell.method].runner, words)
 
     def run(self) -> dict[str, Any]:
         """Runs what is not done yet; returns the results, which are in `results.json` too.
@@ -142,6 +147,7 @@ class AttackRun:
                 self._judge_finals(cell)
                 self._test(cell)
         results = self.results()
+        write_strongest(self.folder, results["env"], self._strongest())
         write_text(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
         return results
 
@@ -234,7 +240,33 @@ class AttackRun:
             ]
             for found in sorted(learned, key=lambda found: found.left)[:BEST_OF_OTHERS]:
                 elsewhere.append(found._replace(origin=f"{words}: {found.origin}"))
-        return elsewhere
+        given = self._given[id(runner)]
+        return elsewhere + [found for other, found in given if other.radius == cell.radius]
+
+    def _read_given(self, victims: Victims) -> list[tuple[Cell, Found]]:
+        """The attackers of other attacks, to be tried on these victims."""
+        env = next(iter(victims.trained.values())).config.env.name
+        given = []
+        for folder in self.plan.transfer_from:
+            others = read_strongest(Path(folder), env, victims.runner)
+            radii = sorted({other.radius for other in others})
+            if not set(radii) & set(self.plan.radii):
+                found = ", ".join(f"{radius:g}" for radius in radii)
+                raise ConfigError(f"transfer_from: {folder} has none of these radii; accepted: {found}")
+            for other, found in others.items():
+                words = f"{folder}: {other.method}, seed {other.seed}: {found.origin}"
+                given.append((other, found._replace(origin=words)))
+        return given
+
+    def _strongest(self) -> dict[Cell, Found]:
+        """Of every cell what left least among all that learned, wherever it was found."""
+        found = {}
+        for cell in self.cells:
+            file, runner = self.file(cell), self.victims[cell.method].runner
+            learned = [name for name, x in file.results.items() if x.best.member in runner.trainings]
+            if learned:
+                found[cell] = file.results[lowest_entry(file, learned)].best
+        return found
 
     def _judge_finals(self, cell: Cell) -> None:
         """The strongest once more, on more tasks."""
@@ -321,7 +353,7 @@ def worst_entries(file: CellFile) -> dict[str, str]:
 
     What came from elsewhere, refined or not, does not vouch for the attackers that were found here.
     """
-    results, finals = file.results, file.finals
+    results = file.results
     here = [entry for entry in results if entry not in (TRANSFERRED, REFINED)]
     groups = {
         "worst": list(results),
@@ -329,14 +361,15 @@ def worst_entries(file: CellFile) -> dict[str, str]:
         UNTRAINED: [entry for entry in here if not len(results[entry].effort)],
         TRANSFER: [entry for entry in results if entry not in here],
     }
+    return {name: lowest_entry(file, entries) for name, entries in groups.items() if entries}
 
-    def lowest(entries: list[str]) -> str:
-        judged = [entry for entry in entries if entry in finals]
-        if judged:
-            return min(judged, key=lambda entry: float(finals[entry].mean()))
-        return min(entries, key=lambda entry: results[entry].best.left)
 
-    return {name: lowest(entries) for name, entries in groups.items() if entries}
+def lowest_entry(file: CellFile, entries: Sequence[str]) -> str:
+    """Of some entries the one that left least: on the final tasks, if any was judged there."""
+    judged = [entry for entry in entries if entry in file.finals]
+    if judged:
+        return min(judged, key=lambda entry: float(file.finals[entry].mean()))
+    return min(entries, key=lambda entry: file.results[entry].best.left)
 
 
 def strata(tasks: Any) -> list[int] | None:

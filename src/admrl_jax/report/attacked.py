@@ -103,7 +103,7 @@ class Attacked:
             learned = [row for row in self.rows(**cell) if self.is_learned(row) and row["effort"]]
             if not learned:
                 continue
-            worst = lowest(learned)
+            worst = end_of_line(learned, lowest(learned))
             victim = self.victim(test["method"], test["seed"])
             clean = self.mean(test["method"], test["seed"], 0)
             effort = converged(victim, test["radius"], worst["entry"], worst["effort"], clean=clean)
@@ -116,3 +116,16 @@ def lowest(rows: Sequence[Row]) -> Row:
     judged = [row for row in rows if row["final"] is not None]
     name = "final" if judged else "validation"
     return min(judged or rows, key=lambda row: row[name])
+
+
+def end_of_line(rows: Sequence[Row], row: Row) -> Row:
+    """The last that went on from an attacker and found nothing stronger: its effort was spent on it, too.
+
+    Args:
+        rows: of one cell, in the order of the suite.
+        row: the attacker where the line begins.
+    """
+    for later in rows[rows.index(row) + 1 :]:
+        if later["origin"] == row["entry"] and later["validation"] == row["validation"]:
+            row = later
+    return row

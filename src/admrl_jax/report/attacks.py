@@ -84,6 +84,7 @@ def _introduction(attacked: Attacked) -> str:
         "query": "query data only",
         "support": "support data only",
     }[plan["side"]]
+    others = ", ".join(f"`{folder}`" for folder in plan.get("transfer_from", ()))
     return (
         f"# Attack on {results['env']}\n\n"
         f"Suite `{plan['suite']}`: {len(suite['members'])} attackers against every victim, on {side}. Radii "
@@ -91,8 +92,9 @@ def _introduction(attacked: Attacked) -> str:
         f"chosen on {suite['validation_tasks']} tasks, spread evenly, and the strongest "
         f"{suite['finalists']} once more on {suite['final_tasks']}. The worst is reported on "
         f"{suite['test_tasks']} others. On each, {results['episodes']} episodes before and after adaptation. "
-        f"Doing nothing returns {rounded(attacked.floor)}.\n\n"
-        "**A number here is an upper bound: a stronger attacker may yet be found.**\n\n"
+        f"Doing nothing returns {rounded(attacked.floor)}."
+        + (f" Attackers found in {others} were tried as well." if others else "")
+        + "\n\n**A number here is an upper bound: a stronger attacker may yet be found.**\n\n"
         + (f"{results['assumption']}\n\n" if results.get("assumption") else "")
         + f"Policies: `{plan['source']}`. Device: {results['device']}; {versions}."
     )
