@@ -39,12 +39,15 @@ from admrl_jax.defences.registry import DEFENCES
 from admrl_jax.envs.navigation import Navigation2D
 from admrl_jax.envs.registry import ENVS
 from admrl_jax.methods import METHODS, PAPER_METHODS
+from admrl_jax.protocol import paper_command
 from admrl_jax.protocol.command_line import label_of, main
 from admrl_jax.protocol.eval_stages import MetaTest
 from admrl_jax.protocol.eval_stages import Test as OneAttack
 from admrl_jax.protocol.merge_command import merge_main
+from admrl_jax.protocol.paper_command import paper_main
 from admrl_jax.protocol.parts import build_parts
 from admrl_jax.protocol.session import open_session
+from admrl_jax.report.results import read_results
 from admrl_jax.runs.artefact import load_policy, read_policies
 from admrl_jax.runs.directory import open_run
 from admrl_jax.runs.files import read_arrays
@@ -54,6 +57,8 @@ from admrl_jax.sampling import SamplingConfig
 from admrl_jax.training import init_train_state, outer_step
 from benchmarks.protocol import count_cells
 from experiments import halfcheetah_dir, navigation_2d
+from experiments.paper import PRESETS as PAPER_PRESETS
+from experiments.paper import SEEDS as PAPER_SEEDS
 from experiments.train import run as run_by_name
 from faults.damaged import truncate
 from faults.toy_runs import TOY, fingerprint
@@ -497,12 +502,20 @@ def test_a_seed_has_the_bits_that_it_has_alone(seeds_apart: Path, tmp_path: Path
         assert key[0] == "1" and row == {name: among_others[key][name] for name in row}, key
 
 
-def test_runs_of_single_seeds_are_merged_to_what_one_run_of_all_leaves(
-    seeds_apart: Path, finished: Path, tmp_path: Path, capsys
-) -> None:
-    alone = [tmp_path / f"seed{seed}" for seed in (0, 1)]
-    for seed, directory in enumerate(alone):
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same seeds in runs of their own, where `experiments.paper` has its units."""
+    out = tmp_path_factory.mktemp("paper")
+    for seed in (0, 1):
+        directory = out / "navigation_2d" / f"seed-{seed}"
         assert run([*toy(directory), *TWO_SEEDS, f"--seeds={seed}", "--lanes=1"]) == 0
+    return out
+
+
+def test_runs_of_single_seeds_are_merged_to_what_one_run_of_all_leaves(
+    seeds_apart: Path, units: Path, finished: Path, tmp_path: Path, capsys
+) -> None:
+    alone = [units / "navigation_2d" / f"seed-{seed}" for seed in (0, 1)]
     merged = tmp_path / "merged"
     assert merge_main("experiments.merge RUN RUN ...", "", [*map(str, alone), "--out", str(merged)]) == 0
     expected = {
@@ -525,6 +538,62 @@ def test_runs_of_single_seeds_are_merged_to_what_one_run_of_all_leaves(
         )
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1, error
+
+
+def paper(*flags: str) -> int:
+    return paper_main("experiments.paper", "", PAPER_PRESETS, PAPER_SEEDS, flags)
+
+
+def test_the_paper_is_reported_from_the_units_that_are_finished(
+    units: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "paper"
+    shutil.copytree(units, out)
+    flags = ("--envs", "navigation_2d", "--suite", "none", "--out", str(out))
+    assert paper(*flags, "--seeds", "1") == 0
+    assert not (out / "navigation_2d" / "all").exists(), "one seed is a run already"
+    assert paper(*flags, "--seeds", "0", "1") == 0
+    text, claims = (out / "report.md").read_text(), json.loads((out / "claims.json").read_text())
+    assert read_results(out / "navigation_2d" / "all")["config"]["seeds"] == [0, 1]
+    assert {claim["code"] for claim in claims} >= {"T1", "N4", "A1", "W1"}
+    assert {claim["verdict"] for claim in claims} <= {"undecided", "not measured"}, "two seeds decide nothing"
+    assert "| navigation_2d | adMRL | -47.70 |" in text and "navigation_2d/all/figures/strength.png" in text
+    capsys.readouterr()
+    # What is left to do, a command each.
+    assert paper(*flags, "--seeds", "0", "1", "2", "--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and "--envs navigation_2d --seeds 2 --until attacks" in lines[0]
+    for wrong, words in (
+        (("--envs", "ant_goal"), "envs: 'ant_goal' is not accepted; accepted: navigation_2d, "),
+        (("--out", str(tmp_path / "empty"), "--seeds", "9", "--envs"), "has no finished unit"),
+        (("--suite", "hard"), "suite: 'hard' is not accepted"),
+    ):
+        assert paper(*wrong) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+
+
+def test_units_of_the_paper_are_run_attacked_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran, codes = [], iter([0, 0, 143])
+
+    def note(module: str, *rest: object) -> int:
+        ran.append((module, list(rest[-1])))
+        return next(codes)
+
+    monkeypatch.setattr(paper_command, "main", note)
+    monkeypatch.setattr(paper_command, "attack_main", note)
+    begun = tmp_path / "reacher" / "seed-0"
+    begun.mkdir(parents=True)
+    (begun / "config.json").write_text("{}")
+    assert paper("--envs", "navigation_2d", "reacher", "--seeds", "0", "--out", str(tmp_path)) == 143
+    (first, flags), (second, attack_flags), (third, resumed) = ran
+    assert first == "experiments.navigation_2d" and "--seeds=0" in flags and "--resume" not in flags
+    assert second == "experiments.attack" and "--suite=standard" in attack_flags
+    assert attack_flags[0] == str(tmp_path / "navigation_2d" / "seed-0")
+    assert third == "experiments.reacher" and "--resume" in resumed
+    assert "go on with\n  python -m experiments.paper --envs navigation_2d reacher" in capsys.readouterr().err
 
 
 def test_seeds_that_were_interrupted_go_on_to_the_same_bits(seeds_apart: Path, tmp_path: Path) -> None:

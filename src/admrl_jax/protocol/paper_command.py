@@ -1,0 +1,205 @@
+"""The command line of the whole paper: units of one environment and one seed, and one report of all.
+
+A unit does not know the others, so they can be spread over machines: `--list` prints a command for each.
+"""
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from admrl_jax.config import Config
+from admrl_jax.core.settings import Accepts, ConfigError, check_fields, is_whole, one_of
+from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
+from admrl_jax.protocol.attack_command import attack_main
+from admrl_jax.protocol.command_line import fail, main
+from admrl_jax.protocol.merge import merge_runs
+from admrl_jax.report.claims import PAPER_ENVS, Measured
+from admrl_jax.report.paper import write_paper_report
+from admrl_jax.report.results import read_results
+from admrl_jax.runs.artefact import ArtefactError
+from admrl_jax.runs.directory import RunError
+from admrl_jax.runs.files import DamagedFileError
+from admrl_jax.suites import SUITES
+
+UNTIL = ("units", "attacks", "report")
+MERGED = "all"
+"""Folder of an environment in which its seeds are put together; made again where there are more."""
+
+ENVS = Accepts(lambda x: isinstance(x, tuple) and set(x) <= set(PAPER_ENVS), ", ".join(PAPER_ENVS))
+SEEDS = Accepts(lambda x: isinstance(x, tuple) and all(is_whole(y) and y >= 0 for y in x), "seeds from 0 on")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What is run of the paper."""
+
+    envs: Annotated[tuple[str, ...], ENVS] = PAPER_ENVS
+    """Environments."""
+    seeds: Annotated[tuple[int, ...], SEEDS] = ()
+    """Of every environment. Default: 10 in 2D navigation, 5 each of HalfCheetah and Reacher, 3 of Ant."""
+    suite: Annotated[str, one_of("none", *SUITES)] = "standard"
+    """Attackers that are tried on every unit's policies: none, quick, standard or claim."""
+    until: Annotated[str, one_of(*UNTIL)] = "report"
+    """Last stage: units (training and the paper's own tests), attacks, or report."""
+    preset: Annotated[str, one_of("paper", "quick")] = "paper"
+    """Sizes of every unit."""
+    list: bool = False
+    """Prints the command of every unit that is not finished, one per line, and runs nothing."""
+    out: Annotated[Path, DIRECTORY] = Path("runs/paper")
+    """Where everything goes. The same command goes on where it stopped."""
+    compilation_cache: Annotated[str, CACHE] = "auto"
+    """Where compiled programs are kept: a directory, off, or auto."""
+
+
+class Unit(NamedTuple):
+    """One seed of an environment.
+
+    Attributes:
+        env: its name.
+        seed: its seed.
+        directory: of its run.
+    """
+
+    env: str
+    seed: int
+    directory: Path
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is trained and tested."""
+        return (self.directory / "report.md").exists()
+
+    def attack(self, suite: str) -> Path:
+        """Folder of an attack on it."""
+        return self.directory / f"attack-{suite}"
+
+
+def units_of(arguments: Arguments, seeds: Mapping[str, int]) -> Iterator[Unit]:
+    """Every unit; the first seed of all environments comes first.
+
+    Args:
+        arguments: of the command line.
+        seeds: how many of each environment by default.
+    """
+    wanted = {env: arguments.seeds or tuple(range(seeds[env])) for env in arguments.envs}
+    for place in range(max(map(len, wanted.values()), default=0)):
+        for env, numbers in wanted.items():
+            if place < len(numbers):
+                yield Unit(env, numbers[place], arguments.out / env / f"seed-{numbers[place]}")
+
+
+def paper_main(
+    module: str,
+    summary: str,
+    presets: Mapping[str, dict[str, Config]],
+    seeds: Mapping[str, int],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Runs the paper; returns the exit code of the first unit that did not end well, else 0.
+
+    Args:
+        module: name of the module, for messages.
+        summary: what it does, for `--help`.
+        presets: of every environment, by its name.
+        seeds: how many of each environment by default.
+        argv: arguments without the program's name; those of the process by default.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = read_flags(module, summary, words, Arguments())
+        check_fields(arguments)
+    except ConfigError as error:
+        return fail(str(error))
+    units = list(units_of(arguments, seeds))
+    if arguments.list:
+        for unit in units:
+            if not unit.is_finished:
+                print(_command_of(module, unit, arguments))
+        return 0
+    code = _run_units(units, arguments, presets)
+    if code:
+        again = shlex.join(["python", "-m", module, *words])
+        print(f"all units that are not finished go on with\n  {again}", file=sys.stderr)
+        return code
+    if arguments.until != UNTIL[-1]:
+        return 0
+    try:
+        print(f"report: {report_of(arguments.out, units, arguments.suite)}")
+    except (RunError, ArtefactError, DamagedFileError, OSError) as error:
+        return fail(str(error))
+    return 0
+
+
+def report_of(out: Path, units: Sequence[Unit], suite: str) -> Path:
+    """Puts together what is finished and writes the report.
+
+    Args:
+        out: of the report.
+        units: of the paper; those that are not finished are left out.
+        suite: whose attacks count.
+
+    Raises:
+        RunError: no unit is finished, or units do not fit together.
+    """
+    runs, places = {}, {}
+    for env in dict.fromkeys(unit.env for unit in units):
+        finished = [unit for unit in units if unit.env == env and unit.is_finished]
+        if not finished:
+            continue
+        places[env] = _merged(finished)
+        found = [unit.attack(suite) / "results.json" for unit in finished]
+        attacks = [json.loads(path.read_text()) for path in found if path.exists()]
+        runs[env] = Measured(read_results(places[env]), attacks)
+    if not runs:
+        raise RunError(f"out: {out} has no finished unit")
+    return write_paper_report(out, runs, places)
+
+
+def _merged(units: Sequence[Unit]) -> Path:
+    """The directory in which the seeds of an environment are put together."""
+    if len(units) == 1:
+        return units[0].directory
+    place = units[0].directory.parent / MERGED
+    if (place / "report.md").exists():
+        seeds = read_results(place)["config"]["seeds"]
+        if seeds == [unit.seed for unit in units]:
+            return place
+    if place.exists():
+        shutil.rmtree(place)
+    merge_runs([unit.directory for unit in units], place)
+    return place
+
+
+def _run_units(units: Sequence[Unit], arguments: Arguments, presets: Mapping[str, dict[str, Config]]) -> int:
+    """Trains, tests and attacks what is not done yet; returns the first exit code that is not 0."""
+    for number, unit in enumerate(units, 1):
+        title = f"unit {number} of {len(units)}: {unit.env}, seed {unit.seed}"
+        cache = f"--compilation-cache={arguments.compilation_cache}"
+        if not unit.is_finished:
+            print(title, file=sys.stderr)
+            flags = [f"--preset={arguments.preset}", f"--seeds={unit.seed}", f"--run-dir={unit.directory}"]
+            flags += ["--resume"] * (unit.directory / "config.json").exists()
+            code = main(f"experiments.{unit.env}", "", presets[unit.env], [*flags, cache])
+            if code:
+                return code
+        folder = unit.attack(arguments.suite)
+        is_attacked = arguments.suite == "none" or (folder / "report.md").exists()
+        if arguments.until != UNTIL[0] and not is_attacked:
+            print(f"{title}: suite {arguments.suite}", file=sys.stderr)
+            flags = [str(unit.directory), f"--suite={arguments.suite}", f"--out={folder}", cache]
+            code = attack_main("experiments.attack", "", flags)
+            if code:
+                return code
+    return 0
+
+
+def _command_of(module: str, unit: Unit, arguments: Arguments) -> str:
+    """What runs one unit alone, or goes on with it."""
+    flags = ["--envs", unit.env, "--seeds", str(unit.seed), "--until", "attacks", "--out", str(arguments.out)]
+    flags += ["--suite", arguments.suite, "--preset", arguments.preset]
+    return shlex.join(["python", "-m", module, *flags])

@@ -1,0 +1,362 @@
+"""What the paper claims, how each claim is read and measured here, and what came out.
+
+The rule was fixed before the runs it judges. A claim is a number per seed that is above zero where the claim
+holds. It is supported where the 95 % t interval over seeds lies above zero, contradicted where it lies below,
+else undecided, as it always is below three seeds. A claim about several environments needs the support of all
+of them; one that contradicts is enough.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from admrl_jax.attacks.registry import CLEAN
+from admrl_jax.methods import PAPER_METHODS
+from admrl_jax.report.attacked import Attacked
+from admrl_jax.report.results import CELLS, Panel, Row, cell_values, seed_values
+from admrl_jax.stats.claims import (
+    NOTHING,
+    UNMEASURED,
+    Effect,
+    agreement,
+    effect_of,
+    overall,
+    paired,
+    spread_ratio,
+    weakest,
+)
+
+PAPER_ENVS = ("navigation_2d", "halfcheetah_dir", "halfcheetah_vel", "reacher", "ant_vel")
+PAPER_STRENGTHS = (0.2, 0.5, 0.8)
+CLOSE = 0.05
+"""Two returns are close if they differ by less than this share of what MAML gains over doing nothing."""
+COLLAPSED = 0.1
+"""A method has collapsed if it keeps less than this share of what MAML gains over doing nothing."""
+
+MAML, RANDOM, FGSM, ADMRL = PAPER_METHODS
+GAUSSIAN: Panel = ("gaussian", "")
+EQUAL_NOISE: Panel = ("l2_noise", "")
+FRESH: Panel = ("adgan", "adaptive")
+ONE_FOR_ALL: Panel = ("adgan", "paper")
+Seeds = dict[int, float]
+
+
+class Measured:
+    """One environment's run, read for the claims."""
+
+    def __init__(self, results: Row, attacks: Sequence[Row] = ()):
+        """Reads nothing yet.
+
+        Args:
+            results: of `read_results`.
+            attacks: `results.json` of a suite's attacks on the same policies, of different seeds.
+        """
+        self.results = results
+        self.attacks = [Attacked(attack) for attack in attacks]
+
+    def clean(self, method: str) -> Seeds:
+        """Return without an attack."""
+        return seed_values(self.results["rows"], method=method, attack=CLEAN)
+
+    def attacked(self, method: str, panel: Panel, strengths: Sequence[float] = PAPER_STRENGTHS) -> Seeds:
+        """Return with support and query attacked, mean over strengths; empty where one was not measured."""
+        rows = self.results["rows"]
+        each = [cell_values(rows, panel, strength, CELLS[-1], method) for strength in strengths]
+        seeds = set.intersection(*(set(values) for values in each))
+        return {seed: float(np.mean([values[seed] for values in each])) for seed in sorted(seeds)}
+
+    def curve(self, method: str, attack: str) -> Seeds:
+        """Mean return over the evaluations in the course of the method's own training."""
+        rows = [row for row in self.results["curves"] if row["method"] == method and row["attack"] == attack]
+        seeds = sorted({row["seed"] for row in rows})
+        return {seed: float(np.mean([r["post"] for r in rows if r["seed"] == seed])) for seed in seeds}
+
+    def rise(self, method: str, attack: str) -> Seeds:
+        """Last minus first of those evaluations."""
+        rows = [row for row in self.results["curves"] if row["method"] == method and row["attack"] == attack]
+        found = {}
+        for seed in sorted({row["seed"] for row in rows}):
+            mine = sorted((row["step"], row["post"]) for row in rows if row["seed"] == seed)
+            found[seed] = mine[-1][1] - mine[0][1]
+        return found
+
+    def worst(self, method: str) -> Seeds:
+        """Return under the worst attacker of the suite, mean over radii, where its checks hold."""
+        found = {}
+        for attacked in self.attacks:
+            if method not in attacked.methods:
+                continue
+            failed = {check.victim for check in attacked.checks() if not check.holds}
+            for seed in attacked.seeds:
+                if attacked.victim(method, seed) not in failed:
+                    found[seed] = float(np.mean([attacked.mean(method, seed, r) for r in attacked.radii]))
+        return found
+
+    def gain(self, method: str = MAML) -> Seeds:
+        """What a method brings without an attack, over doing nothing."""
+        return {seed: value - self.results["floor"] for seed, value in self.clean(method).items()}
+
+    def paper_clean(self, method: str) -> float:
+        """The paper's clean return; NaN where it prints none."""
+        return self.results["methods"][method]["paper_clean"].get(self.results["env"], float("nan"))
+
+
+Test = Callable[[Measured], Effect]
+
+
+class Claim(NamedTuple):
+    """A claim of the paper.
+
+    Attributes:
+        code: short name.
+        says: the claim.
+        reading: how it is measured here.
+        test: the effect in one environment, None where nothing here measures it.
+        envs: the environments that it is about.
+    """
+
+    code: str
+    says: str
+    reading: str
+    test: Test | None
+    envs: tuple[str, ...] = PAPER_ENVS
+
+
+def above_all(method: str, panel: Panel, *, sign: float = 1.0) -> Test:
+    """A method above every other of the paper's, or below with `sign` -1, under an attack."""
+
+    def test(run: Measured) -> Effect:
+        mine = run.attacked(method, panel)
+        gaps = [
+            paired(_scaled(mine, sign), _scaled(run.attacked(other, panel), sign))
+            for other in PAPER_METHODS
+            if other != method
+        ]
+        return weakest(gaps)
+
+    return test
+
+
+def above(method: str, other: str, panel: Panel) -> Test:
+    """A method above another under an attack."""
+    return lambda run: paired(run.attacked(method, panel), run.attacked(other, panel))
+
+
+def curve_above_all(method: str, attack: str) -> Test:
+    """A method above every other in the course of training, under an attack."""
+    return lambda run: weakest(
+        [
+            paired(run.curve(method, attack), run.curve(other, attack))
+            for other in PAPER_METHODS
+            if other != method
+        ]
+    )
+
+
+def as_printed(run: Measured) -> Effect:
+    """The paper's clean numbers could each be one more seed of ours."""
+    printed = [(method, run.paper_clean(method)) for method in PAPER_METHODS]
+    return weakest(
+        [agreement(list(run.clean(m).values()), value) for m, value in printed if np.isfinite(value)]
+    )
+
+
+def close_to_maml(values: Callable[[Measured, str], Seeds]) -> Test:
+    """Whether adMRL is at most `CLOSE` of MAML's gain below MAML."""
+
+    def test(run: Measured) -> Effect:
+        mine, gain = values(run, ADMRL), run.gain()
+        return paired({seed: x + CLOSE * gain[seed] for seed, x in mine.items()}, values(run, MAML))
+
+    return test
+
+
+def flattest(run: Measured) -> Effect:
+    """How much less adMRL loses than the others, from the smallest strength to the largest."""
+
+    def lost(method: str) -> Seeds:
+        small, large = (run.attacked(method, FRESH, [s]) for s in (PAPER_STRENGTHS[0], PAPER_STRENGTHS[-1]))
+        return {seed: small[seed] - large[seed] for seed in small if seed in large}
+
+    return weakest([paired(lost(other), lost(ADMRL)) for other in PAPER_METHODS if other != ADMRL])
+
+
+def learned_hurts_more(run: Measured) -> Effect:
+    """How much less adGAN leaves MAML than noise of the same L2 radius."""
+    return paired(run.attacked(MAML, EQUAL_NOISE), run.attacked(MAML, FRESH))
+
+
+def noise_hurts(run: Measured) -> Effect:
+    """Noise of the smallest strength costs MAML more than `CLOSE` of its gain."""
+    noisy, gain = run.attacked(MAML, GAUSSIAN, PAPER_STRENGTHS[:1]), run.gain()
+    return paired(run.clean(MAML), {seed: x + CLOSE * gain[seed] for seed, x in noisy.items()})
+
+
+def varies_less(run: Measured) -> Effect:
+    """Random and FGSM differ more between seeds than adMRL does, under adGAN."""
+    mine = list(run.attacked(ADMRL, FRESH).values())
+    return weakest([spread_ratio(list(run.attacked(m, FRESH).values()), mine) for m in (RANDOM, FGSM)])
+
+
+def collapses(run: Measured) -> Effect:
+    """FGSM keeps less than `COLLAPSED` of MAML's gain under adGAN."""
+    gain = run.gain()
+    kept = {seed: x - run.results["floor"] for seed, x in run.attacked(FGSM, FRESH).items()}
+    return effect_of([COLLAPSED * gain[seed] - x for seed, x in kept.items() if seed in gain])
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim("T1", "adMRL is best under adGAN", "Table I; a fresh adGAN per policy", above_all(ADMRL, FRESH)),
+    Claim(
+        "T1'",
+        "the same",
+        "one adGAN, adMRL's own opponent, attacks all",
+        above_all(ADMRL, ONE_FOR_ALL),
+    ),
+    Claim("T2", "FGSM is worst under adGAN", "fresh adGAN", above_all(FGSM, FRESH, sign=-1)),
+    Claim(
+        "T3",
+        "Random beats MAML under adGAN",
+        "fresh adGAN",
+        above(RANDOM, MAML, FRESH),
+        ("navigation_2d", "reacher", "ant_vel"),
+    ),
+    Claim(
+        "T3'",
+        "Random loses to MAML under adGAN",
+        "fresh adGAN",
+        above(MAML, RANDOM, FRESH),
+        ("halfcheetah_dir", "halfcheetah_vel"),
+    ),
+    Claim(
+        "C1",
+        "the clean returns printed for 2D navigation",
+        "each could be one more seed of ours (95 % prediction interval)",
+        as_printed,
+        ("navigation_2d",),
+    ),
+    Claim(
+        "C2",
+        "adMRL is close to MAML without an attack",
+        f"at most {CLOSE:.0%} of MAML's gain over doing nothing below it",
+        close_to_maml(Measured.clean),
+    ),
+    Claim(
+        "C3",
+        "adMRL converges as fast as MAML",
+        "the same, mean over the clean evaluations in training",
+        close_to_maml(lambda run, method: run.curve(method, CLEAN)),
+    ),
+    Claim("C4", "the arms coincide until step 300", "true by construction: one pre-training per seed", None),
+    Claim("N1", "adMRL beats MAML under noise", "Gaussian", above(ADMRL, MAML, GAUSSIAN)),
+    Claim("N2", "adMRL is nearly always best under noise", "Gaussian", above_all(ADMRL, GAUSSIAN)),
+    Claim(
+        "N3",
+        "FGSM is best under noise in 2D navigation",
+        "Gaussian",
+        above_all(FGSM, GAUSSIAN),
+        ("navigation_2d",),
+    ),
+    Claim(
+        "N4",
+        "noise alone degrades MAML",
+        f"Gaussian of 0.2 costs more than {CLOSE:.0%} of its gain",
+        noise_hurts,
+    ),
+    Claim(
+        "N5",
+        "adMRL converges best under noise",
+        "Gaussian, mean over the evaluations in training",
+        curve_above_all(ADMRL, GAUSSIAN[0]),
+        ("halfcheetah_dir", "halfcheetah_vel"),
+    ),
+    Claim("A1", "adGAN hurts more than noise", "MAML; noise of the same L2 radius", learned_hurts_more),
+    Claim("A2", "adMRL is flattest over strengths", "return lost from 0.2 to 0.8, fresh adGAN", flattest),
+    Claim(
+        "A3",
+        "adMRL converges best under adGAN",
+        "its own opponent, mean over the evaluations in training",
+        curve_above_all(ADMRL, FRESH[0]),
+        ("navigation_2d", "reacher"),
+    ),
+    Claim("A4", "attacks make worse actions likelier", "needs values of actions that are not taken", None),
+    Claim("S1", "Random and FGSM vary widely, adMRL little", "standard deviation over seeds", varies_less),
+    Claim(
+        "S2",
+        "FGSM collapses on HalfCheetah-Dir",
+        f"keeps under {COLLAPSED:.0%} of MAML's gain",
+        collapses,
+        ("halfcheetah_dir",),
+    ),
+    Claim(
+        "S3",
+        "policy and generator improve each other",
+        "the policy's half: adMRL's return under its opponent rises in training",
+        lambda run: effect_of(run.rise(ADMRL, FRESH[0]).values()),
+    ),
+)
+"""All of the paper's."""
+
+OURS: tuple[Claim, ...] = (
+    Claim(
+        "W1",
+        "adMRL beats MAML under the worst attacker of a suite",
+        "mean over radii, only where all sanity checks hold",
+        lambda run: paired(run.worst(ADMRL), run.worst(MAML)),
+    ),
+    Claim(
+        "W2",
+        "adMRL beats training under noise there",
+        "the same, against Random",
+        lambda run: paired(run.worst(ADMRL), run.worst(RANDOM)),
+    ),
+)
+"""What the paper does not ask."""
+
+
+class Judged(NamedTuple):
+    """A claim with what was found.
+
+    Attributes:
+        claim: what is claimed.
+        effects: by environment.
+        verdict: over all of its environments.
+    """
+
+    claim: Claim
+    effects: dict[str, Effect]
+    verdict: str
+
+    def as_row(self) -> dict[str, Any]:
+        """For JSON."""
+        found = {env: effect._asdict() | {"verdict": effect.verdict} for env, effect in self.effects.items()}
+        return {
+            "code": self.claim.code,
+            "says": self.claim.says,
+            "reading": self.claim.reading,
+            "effects": found,
+            "verdict": self.verdict,
+        }
+
+
+def judge(runs: Mapping[str, Measured], claims: Sequence[Claim] = (*CLAIMS, *OURS)) -> list[Judged]:
+    """Every claim with its effects and verdict.
+
+    Args:
+        runs: by environment; those that are missing are not measured.
+        claims: what is judged.
+    """
+    judged = []
+    for claim in claims:
+        test = claim.test
+        if test is None:
+            judged.append(Judged(claim, {}, UNMEASURED))
+            continue
+        effects = {env: test(runs[env]) if env in runs else NOTHING for env in claim.envs}
+        judged.append(Judged(claim, effects, overall(effect.verdict for effect in effects.values())))
+    return judged
+
+
+def _scaled(values: Seeds, sign: float) -> Seeds:
+    return {seed: sign * value for seed, value in values.items()}

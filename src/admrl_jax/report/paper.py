@@ -1,0 +1,193 @@
+"""The report on the paper: its table beside ours, and the ledger of its claims."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from admrl_jax.methods import PAPER_METHODS
+from admrl_jax.report.claims import (
+    FRESH,
+    ONE_FOR_ALL,
+    PAPER_ENVS,
+    PAPER_STRENGTHS,
+    Judged,
+    Measured,
+    Seeds,
+    judge,
+)
+from admrl_jax.report.results import method_label
+from admrl_jax.report.tables import rounded, table
+from admrl_jax.runs.files import write_text
+from admrl_jax.stats.claims import CLAIM_SEEDS, Effect
+from admrl_jax.stats.intervals import t_interval
+
+FIGURES = ("strength", "convergence_attacked", "convergence_clean")
+"""Of every run, in the order of the paper's Figures 2 to 4."""
+
+
+def write_paper_report(folder: Path, runs: Mapping[str, Measured], places: Mapping[str, Path]) -> Path:
+    """Writes `report.md` and `claims.json`.
+
+    Args:
+        folder: of both.
+        runs: by environment.
+        places: the runs' directories, inside `folder`.
+
+    Returns:
+        Path of `report.md`.
+    """
+    judged = judge(runs)
+    write_text(folder / "claims.json", json.dumps([one.as_row() for one in judged], indent=1) + "\n")
+    path = folder / "report.md"
+    figures = {env: place.relative_to(folder) / "figures" for env, place in places.items()}
+    write_text(path, paper_text(judged, runs, figures))
+    return path
+
+
+def paper_text(
+    judged: Sequence[Judged], runs: Mapping[str, Measured], figures: Mapping[str, Path] | None = None
+) -> str:
+    """The report in Markdown.
+
+    Args:
+        judged: the claims.
+        runs: by environment.
+        figures: folders of the runs' figures, by environment.
+    """
+    blocks = [
+        "# The paper, reproduced",
+        "*Adaptive Adversarial Training for Meta Reinforcement Learning* (arXiv:2104.13302) printed no code, "
+        "seeds or spread. What was run here:",
+        runs_table(runs),
+        "## Claims",
+        "A claim is a number per seed, above zero where it holds. *Supported*: its 95 % t interval over "
+        "seeds is above zero; *contradicted*: below; *undecided*: neither, or fewer than "
+        f"{CLAIM_SEEDS} seeds. A claim about several environments needs all of them, and one that "
+        "contradicts is enough. Below W1 stand questions that the paper does not ask.",
+        claims_table(judged),
+        "## Table I",
+        f"Return after adaptation under adGAN of L2 radius {', '.join(map(str, PAPER_STRENGTHS))} on support "
+        "and query data, mean over the radii. *fresh*: trained against each policy. *one*: adMRL's own "
+        "opponent attacks all. The paper states no strength, seeds or spread.",
+        table_one(runs),
+        "## Without an attack",
+        clean_table(runs),
+        *_suite_section(runs),
+        *_figures_section(figures or {}),
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def runs_table(runs: Mapping[str, Measured]) -> str:
+    """What was run."""
+    body = []
+    for env, run in runs.items():
+        config = run.results["config"]
+        sampling = config["sampling"]
+        versions = run.results["versions"]
+        body.append(
+            (
+                env,
+                str(len(config["seeds"])),
+                f"{sampling['num_tasks']} x {sampling['num_trajectories']} x {config['env']['horizon']}",
+                f"{config['schedule']['pretrain_steps']} + {config['schedule']['finetune_steps']}",
+                run.results["preset"],
+                f"{run.results['device']}, {run.results['simulator']}, jax {versions['jax']}",
+                rounded(run.results["floor"]),
+            )
+        )
+    for env in PAPER_ENVS:
+        if env not in runs:
+            body.append((env, "0", "-", "-", "-", "-", "-"))
+    header = ["environment", "seeds", "tasks x episodes x horizon", "steps", "preset", "on", "doing nothing"]
+    return table(header, body)
+
+
+def claims_table(judged: Sequence[Judged]) -> str:
+    """The ledger."""
+    body = []
+    for one in judged:
+        effects = "; ".join(f"{env} {effect_text(x)}" for env, x in one.effects.items() if x.seeds)
+        body.append((one.claim.code, one.claim.says, one.claim.reading, effects or "-", f"**{one.verdict}**"))
+    return table(["", "the paper says", "read and measured as", "effect", "verdict"], body, 5)
+
+
+def effect_text(effect: Effect) -> str:
+    """Its value with the interval, or how many seeds there are."""
+    if np.isfinite(effect.low):
+        return f"{effect.value:.2f} [{effect.low:.2f}, {effect.high:.2f}]"
+    return f"{rounded(effect.value)} ({effect.seeds} seed{'s' * (effect.seeds != 1)})"
+
+
+def seeds_text(values: Seeds, floor: float | None = None) -> str:
+    """Mean over seeds, with the t interval where there are seeds enough."""
+    if not values:
+        return "-"
+    mean = rounded(float(np.mean(list(values.values()))), floor)
+    if len(values) < CLAIM_SEEDS:
+        return mean
+    return mean + " [{:.1f}, {:.1f}]".format(*t_interval(list(values.values())))
+
+
+def table_one(runs: Mapping[str, Measured]) -> str:
+    """The paper's Table I, its numbers beside ours."""
+    body = []
+    for env, run in runs.items():
+        for method in _methods(run):
+            printed = run.results["methods"][method]["paper_attacked"].get(env, float("nan"))
+            ours = [
+                seeds_text(run.attacked(method, panel), run.results["floor"])
+                for panel in (FRESH, ONE_FOR_ALL)
+            ]
+            body.append((env, method_label(run.results, method), rounded(printed), *ours))
+    return table(["environment", "method", "paper", "ours, fresh", "ours, one"], body, 2)
+
+
+def clean_table(runs: Mapping[str, Measured]) -> str:
+    """Returns without an attack, beside those that the paper prints."""
+    body = [
+        (
+            env,
+            method_label(run.results, method),
+            rounded(run.paper_clean(method)),
+            seeds_text(run.clean(method), run.results["floor"]),
+        )
+        for env, run in runs.items()
+        for method in _methods(run)
+    ]
+    return table(["environment", "method", "paper", "ours"], body, 2)
+
+
+def _methods(run: Measured) -> list[str]:
+    return [method for method in PAPER_METHODS if method in run.results["methods"]]
+
+
+def _suite_section(runs: Mapping[str, Measured]) -> list[str]:
+    """What a suite of attackers left."""
+    body = []
+    for env, run in runs.items():
+        if not run.attacks:
+            continue
+        for method in _methods(run):
+            held = run.worst(method)
+            total = sum(len(attacked.seeds) for attacked in run.attacks if method in attacked.methods)
+            text = seeds_text(held, run.results["floor"])
+            body.append((env, method_label(run.results, method), text, f"{len(held)} of {total}"))
+    if not body:
+        return []
+    return [
+        "## Under the worst attacker of a suite",
+        "Mean over its radii. Only seeds for which every sanity check holds count.",
+        table(["environment", "method", "return", "seeds whose checks hold"], body, 2),
+    ]
+
+
+def _figures_section(figures: Mapping[str, Path]) -> list[str]:
+    """Figures 2 to 4 of every environment."""
+    blocks = [
+        f"### {env}\n\n" + "\n\n".join(f"![{name}]({folder.as_posix()}/{name}.png)" for name in FIGURES)
+        for env, folder in figures.items()
+    ]
+    return ["## Strength and convergence", *blocks] if blocks else []

@@ -1,0 +1,140 @@
+"""Claims: the rule of their verdicts, and effects of known sign."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from admrl_jax.methods import METHODS, PAPER_METHODS
+from admrl_jax.report.claims import ADMRL, CLAIMS, FGSM, MAML, PAPER_ENVS, RANDOM, Measured, judge
+from admrl_jax.report.paper import paper_text
+from admrl_jax.stats.claims import (
+    CONTRADICTED,
+    SUPPORTED,
+    UNDECIDED,
+    UNMEASURED,
+    agreement,
+    effect_of,
+    overall,
+    paired,
+    spread_ratio,
+    weakest,
+)
+
+
+def test_a_verdict_follows_the_interval() -> None:
+    assert effect_of([1.0, 1.1, 0.9]).verdict == SUPPORTED
+    assert effect_of([-1.0, -1.1, -0.9]).verdict == CONTRADICTED
+    assert effect_of([1.0, -1.0, 0.5]).verdict == UNDECIDED
+    # Two seeds decide nothing, however far apart.
+    assert effect_of([100.0, 101.0]).verdict == UNDECIDED
+    assert effect_of([]).verdict == UNMEASURED
+    effect = paired({0: 3.0, 1: 5.0, 2: 4.5, 7: 1.0}, {0: 1.0, 1: 2.0, 2: 2.0})
+    assert effect.seeds == 3 and effect.value == pytest.approx(2.5)
+
+
+def test_a_claim_of_parts_needs_all_of_them() -> None:
+    good, bad, open_ = effect_of([1, 1.1, 0.9]), effect_of([-1, -1.1, -0.9]), effect_of([1, -1, 0.5])
+    assert weakest([good, good]).verdict == SUPPORTED
+    assert weakest([good, open_]).verdict == UNDECIDED
+    assert weakest([good, open_, bad]).verdict == CONTRADICTED
+    assert weakest([good, effect_of([])]).verdict == UNMEASURED
+    assert overall([SUPPORTED, SUPPORTED]) == SUPPORTED
+    assert overall([SUPPORTED, UNMEASURED]) == UNDECIDED
+    assert overall([SUPPORTED, CONTRADICTED, UNMEASURED]) == CONTRADICTED
+    assert overall([UNMEASURED, UNMEASURED]) == UNMEASURED == overall([])
+
+
+def test_intervals_cover_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(size=(4000, 6))
+    # A seventh seed of the same kind is inside the prediction interval 95 times in 100.
+    inside = [agreement(x[:5], float(x[5])).verdict == SUPPORTED for x in seeds]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.012)
+    # Equal spreads: the interval of the ratio covers 0 as often.
+    pairs = zip(seeds[:2000, :5], seeds[2000:, :5], strict=True)
+    covers = [spread_ratio(x, y).verdict == UNDECIDED for x, y in pairs]
+    assert np.mean(covers) == pytest.approx(0.95, abs=0.016)
+    assert spread_ratio(10 * seeds[0], seeds[1]).verdict == SUPPORTED
+
+
+def made_up(**attacked: float) -> Measured:
+    """Results of 2D navigation over four seeds: clean -12 for all, and a return under adGAN by method."""
+    rows, curves = [], []
+    noise = (0.0, 0.1, -0.1, 0.05)
+    cells = [("none", "", 0.0, "clean")]
+    cells += [(a, "", s, "attacked") for a in ("gaussian", "l2_noise") for s in (0.2, 0.5, 0.8)]
+    cells += [("adgan", p, s, "attacked") for p in ("paper", "adaptive") for s in (0.2, 0.5, 0.8)]
+    for number, method in enumerate(PAPER_METHODS):
+        for seed in range(4):
+            for attack, protocol, strength, side in cells:
+                left = -12.0 if attack == "none" else attacked[method] if attack == "adgan" else -20.0
+                rows.append(
+                    {
+                        "method": method,
+                        "seed": seed,
+                        "attack": attack,
+                        "protocol": protocol,
+                        "strength": strength,
+                        "support": side,
+                        "query": side,
+                        "post": left + noise[(seed + number) % 4],
+                    }
+                )
+            for step in (350, 400):
+                curves += [
+                    {"method": method, "seed": seed, "attack": attack, "step": step, "post": -20 + step / 50}
+                    for attack in ("none", "gaussian", "adgan")
+                ]
+    results = {
+        "env": "navigation_2d",
+        "floor": -38.0,
+        "preset": "paper",
+        "device": "cpu",
+        "simulator": "none",
+        "versions": {"jax": "0"},
+        "methods": {method: METHODS[method]._asdict() for method in PAPER_METHODS},
+        "config": {
+            "seeds": [0, 1, 2, 3],
+            "env": {"horizon": 100},
+            "sampling": {"num_tasks": 20, "num_trajectories": 20},
+            "schedule": {"pretrain_steps": 300, "finetune_steps": 200},
+        },
+        "rows": rows,
+        "curves": curves,
+    }
+    return Measured(json.loads(json.dumps(results)))
+
+
+def verdicts(run: Measured) -> dict[str, str]:
+    """Of every claim, as far as 2D navigation goes."""
+    return {
+        one.claim.code: one.effects["navigation_2d"].verdict
+        for one in judge({"navigation_2d": run})
+        if "navigation_2d" in one.effects
+    }
+
+
+def test_verdicts_turn_with_the_returns() -> None:
+    as_claimed = {MAML: -50.0, RANDOM: -45.0, FGSM: -60.0, ADMRL: -30.0}
+    found = verdicts(made_up(**as_claimed))
+    assert {code: found[code] for code in ("T1", "T1'", "T2", "T3", "C2", "A1", "N4", "S3")} == dict.fromkeys(
+        ("T1", "T1'", "T2", "T3", "C2", "A1", "N4", "S3"), SUPPORTED
+    )
+    assert found["W1"] == UNMEASURED and found["N1"] == UNDECIDED
+    reverse = {MAML: -15.0, RANDOM: -45.0, FGSM: -30.0, ADMRL: -60.0}
+    found = verdicts(made_up(**reverse))
+    assert {found[code] for code in ("T1", "T2", "T3", "A1")} == {CONTRADICTED}
+
+
+def test_the_ledger_has_every_claim_and_says_what_is_missing() -> None:
+    run = made_up(**{MAML: -50.0, RANDOM: -45.0, FGSM: -60.0, ADMRL: -30.0})
+    judged = judge({"navigation_2d": run})
+    assert {claim.code for claim in CLAIMS} <= {one.claim.code for one in judged}
+    # One of five environments supports nothing that is said of five.
+    assert next(one for one in judged if one.claim.code == "T1").verdict == UNDECIDED
+    text = paper_text(judged, {"navigation_2d": run}, {"navigation_2d": Path("navigation_2d/figures")})
+    for env in PAPER_ENVS[1:]:
+        assert f"| {env} | 0 |" in text
+    assert "| T1 | adMRL is best under adGAN |" in text and "**undecided**" in text
