@@ -2,9 +2,10 @@
 
 import fcntl
 import functools
+import gc
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache as compilation_
 from admrl_jax.envs.half_cheetah import HalfCheetahDir, HalfCheetahDirConfig
 from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.protocol.command_line import main
+from admrl_jax.report import figures
 from admrl_jax.runs.devices import compile_fast
 from admrl_jax.simulators import make_simulator
 from benchmarks.parity import Case, Run, make_case, make_env, run_engine, run_gymnasium
@@ -26,8 +28,15 @@ from faults.toy_runs import TOY
 IS_OPTIMIZED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "0"
 if not IS_OPTIMIZED:
     compile_fast()
+    # Programs in many pieces, for machines with many cores, take an eighth longer here.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_parallel_codegen_split_count=1"
 # Fake devices over which tasks are spread.
 jax.config.update("jax_num_cpu_devices", 8)
+# Nobody looks at the figures, and drawing them large is a tenth of a toy run.
+figures.DPI = 30
+# What tracing leaves behind is looked through again and again, for nothing.
+gc.freeze()
+gc.set_threshold(20_000, 50, 100)
 
 TOY_STRENGTHS = ("--eval.strengths", "0.1", "0.2")
 """Two strengths, so that attackers are lanes beside each other."""
@@ -65,18 +74,38 @@ def compilation_cache_after_others(compilation_cache: Path) -> None:
     keep_programs(compilation_cache)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the long toy run come last: then one process makes it while the other has something to do."""
+    items.sort(key=lambda item: "finished" in getattr(item, "fixturenames", ()))
+
+
+ToyRun = Callable[..., Path]
+"""`(name, *flags)` -> run directory; a name stands for its flags."""
+
+
 @pytest.fixture(scope="session")
-def finished(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted toy run of 2D navigation, the most expensive thing that several tests share."""
-    made, mine = shared_folder / "whole", tmp_path_factory.mktemp("runs") / "whole"
-    with (shared_folder / "whole.lock").open("w") as lock:
-        # The first process makes it, the others wait and take copies.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (made / "report.md").exists():
-            argv = [*TOY, *TOY_STRENGTHS, f"--run-dir={made}"]
-            assert main("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 0
-    shutil.copytree(made, mine)
-    return mine
+def toy_run(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ToyRun:
+    """Toy runs of 2D navigation, each made once for all processes."""
+
+    @functools.cache
+    def run(name: str, *flags: str) -> Path:
+        made, mine = shared_folder / name, tmp_path_factory.mktemp("runs") / name
+        with (shared_folder / f"{name}.lock").open("w") as lock:
+            # The first process makes it, the others wait and take copies.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (made / "report.md").exists():
+                argv = [*TOY, *TOY_STRENGTHS, *flags, f"--run-dir={made}"]
+                assert main("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 0
+        shutil.copytree(made, mine)
+        return mine
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(toy_run: ToyRun) -> Path:
+    """An uninterrupted toy run, the most expensive thing that several tests share."""
+    return toy_run("whole")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Training an attacker against a frozen policy: it hurts, it keeps its strongest, and its grid of starts."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -60,12 +61,21 @@ def train(name: str, **settings: Any):
     return train_attacker(trainer(name), META_PARAMS, jax.random.key(1), **(defaults | settings))
 
 
+@functools.cache
+def measure(attack: Attack) -> Callable[[Any, float], Any]:
+    """What an attack's parameters leave at a radius on new tasks, compiled once."""
+    setup = SETUP._replace(sampling=SamplingConfig(num_trajectories=40))
+
+    def run(params: Any, radius: float) -> Any:
+        exposure = expose(attack, params, Budget(radius), num_tasks=8)
+        return evaluate(META_PARAMS, jax.random.key(9), jnp.zeros((8, 1)), exposure, setup=setup)
+
+    return jax.jit(run)
+
+
 def measured_return(attack: Attack, params: Any, radius: float) -> float:
     """Mean return after adaptation on new tasks."""
-    exposure = expose(attack, params, Budget(radius), num_tasks=8)
-    setup = SETUP._replace(sampling=SamplingConfig(num_trajectories=40))
-    run = lambda key: evaluate(META_PARAMS, key, jnp.zeros((8, 1)), exposure, setup=setup)  # noqa: E731
-    result = jax.jit(run)(jax.random.key(9))
+    result = measure(attack)(params, radius)
     assert result.budget_excess == 0
     return float(result.returns[:, -1].mean())
 

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import TOY_STRENGTHS
+from conftest import TOY_STRENGTHS, ToyRun
 
 from admrl_jax import simulators
 from admrl_jax.attacks.registry import ATTACKS
@@ -437,11 +437,9 @@ TWO_SEEDS = (
 
 
 @pytest.fixture(scope="module")
-def seeds_apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def seeds_apart(toy_run: ToyRun) -> Path:
     """A toy run of two seeds, one after the other."""
-    directory = tmp_path_factory.mktemp("runs") / "apart"
-    assert run([*toy(directory), *TWO_SEEDS, "--lanes=1"]) == 0
-    return directory
+    return toy_run("apart", *TWO_SEEDS, "--lanes=1")
 
 
 def without(run_dir: Path, copy: Path, *parts: str) -> Path:
@@ -503,17 +501,17 @@ def test_a_seed_has_the_bits_that_it_has_alone(seeds_apart: Path, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def units(toy_run: ToyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same seeds in runs of their own, where `experiments.paper` has its units."""
     out = tmp_path_factory.mktemp("paper")
     for seed in (0, 1):
-        directory = out / "navigation_2d" / f"seed-{seed}"
-        assert run([*toy(directory), *TWO_SEEDS, f"--seeds={seed}", "--lanes=1"]) == 0
+        alone = toy_run(f"seed-{seed}", *TWO_SEEDS, f"--seeds={seed}", "--lanes=1")
+        shutil.copytree(alone, out / "navigation_2d" / f"seed-{seed}")
     return out
 
 
 def test_runs_of_single_seeds_are_merged_to_what_one_run_of_all_leaves(
-    seeds_apart: Path, units: Path, finished: Path, tmp_path: Path, capsys
+    seeds_apart: Path, units: Path, tmp_path: Path, capsys
 ) -> None:
     alone = [units / "navigation_2d" / f"seed-{seed}" for seed in (0, 1)]
     merged = tmp_path / "merged"
@@ -524,10 +522,14 @@ def test_runs_of_single_seeds_are_merged_to_what_one_run_of_all_leaves(
     (merged / "checkpoints").mkdir()
     assert fingerprint(merged) == expected
     assert load_policy(merged, "admrl", seed=1).config.seeds == (0, 1)
+    other = tmp_path / "other"
+    shutil.copytree(alone[1], other)
+    text = (other / "config.json").read_text()
+    (other / "config.json").write_text(text.replace('"inner_lr": 0.1', '"inner_lr": 0.2'))
     for runs, out, words in (
         ([alone[0]], "a", "one is nothing to merge"),
         ([alone[0], alone[0]], "a", "seed 0 is in"),
-        ([alone[0], finished], "a", "has other settings than"),
+        ([alone[0], other], "a", "has other settings than"),
         ([alone[0], tmp_path / "gone"], "a", "has no config.json; accepted: directories of finished runs"),
         (alone, "merged", "is not empty; name another folder"),
     ):
@@ -564,7 +566,7 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 and "--envs navigation_2d --seeds 2 --until attacks" in lines[0]
     for wrong, words in (
-        (("--envs", "ant_goal"), "envs: 'ant_goal' is not accepted; accepted: navigation_2d, "),
+        (("--envs", "ant_goal"), "envs: ('ant_goal',) is not accepted; accepted: navigation_2d, "),
         (("--out", str(tmp_path / "empty"), "--seeds", "9", "--envs"), "has no finished unit"),
         (("--suite", "hard"), "suite: 'hard' is not accepted"),
     ):

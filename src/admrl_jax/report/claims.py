@@ -98,8 +98,9 @@ class Measured:
         return {seed: value - self.results["floor"] for seed, value in self.clean(method).items()}
 
     def paper_clean(self, method: str) -> float:
-        """The paper's clean return; NaN where it prints none."""
-        return self.results["methods"][method]["paper_clean"].get(self.results["env"], float("nan"))
+        """The paper's clean return; NaN where it prints none, or the method was not run."""
+        known = self.results["methods"].get(method, {}).get("paper_clean", {})
+        return known.get(self.results["env"], float("nan"))
 
 
 Test = Callable[[Measured], Effect]
@@ -167,7 +168,9 @@ def close_to_maml(values: Callable[[Measured, str], Seeds]) -> Test:
 
     def test(run: Measured) -> Effect:
         mine, gain = values(run, ADMRL), run.gain()
-        return paired({seed: x + CLOSE * gain[seed] for seed, x in mine.items()}, values(run, MAML))
+        return paired(
+            {seed: x + CLOSE * gain[seed] for seed, x in mine.items() if seed in gain}, values(run, MAML)
+        )
 
     return test
 
@@ -190,7 +193,9 @@ def learned_hurts_more(run: Measured) -> Effect:
 def noise_hurts(run: Measured) -> Effect:
     """Noise of the smallest strength costs MAML more than `CLOSE` of its gain."""
     noisy, gain = run.attacked(MAML, GAUSSIAN, PAPER_STRENGTHS[:1]), run.gain()
-    return paired(run.clean(MAML), {seed: x + CLOSE * gain[seed] for seed, x in noisy.items()})
+    return paired(
+        run.clean(MAML), {seed: x + CLOSE * gain[seed] for seed, x in noisy.items() if seed in gain}
+    )
 
 
 def varies_less(run: Measured) -> Effect:

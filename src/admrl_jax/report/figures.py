@@ -29,6 +29,7 @@ from admrl_jax.report.results import (
 Series = dict[int, dict[float, float]]
 """Per seed, a curve as x -> y."""
 
+DPI = 130
 GREY = "#777777"
 GOAL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC3D6B", "#56B4E9", "#8C564B", "#7B4FA3", "#999933")
 RETURN = "return per episode"
@@ -109,7 +110,7 @@ def draw(
 def png(figure: Figure) -> bytes:
     """The figure as PNG; the same figure always gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -1,0 +1,115 @@
+"""What robustness costs, from committed attacks: `python -m benchmarks.robustness`.
+
+Reads `attack/results.json` of every run in `results/`, draws the clean return of each policy against what the
+worst attacker leaves it, and prints the same as a table. One point per method and seed.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from admrl_jax.report.attacked import Attacked
+from benchmarks.common import markdown_table
+
+ROOT = Path(__file__).parent.parent
+MARKERS = "osD^v"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A figure of clean return against the worst of a suite, and its table."""
+
+    runs: Path = ROOT / "results"
+    """Folder of run directories that were attacked."""
+    out: Path = ROOT / "results" / "robustness.png"
+    """Where the figure goes."""
+
+
+def read_attacks(runs: Path) -> dict[str, Attacked]:
+    """Attacks by the name of their run."""
+    found = sorted(runs.glob("*/attack/results.json"))
+    return {path.parents[1].name: Attacked(json.loads(path.read_text())) for path in found}
+
+
+def points(name: str, attacked: Attacked) -> list[dict[str, Any]]:
+    """A row per method, seed and radius: clean return, the worst of the suite, whether the checks hold."""
+    failed = {check.victim for check in attacked.checks() if not check.holds}
+    return [
+        {
+            "run": name,
+            "method": attacked.label(method),
+            "seed": seed,
+            "radius": radius,
+            "clean": attacked.mean(method, seed, 0),
+            "worst": attacked.mean(method, seed, radius),
+            "checks": "fail" if attacked.victim(method, seed) in failed else "hold",
+        }
+        for method in attacked.methods
+        for seed in attacked.seeds
+        for radius in attacked.radii
+    ]
+
+
+def draw(attacks: dict[str, Attacked]) -> Figure:
+    """A panel per environment and radius; runs that make other assumptions are on panels of their own."""
+    panels: dict[tuple[str, float], list[tuple[str, Attacked]]] = {}
+    for name, attacked in attacks.items():
+        kind = attacked.results["env"] + (", with memory" if attacked.results.get("assumption") else "")
+        for radius in attacked.radii:
+            panels.setdefault((kind, radius), []).append((name, attacked))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.3 * columns, 4.2 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, ((kind, radius), runs) in zip(axes, sorted(panels.items()), strict=False):
+        ends = []
+        for number, (name, attacked) in enumerate(runs):
+            for method in attacked.methods:
+                mine = [
+                    row
+                    for row in points(name, attacked)
+                    if row["radius"] == radius and row["method"] == attacked.label(method)
+                ]
+                x, y = ([row[what] for row in mine] for what in ("clean", "worst"))
+                ends += [*x, *y]
+                label = attacked.label(method) + (f" ({name})" if number else "")
+                style = {"marker": MARKERS[number % len(MARKERS)], "s": 45, "label": label}
+                ax.scatter(x, y, color=attacked.results["methods"][method]["colour"], **style)
+        floor = runs[0][1].floor
+        low, high = min([floor, *ends]), max([floor, *ends])
+        low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
+        ax.plot([low, high], [low, high], color="#999999", linewidth=1, label="nothing lost")
+        ax.axhline(floor, color="#777777", linestyle="--", linewidth=1, label="do nothing")
+        ax.set_xlim(low, high)
+        ax.set_ylim(low, high)
+        ax.set_aspect("equal")
+        ax.set_title(f"{kind}, radius {radius:g}", fontsize=10)
+        ax.legend(fontsize=7, frameon=False, loc="upper left")
+        ax.grid(alpha=0.3)
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    figure.supxlabel("clean return", fontsize=10)
+    figure.supylabel("under the worst attacker of the suite", fontsize=10)
+    return figure
+
+
+def main() -> None:
+    """Draws and prints from the command line."""
+    arguments = tyro.cli(Arguments, prog="python -m benchmarks.robustness", description=__doc__)
+    attacks = read_attacks(arguments.runs)
+    if not attacks:
+        raise SystemExit(f"error: no attacked runs in {arguments.runs}")
+    print(
+        markdown_table([row for name, attacked in attacks.items() for row in points(name, attacked)], ".1f")
+    )
+    draw(attacks).savefig(arguments.out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
