@@ -11,7 +11,7 @@ from helpers import random_like, tiny_policy
 from admrl_jax.attacks.base import Attack, Scene, Victim, memoryless
 from admrl_jax.attacks.fgsm import fgsm
 from admrl_jax.attacks.noise import L2_NOISE, gaussian_noise
-from admrl_jax.attacks.pgd import PGDConfig, pgd
+from admrl_jax.attacks.pgd import THREAT_LINF, PGDConfig, divergence, pgd
 from admrl_jax.attacks.registry import ATTACKS, make_attack, make_attack_trainer
 from admrl_jax.attacks.threat import KNOWLEDGE, NORMS, Budget, Units, make_threat, project_l2
 from admrl_jax.core.settings import ConfigError
@@ -221,6 +221,24 @@ def test_more_gradient_steps_change_the_action_more() -> None:
         np.testing.assert_array_equal(measured.excess, 0)
         # It climbs to the edge of its ball.
         assert np.median(measured.size) > 0.19
+
+
+def test_ten_steps_do_at_least_as_much_as_one_and_as_fgsm() -> None:
+    params = random_like(POLICY.init, 2, size=1.5)
+    obs = jax.random.normal(jax.random.key(4), (256, 3))
+    keys = jax.random.split(jax.random.key(5), 256)
+
+    def change(attack: Attack) -> np.ndarray:
+        one = lambda key, x: attack.perturb((), (), key, x, Scene(params), Budget(0.2))[0]  # noqa: E731
+        return mean_action_change(jax.jit(jax.vmap(one))(keys, obs), obs, params)
+
+    linf = {"objective": divergence, "threat": THREAT_LINF}
+    ten = PGDConfig(steps=10, step_share=0.3, restarts=3)
+    strongest = change(pgd(POLICY, ten, **linf))
+    # In the same ball; the way back from a face that was a mistake is worth more than the first step.
+    assert strongest > 1.02 * change(pgd(POLICY, PGDConfig(steps=1), **linf))
+    assert strongest > 1.02 * change(fgsm(POLICY))
+    assert change(pgd(POLICY, ten)) >= change(pgd(POLICY, PGDConfig(steps=1)))
 
 
 def test_every_attack_in_the_registry_says_what_it_may_and_knows() -> None:

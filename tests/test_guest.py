@@ -95,6 +95,30 @@ def test_a_command_leaves_jax_and_signals_as_they_were(tmp_path: Path, capsys, m
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+SMALL = (
+    *("--preset=quick", "--seeds=0", "--env.horizon=4", "--sampling.num-tasks=2", "--num-devices=1"),
+    *("--sampling.num-trajectories=2", "--schedule.pretrain-steps=1", "--schedule.chunk-steps=1"),
+    *("--schedule.finetune-steps=1", "--schedule.checkpoint-every=1", "--schedule.snapshot-every=1"),
+    *("--defences.adgan.warmup-steps=1", "--methods=admrl"),
+)
+
+
+@pytest.mark.parametrize(
+    ("setting", "until"), [("jax_debug_nans", "finetune"), ("jax_disable_jit", "pretrain")]
+)
+def test_a_healthy_run_goes_through_where_somebody_looks_for_errors(
+    setting: str, until: str, tmp_path: Path
+) -> None:
+    before = jax.config.values[setting]
+    jax.config.update(setting, True)
+    try:
+        argv = [*SMALL, f"--until={until}", f"--run-dir={tmp_path / 'run'}"]
+        assert command_line.main("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 0
+    finally:
+        jax.config.update(setting, before)
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") > 1
+
+
 def test_stop_requests_in_a_thread_and_in_the_main_one() -> None:
     seen = []
 

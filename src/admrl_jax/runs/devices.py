@@ -131,14 +131,17 @@ class Devices:
 
         Args:
             num_devices: over which tasks are spread.
-            task_block: tasks computed together; 0 chooses one on a CPU, whose cache holds it, else all.
+            task_block: tasks computed together; 0 chooses one on a CPU, whose cache holds it, else
+                all.
 
         Raises:
             ConfigError: there are not that many devices.
         """
         is_alone = num_devices == 1 and jax.process_count() == 1
         self.mesh = None if is_alone else task_mesh(num_devices)
-        block = task_block or int(jax.default_backend() == "cpu")
+        # Without `jit`, linear maps of several blocks cannot be put together.
+        is_in_blocks = jax.default_backend() == "cpu" and not jax.config.values["jax_disable_jit"]
+        block = task_block or int(is_in_blocks)
         self.axis = TaskAxis(block, None if self.mesh is None else TASKS)
         """For pure functions inside a program of `spread`."""
 

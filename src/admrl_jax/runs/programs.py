@@ -64,11 +64,19 @@ class Programs:
             program: what to call.
             arguments: arrays laid out as its `in_specs` say, on all devices or on this process's first one.
         """
+        if jax.config.values["jax_disable_jit"]:
+            # Step by step, for somebody who looks for an error: what is compiled ahead cannot be.
+            return self._devices.spread(program.function, program.in_specs, program.out_specs)(*arguments)
         return self._get(program, arguments)(*arguments)
 
     def needed_bytes(self, program: Program, *arguments: Any) -> int:
-        """Bytes per device that `run` needs; the program is compiled if it is not yet."""
-        return needed_bytes(self._get(program, arguments))
+        """Bytes per device that `run` needs; the program is compiled if it is not yet.
+
+        Args:
+            program: what would be called.
+            arguments: of the call.
+        """
+        return 0 if jax.config.values["jax_disable_jit"] else needed_bytes(self._get(program, arguments))
 
     def _get(self, program: Program, arguments: Sequence[Any]) -> Any:
         leaves, structure = jax.tree.flatten(tuple(arguments))
