@@ -33,7 +33,7 @@ if not IS_OPTIMIZED:
 # Fake devices over which tasks are spread.
 jax.config.update("jax_num_cpu_devices", 8)
 # Nobody looks at the figures, and drawing them large is a tenth of a toy run.
-figures.DPI = 30
+figures.DPI = 50
 # What tracing leaves behind is looked through again and again, for nothing.
 gc.freeze()
 gc.set_threshold(20_000, 50, 100)

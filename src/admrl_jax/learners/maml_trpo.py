@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.networks import PARTS, Policy
-from admrl_jax.core.settings import NOT_NEGATIVE, STEP_SIZE, one_of
+from admrl_jax.core.settings import INNER_STEP_SIZE, NOT_NEGATIVE, one_of
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, flatten_steps
 from admrl_jax.learners.base import Learner, LearnerSpec, LearnerState, LossTerm
@@ -21,8 +21,8 @@ from admrl_jax.learners.trpo import Objective, TRPOConfig, trpo_update
 class MAMLTRPOConfig:
     """Adaptation and trust region. Defaults: MAML's and pytorch-maml-rl's settings."""
 
-    inner_lr: Annotated[float, STEP_SIZE] = 0.1
-    """Step size of adaptation (alpha in Eq. 4)."""
+    inner_lr: Annotated[float, INNER_STEP_SIZE] = 0.1
+    """Step size of adaptation (alpha in Eq. 4). A context takes larger ones than weights do: 10 to 30."""
     first_order: bool = False
     """Drop the derivative of the inner gradient."""
     max_length: Annotated[float, NOT_NEGATIVE] = 0.0
