@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -57,46 +58,50 @@ def points(name: str, attacked: Attacked) -> list[dict[str, Any]]:
 
 def draw(attacks: dict[str, Attacked]) -> Figure:
     """A panel per environment and radius; runs that make other assumptions are on panels of their own."""
-    panels: dict[tuple[str, float], list[tuple[str, Attacked]]] = {}
+    panels: dict[tuple[str, float], list[str]] = {}
     for name, attacked in attacks.items():
         kind = attacked.results["env"] + (", with memory" if attacked.results.get("assumption") else "")
         for radius in attacked.radii:
-            panels.setdefault((kind, radius), []).append((name, attacked))
+            panels.setdefault((kind, radius), []).append(name)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.3 * columns, 4.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax, ((kind, radius), runs) in zip(axes, sorted(panels.items()), strict=False):
-        ends = []
-        for number, (name, attacked) in enumerate(runs):
-            for method in attacked.methods:
-                mine = [
-                    row
-                    for row in points(name, attacked)
-                    if row["radius"] == radius and row["method"] == attacked.label(method)
-                ]
-                x, y = ([row[what] for row in mine] for what in ("clean", "worst"))
-                ends += [*x, *y]
-                label = attacked.label(method) + (f" ({name})" if number else "")
-                style = {"marker": MARKERS[number % len(MARKERS)], "s": 45, "label": label}
-                ax.scatter(x, y, color=attacked.results["methods"][method]["colour"], **style)
-        floor = runs[0][1].floor
-        low, high = min([floor, *ends]), max([floor, *ends])
-        low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
-        ax.plot([low, high], [low, high], color="#999999", linewidth=1, label="nothing lost")
-        ax.axhline(floor, color="#777777", linestyle="--", linewidth=1, label="do nothing")
-        ax.set_xlim(low, high)
-        ax.set_ylim(low, high)
-        ax.set_aspect("equal")
+    for ax, ((kind, radius), names) in zip(axes, sorted(panels.items()), strict=False):
+        _panel(ax, {name: attacks[name] for name in names}, radius)
         ax.set_title(f"{kind}, radius {radius:g}", fontsize=10)
-        ax.legend(fontsize=7, frameon=False, loc="upper left")
-        ax.grid(alpha=0.3)
     for ax in axes[len(panels) :]:
         ax.remove()
     figure.supxlabel("clean return", fontsize=10)
     figure.supylabel("under the worst attacker of the suite", fontsize=10)
     return figure
+
+
+def _panel(ax: Axes, attacks: dict[str, Attacked], radius: float) -> None:
+    """A marker per run, a colour per method; what failed a check is hollow."""
+    ends = [next(iter(attacks.values())).floor]
+    for number, (name, attacked) in enumerate(attacks.items()):
+        colours = {attacked.label(m): attacked.results["methods"][m]["colour"] for m in attacked.methods}
+        named: set[str] = set()
+        for row in points(name, attacked):
+            if row["radius"] != radius:
+                continue
+            method, x, y = row["method"], row["clean"], row["worst"]
+            label = None if method in named else method + (f" ({name})" if number else "")
+            face = colours[method] if row["checks"] == "hold" else "none"
+            ax.scatter(
+                x, y, s=45, marker=MARKERS[number], facecolor=face, edgecolor=colours[method], label=label
+            )
+            named.add(method)
+            ends += [x, y]
+    margin = 0.06 * (max(ends) - min(ends))
+    limits = (min(ends) - margin, max(ends) + margin)
+    ax.plot(limits, limits, color="#999999", linewidth=1, label="nothing lost")
+    ax.axhline(ends[0], color="#777777", linestyle="--", linewidth=1, label="do nothing")
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
+    ax.legend(fontsize=7, frameon=False, loc="upper left")
+    ax.grid(alpha=0.3)
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from admrl_jax.judging import Judge
-from admrl_jax.protocol import attack_run
 from admrl_jax.protocol.attack_cell import CellFile
 from admrl_jax.protocol.attack_command import attack_main
 from admrl_jax.protocol.attack_plan import cells_of, make_plan
 from admrl_jax.protocol.attack_run import AttackRun
+from admrl_jax.protocol.attack_victims import KEY
 from admrl_jax.report.attacked import Attacked, end_of_line
 from admrl_jax.report.attacks import report_text
 from admrl_jax.runs.signals import Interrupted
@@ -175,9 +175,9 @@ def test_attackers_of_another_attack_are_tried_too(
     assert f"Attackers found in `{attacked}` were tried as well" in (folder / "report.md").read_text()
     capsys.readouterr()
     (other := tmp_path / "cheetah").mkdir()
-    with np.load(attacked / "attackers.npz") as saved:
+    with np.load(attacked / "strongest.npz") as saved:
         about = json.loads(str(saved["about"]))
-        np.savez(other / "attackers.npz", **dict(saved) | {"about": json.dumps(about | {"env": "reacher"})})
+        np.savez(other / "strongest.npz", **dict(saved) | {"about": json.dumps(about | {"env": "reacher"})})
     for flag, radius, words in (
         (tmp_path / "nowhere", "0.3", "there is no"),
         (other, "0.3", "is of 'reacher'; accepted: attacks on 'navigation_2d'"),
@@ -200,6 +200,8 @@ def test_who_went_on_from_the_worst_in_vain_shows_that_it_had_converged(attacked
     # Of another start, or stronger: another attacker.
     assert end_of_line([first, in_vain | {"origin": "start 1"}], first) is first
     assert end_of_line([first, further], first) is first
+    # Two updates do not vouch for three.
+    assert end_of_line([first, in_vain | {"effort": [-5.0] * 2}], first) is first
 
 
 @pytest.mark.parametrize("stronger", ["l2_noise", "transferred", "refined"])
@@ -275,7 +277,7 @@ def test_cells_go_from_small_radii_to_large(finished: Path, tmp_path: Path) -> N
     # The file alone is enough.
     alone = make_plan(tmp_path / "policies.npz", suite="quick")
     assert alone.methods == make_plan(finished).methods and dataclasses.asdict(alone)["side"] == "both"
-    assert attack_run.KEY < 2**31
+    assert KEY < 2**31
 
 
 def test_a_stopped_attack_prints_the_command_that_goes_on(

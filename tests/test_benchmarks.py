@@ -34,6 +34,7 @@ from benchmarks import (
     outer_step,
     protocol,
     results_table,
+    robustness,
     rollout,
     scaling,
     startup,
@@ -310,6 +311,20 @@ def test_learning_is_read_from_packed_metrics() -> None:
     assert row["gain"] == pytest.approx(post[-10:].mean() - post[:10].mean())
     panels = learning.draw({name: (pre, post), "again": (pre, post)}).axes
     assert [ax.get_title() for ax in panels] == ["reacher", "again"]
+
+
+def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
+    attacks = robustness.read_attacks(RESULTS)
+    assert {"halfcheetah_dir", "halfcheetah_dir_hardened", "navigation_2d_hardened"} <= attacks.keys()
+    rows = robustness.points("run", attacks["navigation_2d_hardened"])
+    assert len(rows) == 6 and all(row["worst"] < row["clean"] for row in rows)
+    tests = attacks["navigation_2d_hardened"].results["tests"]
+    first = next(t for t in tests if t["method"] == "maml" and t["seed"] == 0)
+    assert rows[0]["worst"] == pytest.approx(np.mean(first["returns"][first["worst"]]))
+    panels = {ax.get_title(): ax for ax in robustness.draw(attacks).axes}
+    # Two runs share a panel, and a policy with memory has its own.
+    assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 5
+    assert len(panels["navigation_2d, with memory, radius 0.5"].collections) == 6
 
 
 def test_the_table_of_results_has_the_numbers_of_the_run() -> None:

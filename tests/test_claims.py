@@ -40,6 +40,9 @@ def test_a_claim_of_parts_needs_all_of_them() -> None:
     assert weakest([good, open_]).verdict == UNDECIDED
     assert weakest([good, open_, bad]).verdict == CONTRADICTED
     assert weakest([good, effect_of([])]).verdict == UNMEASURED
+    # A part with too few seeds, wherever it stands.
+    few = effect_of([5.0, 6.0])
+    assert weakest([good, few]).verdict == weakest([few, good]).verdict == UNDECIDED
     assert overall([SUPPORTED, SUPPORTED]) == SUPPORTED
     assert overall([SUPPORTED, UNMEASURED]) == UNDECIDED
     assert overall([SUPPORTED, CONTRADICTED, UNMEASURED]) == CONTRADICTED

@@ -564,7 +564,7 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
     # What is left to do, a command each.
     assert paper(*flags, "--seeds", "0", "1", "2", "--list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 and "--envs navigation_2d --seeds 2 --until attacks" in lines[0]
+    assert len(lines) == 1 and "--envs navigation_2d --seeds 2 --until units" in lines[0]
     for wrong, words in (
         (("--envs", "ant_goal"), "envs: ('ant_goal',) is not accepted; accepted: navigation_2d, "),
         (("--out", str(tmp_path / "empty"), "--seeds", "9", "--envs"), "has no finished unit"),
@@ -575,26 +575,29 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
         assert words in error and error.count("\n") == 1, error
 
 
-def test_units_of_the_paper_are_run_attacked_and_resumed(
+def test_units_of_the_paper_are_run_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ran, codes = [], iter([0, 0, 143])
+    ran, codes = [], iter([0, 143])
 
-    def note(module: str, *rest: object) -> int:
-        ran.append((module, list(rest[-1])))
+    def note(module: str, summary: str, presets: dict[str, Config], argv: list[str]) -> int:
+        ran.append((module, presets["paper"], argv))
         return next(codes)
 
     monkeypatch.setattr(paper_command, "main", note)
-    monkeypatch.setattr(paper_command, "attack_main", note)
     begun = tmp_path / "reacher" / "seed-0"
     begun.mkdir(parents=True)
     (begun / "config.json").write_text("{}")
     assert paper("--envs", "navigation_2d", "reacher", "--seeds", "0", "--out", str(tmp_path)) == 143
-    (first, flags), (second, attack_flags), (third, resumed) = ran
+    (first, preset, flags), (second, _, resumed) = ran
     assert first == "experiments.navigation_2d" and "--seeds=0" in flags and "--resume" not in flags
-    assert second == "experiments.attack" and "--suite=standard" in attack_flags
-    assert attack_flags[0] == str(tmp_path / "navigation_2d" / "seed-0")
-    assert third == "experiments.reacher" and "--resume" in resumed
+    # The paper's settings, with the suite that was asked for.
+    assert preset.eval.suite == "standard"
+    same = replace(
+        preset, eval=replace(preset.eval, suite=PAPER_PRESETS["navigation_2d"]["paper"].eval.suite)
+    )
+    assert same == PAPER_PRESETS["navigation_2d"]["paper"]
+    assert second == "experiments.reacher" and "--resume" in resumed
     assert "go on with\n  python -m experiments.paper --envs navigation_2d reacher" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""What an attack has found, on disk: per cell (one victim at one radius), and the strongest of all cells."""
+"""What has been found in a cell of an attack, one victim at one radius, on disk."""
 
 import json
 from collections.abc import Mapping
@@ -6,17 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.types import Params
 from admrl_jax.protocol.attack_plan import Cell
-from admrl_jax.runs.artefact import (
-    ATTACKERS,
-    ArtefactError,
-    empty_params,
-    flatten_params,
-    unflatten_params,
-)
-from admrl_jax.runs.files import DamagedFileError, is_whole, read_arrays, write_arrays
+from admrl_jax.runs.artefact import empty_params, flatten_params, unflatten_params
+from admrl_jax.runs.files import is_whole, read_arrays, write_arrays
 from admrl_jax.suite import REFINED, TRANSFERRED, Found, MemberResult, SuiteRunner
 
 
@@ -88,62 +81,23 @@ class CellFile:
 
     def _read_entry(self, arrays: Mapping[str, np.ndarray], at: str) -> MemberResult:
         member, origin = json.loads(str(arrays[f"{at}words"]))
-        params = _read_params(arrays, at, member, self._runner)
+        params = read_params(arrays, at, member, self._runner)
         env_steps = int(arrays[f"{at}cost"][1])
         found = Found(member, origin, params, arrays[f"{at}validation"])
         return MemberResult(found, arrays[f"{at}starts"], arrays[f"{at}effort"], env_steps)
 
 
-def _read_params(arrays: Mapping[str, np.ndarray], at: str, member: str, runner: SuiteRunner) -> Params:
-    like = empty_params(runner.attacks[member].init, runner.setup.env.obs_size)
-    return unflatten_params(arrays, f"{at}params/", like)
-
-
-def write_strongest(folder: Path, env: str, found: Mapping[Cell, Found]) -> None:
-    """Writes `attackers.npz` of an attack: of every cell the strongest attacker that learned.
-
-    NumPy alone reads it: `about` (JSON: environment and cells), `<cell>/words` (JSON: member and where it
-    started) and `<cell>/params/<leaf>`.
+def read_params(arrays: Mapping[str, np.ndarray], at: str, member: str, runner: SuiteRunner) -> Params:
+    """The parameters of a member's attacker.
 
     Args:
-        folder: of the attack.
-        env: name of the environment.
-        found: by cell.
-    """
-    arrays = {"about": np.array(json.dumps({"env": env, "cells": [list(cell) for cell in found]}))}
-    for cell, best in found.items():
-        arrays[f"{cell.stem}/words"] = np.array(json.dumps([best.member, best.origin]))
-        arrays |= flatten_params(best.params, f"{cell.stem}/params/")
-    write_arrays(folder / ATTACKERS, **arrays)
-
-
-def read_strongest(folder: Path, env: str, runner: SuiteRunner) -> dict[Cell, Found]:
-    """What `write_strongest` wrote, to be tried on other victims.
-
-    Args:
-        folder: of the attack.
-        env: name of the environment.
+        arrays: of a file.
+        at: beginning of their names in it.
+        member: of the suite.
         runner: of the victims.
 
     Raises:
-        ArtefactError: the file is not there, damaged, or its attackers read other observations.
-        ConfigError: it is of another environment, or of members that the suite does not have.
+        ArtefactError: they are missing, or of an attacker of another size.
     """
-    path = folder / ATTACKERS
-    if not path.is_file():
-        raise ArtefactError(f"transfer_from: there is no {path}; a finished attack leaves it")
-    try:
-        arrays = read_arrays(path, "about")
-    except DamagedFileError as error:
-        raise ArtefactError(f"transfer_from: {path} is damaged, or was not left by an attack") from error
-    about, found = json.loads(str(arrays["about"])), {}
-    if about["env"] != env:
-        raise ConfigError(f"transfer_from: {path} is of {about['env']!r}; accepted: attacks on {env!r}")
-    for cell in (Cell(*values) for values in about["cells"]):
-        member, origin = json.loads(str(arrays[f"{cell.stem}/words"]))
-        if member not in runner.attacks:
-            known = ", ".join(runner.attacks)
-            raise ConfigError(f"transfer_from: {path}: {member!r} is not in this suite; accepted: {known}")
-        params = _read_params(arrays, f"{cell.stem}/", member, runner)
-        found[cell] = Found(member, origin, params, np.zeros((0, 0)))
-    return found
+    like = empty_params(runner.attacks[member].init, runner.setup.env.obs_size)
+    return unflatten_params(arrays, f"{at}params/", like)

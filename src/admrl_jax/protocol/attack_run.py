@@ -7,96 +7,34 @@ the attackers of other attacks, if asked for. Only then are the worst attackers 
 
 import contextlib
 import json
-import platform
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from admrl_jax.attacks.registry import CLEAN, attack_spec
+from admrl_jax.attacks.registry import CLEAN
 from admrl_jax.attacks.threat import Budget
-from admrl_jax.config import UNITS
 from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.types import Params
-from admrl_jax.envs.base import attackable_only, raw_units
-from admrl_jax.evaluation import do_nothing_returns
 from admrl_jax.judging import BLIND, Case
-from admrl_jax.methods import METHODS
-from admrl_jax.protocol.attack_cell import CellFile, read_strongest, write_strongest
+from admrl_jax.protocol.attack_cell import CellFile
 from admrl_jax.protocol.attack_plan import AttackPlan, Cell, cells_of, claim
-from admrl_jax.runs.artefact import Trained, load_policy, read_policies
+from admrl_jax.protocol.attack_results import attack_results, lowest_entry, worst_entries
+from admrl_jax.protocol.attack_strongest import read_strongest, write_strongest
+from admrl_jax.protocol.attack_victims import Victims, load_victims
 from admrl_jax.runs.files import write_text
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted, StopRequest
-from admrl_jax.runs.versions import versions
-from admrl_jax.stats.checks import LEARNED, NOISE, TRANSFER, UNTRAINED
 from admrl_jax.suite import REFINED, TRANSFERRED, Found, MemberResult, SuiteRunner, finalists
-from admrl_jax.suites import SUITES, Member, Suite
-from admrl_jax.training import Setup
+from admrl_jax.suites import SUITES, Member
 from admrl_jax.truth.planner import planner_for
 
-KEY = 2**31 - 3
-"""Folded into the attack's seed: no policy was trained with the keys that follow."""
-NO_METHOD = {"colour": "#777777"}
-"""What a report says of a policy that is no method's, such as the pre-trained one."""
 BEST_OF_OTHERS = 3
 """Attackers of every other cell that are tried on a victim."""
-
-
-class Victims(NamedTuple):
-    """The policies under attack that share a learner.
-
-    Attributes:
-        runner: attacks them.
-        trained: by method, leading axis the artefact's seeds.
-        seeds: of the artefact.
-    """
-
-    runner: SuiteRunner
-    trained: dict[str, Trained]
-    seeds: tuple[int, ...]
-
-    def case(self, plan: AttackPlan, cell: Cell) -> Case:
-        """A cell for the runner."""
-        trained, number = self.trained[cell.method], self.seeds.index(cell.seed)
-        params, inputs = jax.tree.map(lambda x: x[number], (trained.params, trained.inputs))
-        env = self.runner.setup.env
-        units = attackable_only(env, inputs) if plan.units == "normalised" else raw_units(env)
-        key = jax.random.fold_in(jax.random.key(plan.seed), KEY)
-        return Case(params, key, cell.radius, units, inputs, plan.side)
-
-
-def load_victims(plan: AttackPlan, suite: Suite, lanes: Lanes) -> dict[str, Victims]:
-    """The victims of a plan, by method; those that share a learner share what is compiled."""
-    source = Path(plan.source)
-    seeds = tuple(int(x) for x in read_policies(source)["seeds"])
-    by_learner: dict[str, Victims] = {}
-    found: dict[str, Victims] = {}
-    for method in plan.methods:
-        trained = load_policy(source, method)
-        if trained.learner.name not in by_learner:
-            runner = SuiteRunner(suite, setup_of(trained), lanes)
-            by_learner[trained.learner.name] = Victims(runner, {}, seeds)
-        found[method] = by_learner[trained.learner.name]
-        found[method].trained[method] = trained
-    return found
-
-
-def setup_of(trained: Trained) -> Setup:
-    """A trained policy as its meta-test sees it."""
-    test = trained.config.eval
-    sampling = replace(
-        trained.config.sampling,
-        num_trajectories=test.num_trajectories,
-        num_adapt_steps=test.num_adapt_steps,
-    )
-    return Setup(trained.env, trained.policy, trained.learner, sampling)
 
 
 class AttackRun:
@@ -146,7 +84,8 @@ class AttackRun:
             for cell in self.cells:
                 self._judge_finals(cell)
                 self._test(cell)
-        results = self.results()
+        files = {cell: self.file(cell) for cell in self.cells}
+        results = attack_results(self.plan, self.suite, self.victims, files)
         write_strongest(self.folder, results["env"], self._strongest())
         write_text(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
         return results
@@ -295,115 +234,9 @@ class AttackRun:
             file.add_test("truth", planned_test(planner, runner, case))
             self._check_stop()
 
-    def results(self) -> dict[str, Any]:
-        """Everything that the report says, of the finished cells."""
-        first = self.victims[self.plan.methods[0]]
-        runner, case = first.runner, first.case(self.plan, self.cells[0])
-        tasks = runner.judge.test_tasks(case)
-        floor = do_nothing_returns(
-            case.key, tasks, env=runner.setup.env, num_trajectories=runner.setup.sampling.num_trajectories
-        )
-        rows, tests = [], []
-        for cell in self.cells:
-            file = self.file(cell)
-            what = {"method": cell.method, "seed": cell.seed, "radius": cell.radius}
-            rows += [{**what, **_row(entry, file)} for entry in file.results]
-            worst = worst_entries(file)
-            tests.append(
-                {
-                    **what,
-                    "worst": worst["worst"],
-                    "returns": {
-                        name: np.mean(x, axis=-1, dtype=float).round(4).tolist()
-                        for name, x in file.tests.items()
-                    },
-                }
-            )
-        env = first.trained[self.plan.methods[0]].config.env
-        return {
-            "env": env.name,
-            "plan": asdict(self.plan),
-            "suite": asdict(self.suite),
-            "episodes": runner.setup.sampling.num_trajectories,
-            "methods": {
-                method: METHODS[method]._asdict() if method in METHODS else {"label": method} | NO_METHOD
-                for method in self.plan.methods
-            },
-            "members": {member.name: _card(member, runner) for member in self.suite.members},
-            "units": UNITS[self.plan.units],
-            "versions": {"python": platform.python_version()} | versions(),
-            "device": jax.devices()[0].device_kind,
-            "assumption": getattr(runner.setup.env, "assumption", ""),
-            "floor": float(np.asarray(floor).mean(dtype=np.float64)),
-            "strata": strata(tasks),
-            "rows": rows,
-            "tests": tests,
-        }
-
 
 def planned_test(planner: Any, runner: SuiteRunner, case: Case) -> np.ndarray:
     """Returns `[N, K]` on the test tasks under the planned attack of every adapted policy."""
     tasks = runner.judge.test_tasks(case)
     budget = Budget(jnp.asarray(case.radius, float), case.units)
     return np.asarray(planner(case.meta_params, jax.random.fold_in(case.key, 1), tasks, budget, runner.setup))
-
-
-def worst_entries(file: CellFile) -> dict[str, str]:
-    """The entry that left least of all, and of each kind: on the final tasks if it was judged there.
-
-    What came from elsewhere, refined or not, does not vouch for the attackers that were found here.
-    """
-    results = file.results
-    here = [entry for entry in results if entry not in (TRANSFERRED, REFINED)]
-    groups = {
-        "worst": list(results),
-        LEARNED: [entry for entry in here if len(results[entry].effort)],
-        UNTRAINED: [entry for entry in here if not len(results[entry].effort)],
-        TRANSFER: [entry for entry in results if entry not in here],
-    }
-    return {name: lowest_entry(file, entries) for name, entries in groups.items() if entries}
-
-
-def lowest_entry(file: CellFile, entries: Sequence[str]) -> str:
-    """Of some entries the one that left least: on the final tasks, if any was judged there."""
-    judged = [entry for entry in entries if entry in file.finals]
-    if judged:
-        return min(judged, key=lambda entry: float(file.finals[entry].mean()))
-    return min(entries, key=lambda entry: file.results[entry].best.left)
-
-
-def strata(tasks: Any) -> list[int] | None:
-    """Number of each task's kind, where tasks come in few kinds; None where every task is its own."""
-    leaves = [np.asarray(x).reshape(len(x), -1) for x in jax.tree.leaves(tasks)]
-    kinds, numbers = np.unique(np.round(np.concatenate(leaves, axis=1), 6), axis=0, return_inverse=True)
-    return np.ravel(numbers).tolist() if len(kinds) <= len(numbers) // 5 else None
-
-
-def _row(entry: str, file: CellFile) -> dict[str, Any]:
-    result, final = file.results[entry], file.finals.get(entry)
-    best = result.best
-    return {
-        "entry": entry,
-        "member": best.member,
-        "origin": best.origin,
-        "validation": best.left,
-        "final": None if final is None else float(final.mean(dtype=np.float64)),
-        "starts": np.round(result.starts, 4).tolist(),
-        "effort": np.round(result.effort, 4).tolist(),
-        "seconds": round(file.seconds[entry], 1),
-        "env_steps": result.env_steps,
-    }
-
-
-def _card(member: Member, runner: SuiteRunner) -> dict[str, Any]:
-    """A member's threat model, for the report."""
-    spec = attack_spec(member.attack)
-    threat = runner.attacks[member.name].threat
-    is_learned = spec.make_trainer is not None
-    kind = LEARNED if is_learned else NOISE if threat.knowledge == "none" else UNTRAINED
-    return {
-        "attack": member.attack,
-        "colour": spec.colour,
-        "kind": kind,
-        **threat._asdict(),
-    }

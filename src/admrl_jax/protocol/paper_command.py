@@ -8,16 +8,16 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from admrl_jax.config import Config
 from admrl_jax.core.settings import Accepts, ConfigError, check_fields, is_whole, one_of
 from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
-from admrl_jax.protocol.attack_command import attack_main
 from admrl_jax.protocol.command_line import fail, main
 from admrl_jax.protocol.merge import merge_runs
+from admrl_jax.report.attacked import ATTACK_FOLDER
 from admrl_jax.report.claims import PAPER_ENVS, Measured
 from admrl_jax.report.paper import write_paper_report
 from admrl_jax.report.results import read_results
@@ -26,7 +26,7 @@ from admrl_jax.runs.directory import RunError
 from admrl_jax.runs.files import DamagedFileError
 from admrl_jax.suites import SUITES
 
-UNTIL = ("units", "attacks", "report")
+UNTIL = ("units", "report")
 MERGED = "all"
 """Folder of an environment in which its seeds are put together; made again where there are more."""
 
@@ -45,7 +45,7 @@ class Arguments:
     suite: Annotated[str, one_of("none", *SUITES)] = "standard"
     """Attackers that are tried on every unit's policies: none, quick, standard or claim."""
     until: Annotated[str, one_of(*UNTIL)] = "report"
-    """Last stage: units (training and the paper's own tests), attacks, or report."""
+    """Last stage: units, or the report on all of them."""
     preset: Annotated[str, one_of("paper", "quick")] = "paper"
     """Sizes of every unit."""
     list: bool = False
@@ -71,12 +71,8 @@ class Unit(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Whether it is trained and tested."""
+        """Whether it is trained, tested and attacked."""
         return (self.directory / "report.md").exists()
-
-    def attack(self, suite: str) -> Path:
-        """Folder of an attack on it."""
-        return self.directory / f"attack-{suite}"
 
 
 def units_of(arguments: Arguments, seeds: Mapping[str, int]) -> Iterator[Unit]:
@@ -129,19 +125,18 @@ def paper_main(
     if arguments.until != UNTIL[-1]:
         return 0
     try:
-        print(f"report: {report_of(arguments.out, units, arguments.suite)}")
+        print(f"report: {report_of(arguments.out, units)}")
     except (RunError, ArtefactError, DamagedFileError, OSError) as error:
         return fail(str(error))
     return 0
 
 
-def report_of(out: Path, units: Sequence[Unit], suite: str) -> Path:
+def report_of(out: Path, units: Sequence[Unit]) -> Path:
     """Puts together what is finished and writes the report.
 
     Args:
         out: of the report.
         units: of the paper; those that are not finished are left out.
-        suite: whose attacks count.
 
     Raises:
         RunError: no unit is finished, or units do not fit together.
@@ -152,7 +147,7 @@ def report_of(out: Path, units: Sequence[Unit], suite: str) -> Path:
         if not finished:
             continue
         places[env] = _merged(finished)
-        found = [unit.attack(suite) / "results.json" for unit in finished]
+        found = [unit.directory / ATTACK_FOLDER / "results.json" for unit in finished]
         attacks = [json.loads(path.read_text()) for path in found if path.exists()]
         runs[env] = Measured(read_results(places[env]), attacks)
     if not runs:
@@ -176,30 +171,25 @@ def _merged(units: Sequence[Unit]) -> Path:
 
 
 def _run_units(units: Sequence[Unit], arguments: Arguments, presets: Mapping[str, dict[str, Config]]) -> int:
-    """Trains, tests and attacks what is not done yet; returns the first exit code that is not 0."""
+    """Runs what is not finished; returns the first exit code that is not 0."""
     for number, unit in enumerate(units, 1):
-        title = f"unit {number} of {len(units)}: {unit.env}, seed {unit.seed}"
-        cache = f"--compilation-cache={arguments.compilation_cache}"
-        if not unit.is_finished:
-            print(title, file=sys.stderr)
-            flags = [f"--preset={arguments.preset}", f"--seeds={unit.seed}", f"--run-dir={unit.directory}"]
-            flags += ["--resume"] * (unit.directory / "config.json").exists()
-            code = main(f"experiments.{unit.env}", "", presets[unit.env], [*flags, cache])
-            if code:
-                return code
-        folder = unit.attack(arguments.suite)
-        is_attacked = arguments.suite == "none" or (folder / "report.md").exists()
-        if arguments.until != UNTIL[0] and not is_attacked:
-            print(f"{title}: suite {arguments.suite}", file=sys.stderr)
-            flags = [str(unit.directory), f"--suite={arguments.suite}", f"--out={folder}", cache]
-            code = attack_main("experiments.attack", "", flags)
-            if code:
-                return code
+        if unit.is_finished:
+            continue
+        print(f"unit {number} of {len(units)}: {unit.env}, seed {unit.seed}", file=sys.stderr)
+        preset = presets[unit.env][arguments.preset]
+        preset = replace(preset, eval=replace(preset.eval, suite=arguments.suite))
+        flags = [f"--preset={arguments.preset}", f"--seeds={unit.seed}", f"--run-dir={unit.directory}"]
+        flags += [f"--eval.suite={arguments.suite}", f"--compilation-cache={arguments.compilation_cache}"]
+        flags += ["--resume"] * (unit.directory / "config.json").exists()
+        # How hard it is attacked in the end does not make it another protocol.
+        code = main(f"experiments.{unit.env}", "", {arguments.preset: preset}, flags)
+        if code:
+            return code
     return 0
 
 
 def _command_of(module: str, unit: Unit, arguments: Arguments) -> str:
     """What runs one unit alone, or goes on with it."""
-    flags = ["--envs", unit.env, "--seeds", str(unit.seed), "--until", "attacks", "--out", str(arguments.out)]
+    flags = ["--envs", unit.env, "--seeds", str(unit.seed), "--until", "units", "--out", str(arguments.out)]
     flags += ["--suite", arguments.suite, "--preset", arguments.preset]
     return shlex.join(["python", "-m", module, *flags])

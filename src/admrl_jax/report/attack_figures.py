@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from admrl_jax.report.attacked import WORDED_SEEDS, Attacked
+from admrl_jax.report.attacked import Attacked
 from admrl_jax.report.figures import GREY, RETURN, new_figure, put_legend
 from admrl_jax.stats.checks import LEARNED
-from admrl_jax.stats.intervals import t_interval
+from admrl_jax.stats.intervals import WORDED_SEEDS, t_interval
 from admrl_jax.stats.scores import performance_profile
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from admrl_jax.report.attacked import WORDED_SEEDS, Attacked, Row, lowest
+from admrl_jax.report.attacked import Attacked, Row, lowest
 from admrl_jax.report.style import own_style
 from admrl_jax.report.tables import rounded, table
 from admrl_jax.runs.files import write_bytes, write_text
@@ -18,7 +18,7 @@ from admrl_jax.stats.checks import (
     converged,
     is_claim_sound,
 )
-from admrl_jax.stats.intervals import interquartile_mean, t_interval
+from admrl_jax.stats.intervals import WORDED_SEEDS, interquartile_mean, t_interval
 
 CVAR_LEVEL = 0.1
 

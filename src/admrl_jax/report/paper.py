@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from admrl_jax.methods import PAPER_METHODS
+from admrl_jax.report.attacks import spread
 from admrl_jax.report.claims import (
     FRESH,
     ONE_FOR_ALL,
@@ -14,14 +15,13 @@ from admrl_jax.report.claims import (
     PAPER_STRENGTHS,
     Judged,
     Measured,
-    Seeds,
     judge,
 )
 from admrl_jax.report.results import method_label
 from admrl_jax.report.tables import rounded, table
 from admrl_jax.runs.files import write_text
-from admrl_jax.stats.claims import CLAIM_SEEDS, Effect
-from admrl_jax.stats.intervals import t_interval
+from admrl_jax.stats.claims import Effect
+from admrl_jax.stats.intervals import WORDED_SEEDS
 
 FIGURES = ("strength", "convergence_attacked", "convergence_clean")
 """Of every run, in the order of the paper's Figures 2 to 4."""
@@ -64,7 +64,7 @@ def paper_text(
         "## Claims",
         "A claim is a number per seed, above zero where it holds. *Supported*: its 95 % t interval over "
         "seeds is above zero; *contradicted*: below; *undecided*: neither, or fewer than "
-        f"{CLAIM_SEEDS} seeds. A claim about several environments needs all of them, and one that "
+        f"{WORDED_SEEDS} seeds. A claim about several environments needs all of them, and one that "
         "contradicts is enough. Below W1 stand questions that the paper does not ask.",
         claims_table(judged),
         "## Table I",
@@ -121,16 +121,6 @@ def effect_text(effect: Effect) -> str:
     return f"{rounded(effect.value)} ({effect.seeds} seed{'s' * (effect.seeds != 1)})"
 
 
-def seeds_text(values: Seeds, floor: float | None = None) -> str:
-    """Mean over seeds, with the t interval where there are seeds enough."""
-    if not values:
-        return "-"
-    mean = rounded(float(np.mean(list(values.values()))), floor)
-    if len(values) < CLAIM_SEEDS:
-        return mean
-    return mean + " [{:.1f}, {:.1f}]".format(*t_interval(list(values.values())))
-
-
 def table_one(runs: Mapping[str, Measured]) -> str:
     """The paper's Table I, its numbers beside ours."""
     body = []
@@ -138,7 +128,7 @@ def table_one(runs: Mapping[str, Measured]) -> str:
         for method in _methods(run):
             printed = run.results["methods"][method]["paper_attacked"].get(env, float("nan"))
             ours = [
-                seeds_text(run.attacked(method, panel), run.results["floor"])
+                spread([*run.attacked(method, panel).values()], run.results["floor"])
                 for panel in (FRESH, ONE_FOR_ALL)
             ]
             body.append((env, method_label(run.results, method), rounded(printed), *ours))
@@ -152,7 +142,7 @@ def clean_table(runs: Mapping[str, Measured]) -> str:
             env,
             method_label(run.results, method),
             rounded(run.paper_clean(method)),
-            seeds_text(run.clean(method), run.results["floor"]),
+            spread([*run.clean(method).values()], run.results["floor"]),
         )
         for env, run in runs.items()
         for method in _methods(run)
@@ -173,13 +163,14 @@ def _suite_section(runs: Mapping[str, Measured]) -> list[str]:
         for method in _methods(run):
             held = run.worst(method)
             total = sum(len(attacked.seeds) for attacked in run.attacks if method in attacked.methods)
-            text = seeds_text(held, run.results["floor"])
+            text = spread([*held.values()], run.results["floor"])
             body.append((env, method_label(run.results, method), text, f"{len(held)} of {total}"))
     if not body:
         return []
+    suites = {attacked.results["plan"]["suite"] for run in runs.values() for attacked in run.attacks}
     return [
         "## Under the worst attacker of a suite",
-        "Mean over its radii. Only seeds for which every sanity check holds count.",
+        f"Suite {', '.join(sorted(suites))}, mean over the radii. Only seeds whose checks all hold count.",
         table(["environment", "method", "return", "seeds whose checks hold"], body, 2),
     ]
 

@@ -13,10 +13,7 @@ from admrl_jax.report.results import (
     panel_label,
 )
 from admrl_jax.report.tables import each, grid, grid_labels, rounded, table
-from admrl_jax.stats.intervals import BOOTSTRAP_SEEDS, bootstrap_interval, t_interval
-
-WORDED_SEEDS = 3
-"""With fewer seeds no comparison is worded and no interval given."""
+from admrl_jax.stats.intervals import BOOTSTRAP_SEEDS, WORDED_SEEDS, bootstrap_interval, t_interval
 
 
 def seeds_section(results: Row) -> str:

@@ -131,8 +131,7 @@ class Devices:
 
         Args:
             num_devices: over which tasks are spread.
-            task_block: tasks computed together; 0 chooses one on a CPU, whose cache holds it, else
-                all.
+            task_block: tasks computed together; 0 chooses one on a CPU (not without `jit`), else all.
 
         Raises:
             ConfigError: there are not that many devices.

@@ -7,11 +7,9 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from admrl_jax.stats.intervals import LEVEL, t_interval
+from admrl_jax.stats.intervals import LEVEL, WORDED_SEEDS, t_interval
 
 SUPPORTED, CONTRADICTED, UNDECIDED, UNMEASURED = "supported", "contradicted", "undecided", "not measured"
-CLAIM_SEEDS = 3
-"""With fewer seeds nothing is decided."""
 
 
 class Effect(NamedTuple):
@@ -49,7 +47,7 @@ def effect_of(values: Iterable[float]) -> Effect:
     x = np.asarray([value for value in values if np.isfinite(value)], float)
     if not x.size:
         return NOTHING
-    low, high = t_interval(x) if x.size >= CLAIM_SEEDS else (float("nan"), float("nan"))
+    low, high = t_interval(x) if x.size >= WORDED_SEEDS else (float("nan"), float("nan"))
     return Effect(float(x.mean()), low, high, x.size)
 
 
@@ -61,14 +59,19 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Effect:
 def weakest(effects: Sequence[Effect]) -> Effect:
     """Of a claim that holds if all its parts do: supported if all are, contradicted if any is.
 
-    This is the intersection-union test: no correction for the number of parts is needed (Berger 1982).
+    Support needs no correction for the number of parts (intersection-union test, Berger 1982). Contradiction
+    would: its chance of error is that of one part, times the parts at most.
 
     Args:
         effects: of the parts.
     """
     if not effects or any(effect.seeds == 0 for effect in effects):
         return NOTHING
-    value, low, high = (min(getattr(effect, name) for effect in effects) for name in ("value", "low", "high"))
+    value, low, high = (
+        # Not Python's `min`, which may lose a NaN: a part with too few seeds supports nothing.
+        float(np.min([getattr(effect, name) for effect in effects]))
+        for name in ("value", "low", "high")
+    )
     return Effect(value, low, high, min(effect.seeds for effect in effects))
 
 
@@ -83,7 +86,7 @@ def agreement(values: ArrayLike, printed: float) -> Effect:
         printed: the number.
     """
     x = np.asarray(values, float)
-    if x.size < CLAIM_SEEDS:
+    if x.size < WORDED_SEEDS:
         return NOTHING if not x.size else Effect(float("nan"), float("nan"), float("nan"), x.size)
     quantile = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, x.size - 1))
     reach = quantile * float(x.std(ddof=1)) * float(np.sqrt(1 + 1 / x.size))
@@ -102,7 +105,7 @@ def spread_ratio(wide: ArrayLike, narrow: ArrayLike) -> Effect:
     if min(x.size, y.size) < 2 or x.std() == 0 or y.std() == 0:
         return NOTHING
     ratio = float(np.log(x.std(ddof=1) / y.std(ddof=1)))
-    if min(x.size, y.size) < CLAIM_SEEDS:
+    if min(x.size, y.size) < WORDED_SEEDS:
         return Effect(ratio, float("nan"), float("nan"), min(x.size, y.size))
     ends = scipy.stats.f.ppf([0.5 + LEVEL / 2, 0.5 - LEVEL / 2], x.size - 1, y.size - 1)
     low, high = (ratio - 0.5 * float(np.log(end)) for end in ends)

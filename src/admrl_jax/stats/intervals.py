@@ -7,6 +7,8 @@ from numpy.typing import ArrayLike
 LEVEL = 0.95
 """Nominal coverage of every interval."""
 
+WORDED_SEEDS = 3
+"""With fewer runs no interval is given, no comparison worded and no claim decided."""
 BOOTSTRAP_SEEDS = 8
 """With fewer runs a bootstrap interval is little more than their range."""
 

@@ -38,6 +38,7 @@ from admrl_jax.core.settings import ABOVE_ONE, POSITIVE, whole_from
 from admrl_jax.core.types import Params
 from admrl_jax.envs.navigation import Navigation2D
 from admrl_jax.sampling import collect, episode_returns
+from admrl_jax.truth.interpolation import chance_between, interpolate, node_weights, normal_cdf, tents
 from admrl_jax.truth.intervals import accepted_radius, affine_bounds
 
 THREAT = make_threat(label="planned", norm="l2", strength="L2 radius", knowledge="policy and task")
@@ -183,44 +184,6 @@ def axis_nodes(env: Navigation2D, config: PlanConfig) -> np.ndarray:
     return np.array([-x for x in nodes[:0:-1]] + nodes, np.float32)
 
 
-def node_weights(mean: jax.Array, std: jax.Array, limit: float, count: int) -> jax.Array:
-    """Expected weights `[..., count]` of linear interpolation at a Gaussian that is clipped.
-
-    The nodes are evenly spaced from `-limit` to `limit`. With `g(a) = E max(X - a, 0)` the weight of an inner
-    node is the second difference of `g` over the spacing; the tails fall on the outermost nodes.
-
-    Args:
-        mean: `[...]`.
-        std: `[...]`, 0 allowed.
-        limit: at which it is clipped, on both sides.
-        count: of nodes.
-    """
-    over = mean[..., None] - jnp.linspace(-limit, limit, count)
-    std = jnp.maximum(std, 1e-9)[..., None]
-    above = std * jax.scipy.stats.norm.pdf(over / std) + over * _normal_cdf(over / std)
-    shares = (above[..., :-1] - above[..., 1:]) * ((count - 1) / (2 * limit))
-    ends = jnp.ones_like(shares[..., :1])
-    return -jnp.diff(jnp.concatenate([ends, shares, 0 * ends], axis=-1), axis=-1)
-
-
-def chance_between(
-    low: jax.Array, high: jax.Array, mean: jax.Array, *, std: jax.Array, limit: float
-) -> jax.Array:
-    """Chance `[...]` that a Gaussian, clipped to `-limit` and `limit`, falls between two numbers."""
-    std = jnp.maximum(std, 1e-9)
-
-    def below(x: jax.Array) -> jax.Array:
-        inside = _normal_cdf((x - mean) / std)
-        return jnp.where(x > limit, 1.0, jnp.where(x <= -limit, 0.0, inside))
-
-    return below(high) - below(low)
-
-
-def _normal_cdf(x: jax.Array) -> jax.Array:
-    """To seven digits, not in the far tail."""
-    return 0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)
-
-
 class Moves(NamedTuple):
     """One step of every choice at a position.
 
@@ -285,7 +248,7 @@ def expected_moves(
     least = jnp.prod(jnp.minimum(ends(mean - slack), ends(mean + slack)), axis=-1)
     # Where the noise is sure to be clipped, a little more or less of the mean matters little.
     nearest = jnp.clip(0.0, mean - slack, mean + slack)
-    slack = slack * (_normal_cdf((limit - nearest) / std) - _normal_cdf((-limit - nearest) / std))
+    slack = slack * (normal_cdf((limit - nearest) / std) - normal_cdf((-limit - nearest) / std))
     return moves._replace(reward=reward - safe_norm(slack), ends=least, slack=slack)
 
 
@@ -306,18 +269,6 @@ def look_ahead(moves: Moves, nearby: jax.Array, at_goal: jax.Array, *, env: Navi
         # However steep, no move leads to less than the least value nearby.
         expected = jnp.maximum(expected - charge, jnp.min(nearby, axis=(-2, -1))[..., None])
     return moves.reward + expected - moves.ends * at_goal
-
-
-def tents(nodes: jax.Array, at: jax.Array) -> jax.Array:
-    """Weights `[..., G]` of linear interpolation between nodes `[G]` at `[...]`; constant beyond the last."""
-    share = jnp.clip((at[..., None] - nodes[:-1]) / jnp.diff(nodes), 0.0, 1.0)
-    ends = jnp.ones_like(share[..., :1])
-    return -jnp.diff(jnp.concatenate([ends, share, 0 * ends], axis=-1), axis=-1)
-
-
-def interpolate(values: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Values `[...]` of a table `[G, G]` at weights `[..., G]` of both coordinates."""
-    return jnp.einsum("...g,gh,...h->...", x, values, y, precision="highest")
 
 
 def solve(choose: Choose, goal: jax.Array, *, env: Navigation2D, config: PlanConfig) -> Plan:
