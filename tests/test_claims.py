@@ -141,3 +141,6 @@ def test_the_ledger_has_every_claim_and_says_what_is_missing() -> None:
     for env in PAPER_ENVS[1:]:
         assert f"| {env} | 0 |" in text
     assert "| T1 | adMRL is best under adGAN |" in text and "**undecided**" in text
+    assert "at the paper's sizes" not in text
+    run.results["preset"] = "quick"
+    assert "at the paper's sizes" in paper_text(judged, {"navigation_2d": run})

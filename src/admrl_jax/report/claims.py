@@ -73,12 +73,13 @@ class Measured:
         return {seed: float(np.mean([r["post"] for r in rows if r["seed"] == seed])) for seed in seeds}
 
     def rise(self, method: str, attack: str) -> Seeds:
-        """Last minus first of those evaluations."""
+        """Last minus first of those evaluations, where there are several."""
         rows = [row for row in self.results["curves"] if row["method"] == method and row["attack"] == attack]
         found = {}
         for seed in sorted({row["seed"] for row in rows}):
             mine = sorted((row["step"], row["post"]) for row in rows if row["seed"] == seed)
-            found[seed] = mine[-1][1] - mine[0][1]
+            if len(mine) > 1:
+                found[seed] = mine[-1][1] - mine[0][1]
         return found
 
     def worst(self, method: str) -> Seeds:
@@ -244,7 +245,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C2",
         "adMRL is close to MAML without an attack",
-        f"at most {CLOSE:.0%} of MAML's gain over doing nothing below it",
+        f"at most {100 * CLOSE:g} % of MAML's gain over doing nothing below it",
         close_to_maml(Measured.clean),
     ),
     Claim(
@@ -266,7 +267,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "N4",
         "noise alone degrades MAML",
-        f"Gaussian of 0.2 costs more than {CLOSE:.0%} of its gain",
+        f"Gaussian of 0.2 costs more than {100 * CLOSE:g} % of its gain",
         noise_hurts,
     ),
     Claim(
@@ -290,7 +291,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "S2",
         "FGSM collapses on HalfCheetah-Dir",
-        f"keeps under {COLLAPSED:.0%} of MAML's gain",
+        f"keeps under {100 * COLLAPSED:g} % of MAML's gain",
         collapses,
         ("halfcheetah_dir",),
     ),

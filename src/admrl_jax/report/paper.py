@@ -61,11 +61,14 @@ def paper_text(
         "*Adaptive Adversarial Training for Meta Reinforcement Learning* (arXiv:2104.13302) printed no code, "
         "seeds or spread. What was run here:",
         runs_table(runs),
+        "**Not all of this is at the paper's sizes: its verdicts say nothing about the paper.**"
+        if any(run.results["preset"] != "paper" for run in runs.values())
+        else "",
         "## Claims",
         "A claim is a number per seed, above zero where it holds. *Supported*: its 95 % t interval over "
         "seeds is above zero; *contradicted*: below; *undecided*: neither, or fewer than "
         f"{WORDED_SEEDS} seeds. A claim about several environments needs all of them, and one that "
-        "contradicts is enough. Below W1 stand questions that the paper does not ask.",
+        "contradicts is enough. W1 and W2 are questions that the paper does not ask.",
         claims_table(judged),
         "## Table I",
         f"Return after adaptation under adGAN of L2 radius {', '.join(map(str, PAPER_STRENGTHS))} on support "
