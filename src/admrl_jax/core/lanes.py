@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from admrl_jax.core.spreading import spread_over
+
 AXIS = "lanes"
 """Name of the mesh axis over runs."""
 
@@ -52,9 +54,7 @@ class Lanes(NamedTuple):
 
         if self.mesh is not None:
             mine, shared = PartitionSpec(AXIS), PartitionSpec()
-            block = jax.shard_map(
-                block, mesh=self.mesh, in_specs=(mine, shared), out_specs=mine, check_vma=False
-            )
+            block = spread_over(self.mesh, block, (mine, shared), mine)
         program = jax.jit(block)
 
         def run(mine: Any, shared: Any) -> Any:

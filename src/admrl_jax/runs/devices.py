@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from admrl_jax.core.lanes import Lanes, lane_mesh
 from admrl_jax.core.settings import ConfigError
+from admrl_jax.core.spreading import spread_over
 from admrl_jax.core.task_axis import TaskAxis
 
 TASKS = "tasks"
@@ -155,10 +156,7 @@ class Devices:
         """
         if self.mesh is None:
             return function
-        # Sums over the axis are written out; the automatic ones would count them twice.
-        return jax.shard_map(
-            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-        )
+        return spread_over(self.mesh, function, in_specs, out_specs)
 
     def place(self, tree: Any) -> Any:
         """Puts the same arrays on every device; every process must hold the same numbers.
