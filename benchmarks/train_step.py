@@ -105,12 +105,13 @@ class Clock(LanePrograms):
 
 
 class Step:
-    """An outer step of one seed, as a run takes it."""
+    """An outer step of one seed, as a run takes it, of the first of the config's methods."""
 
     def __init__(self, config: Config):
+        method = config.methods[0]
         parts = build_parts(config)
         self.config, self.env = config, parts.env
-        self.setup, self.defence = parts.setup(METHOD), parts.defence(METHOD)
+        self.setup, self.defence = parts.setup(method), parts.defence(method)
         self.devices = Devices(config.num_devices, config.task_block)
         programs = Programs(self.devices)
         self.clock, self._unwatched = Clock(programs), LanePrograms(programs, 1)

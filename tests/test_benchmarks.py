@@ -26,6 +26,7 @@ from admrl_jax.runs.artefact import load_policy
 from admrl_jax.runs.devices import Devices
 from benchmarks import (
     accelerator,
+    defences,
     fisher,
     learning,
     limits,
@@ -101,6 +102,17 @@ def test_the_engine_alone_gets_the_tasks_of_the_step(cheetah: train_step.Step) -
     cost = 0.05 * np.sum(np.clip(taken.action / 10, -1, 1) ** 2, axis=-1)
     expected = tasks[:, None, None] * velocity - cost[..., :-1]
     np.testing.assert_allclose(taken.reward[..., :-1], expected, atol=2e-3)
+
+
+def test_steps_under_defences_are_compared_with_a_plain_one() -> None:
+    arguments = defences.Arguments(
+        methods=("maml", "smooth"), preset="quick", num_tasks=2, num_trajectories=2, horizon=4, repeats=3
+    )
+    plain, smooth = defences.measure("navigation_2d", arguments)
+    assert (plain["method"], plain["relative"], plain["tasks"]) == ("maml", 1, 2)
+    assert smooth["method"] == "smooth" and smooth["relative"] > 0
+    with pytest.raises(ConfigError, match=r"methods: 'mamle' is not known; accepted: maml, .*smooth"):
+        defences.measure("navigation_2d", replace(arguments, methods=("mamle",)))
 
 
 def test_an_outer_step_is_scaled(cheetah: train_step.Step) -> None:
