@@ -18,12 +18,20 @@ PRESETS = presets_for(HalfCheetahDirConfig())
 PRESETS["hardened"] = replace(
     PRESETS["paper"],
     methods=("maml", "smooth"),
-    policy=PolicyConfig(context_size=4),
-    # Two directions need no more.
-    sampling=SamplingConfig(num_tasks=20),
-    learners=LearnerConfigs(maml_trpo=MAMLTRPOConfig(inner_lr=10.0, adapts="context")),
+    # Wide actions tell support episodes more, and a wrong direction costs more than they do.
+    policy=PolicyConfig(context_size=4, init_std=1.2, min_std=1.0),
+    # Two directions need no more tasks.
+    sampling=SamplingConfig(num_tasks=20, gae_lambda=0.95),
+    learners=LearnerConfigs(maml_trpo=MAMLTRPOConfig(inner_lr=30.0, adapts="context", pretrain_max_kl=0.03)),
     defences=DefenceConfigs(
-        smooth=SmoothConfig(radius=0.8, ascent_steps=2, holds_std=False, is_bounded=True)
+        smooth=SmoothConfig(
+            query_weight=0.05,
+            support_weight=0.05,
+            radius=0.8,
+            ascent_steps=2,
+            holds_std=False,
+            is_bounded=True,
+        )
     ),
     eval=EvalConfig(
         attacks=("l2_noise", "pgd"), undefended_attacks=(), curve_attacks=("l2_noise",), suite="standard"

@@ -1,6 +1,7 @@
 """Parts are found by name and known by nothing else: every one builds, and no code asks for its name."""
 
 import ast
+import dataclasses
 import json
 import pickle
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from admrl_jax.attacks.threat import KNOWLEDGE, NORMS
 from admrl_jax.config import PART_GROUPS, Config, from_dict, to_dict
 from admrl_jax.envs.custom import CustomConfig
 from admrl_jax.envs.navigation import NavigationConfig
+from admrl_jax.protocol.parts import build_parts
+from experiments import navigation_2d
 
 ROOT = Path(__file__).parents[1]
 POLICY = admrl.make_policy(3, 2, admrl.PolicyConfig(hidden_sizes=(4,)))
@@ -154,3 +157,19 @@ def test_a_config_older_than_a_part_still_loads(group: str):
     tree[group]["never_heard_of"] = {}
     with pytest.raises(admrl.ConfigError, match=f"{group}.never_heard_of"):
         from_dict(tree)
+
+
+def test_clean_pretraining_has_a_trust_region_of_its_own_if_asked() -> None:
+    quick = navigation_2d.QUICK
+    parts = build_parts(quick)
+    assert parts.pretraining_setup("maml").learner.name == parts.setup("maml").learner.name
+    asked = dataclasses.replace(quick.learners.maml_trpo, pretrain_max_kl=0.03)
+    learners = dataclasses.replace(quick.learners, maml_trpo=asked)
+    parts = build_parts(dataclasses.replace(quick, learners=learners))
+    wider = dataclasses.replace(asked, trpo=dataclasses.replace(asked.trpo, max_kl=0.03))
+    setup = parts.pretraining_setup("maml")
+    assert setup.learner.name == admrl.make_maml_trpo(parts.policy, wider).name
+    assert parts.setup("maml").learner.name == admrl.make_maml_trpo(parts.policy, asked).name
+    assert setup.sampling == parts.setup("maml").sampling
+    # Other learners have no such setting.
+    assert parts.pretraining_setup("promp").learner.name == parts.setup("promp").learner.name

@@ -107,9 +107,11 @@ class LearnerSpec(NamedTuple):
         label: name for people.
         config: dataclass of its settings.
         make: `(config, policy) -> Learner`.
+        in_pretraining: `(config) -> config` of the clean pre-training that methods share.
     """
 
     name: str
     label: str
     config: type
     make: Callable[[Any, Policy], Learner]
+    in_pretraining: Callable[[Any], Any] = lambda config: config

@@ -1,6 +1,6 @@
 """MAML with a trust-region outer step (Finn et al. 2017): the learner of the paper's four methods."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.networks import PARTS, Policy
-from admrl_jax.core.settings import INNER_STEP_SIZE, NOT_NEGATIVE, one_of
+from admrl_jax.core.settings import INNER_STEP_SIZE, NOT_NEGATIVE, STEP_SIZE_OR_ZERO, one_of
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, flatten_steps
 from admrl_jax.learners.base import Learner, LearnerSpec, LearnerState, LossTerm
@@ -30,6 +30,8 @@ class MAMLTRPOConfig:
     adapts: Annotated[str, one_of(*PARTS)] = "all"
     """What adaptation moves. all: every parameter. head: the last layer and the standard deviation. context:
     the inputs of `policy.context_size`, which leaves whoever attacks the support data little to turn."""
+    pretrain_max_kl: Annotated[float, STEP_SIZE_OR_ZERO] = 0.0
+    """Bound on KL(old, new) in the clean pre-training; 0 is that of all other steps, `trpo.max_kl`."""
     trpo: TRPOConfig = field(default_factory=TRPOConfig)
 
 
@@ -151,6 +153,15 @@ def _read(policy: Policy, params: Params, query: Experience) -> Gaussian:
     return Gaussian(dist.mean, dist.log_std[None])
 
 
+def _in_pretraining(config: MAMLTRPOConfig) -> MAMLTRPOConfig:
+    max_kl = config.pretrain_max_kl or config.trpo.max_kl
+    return replace(config, trpo=replace(config.trpo, max_kl=max_kl))
+
+
 SPEC = LearnerSpec(
-    "maml_trpo", "MAML-TRPO", MAMLTRPOConfig, lambda config, policy: make_maml_trpo(policy, config)
+    "maml_trpo",
+    "MAML-TRPO",
+    MAMLTRPOConfig,
+    lambda config, policy: make_maml_trpo(policy, config),
+    _in_pretraining,
 )

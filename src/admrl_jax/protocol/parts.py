@@ -39,6 +39,12 @@ class Parts(NamedTuple):
         spec = LEARNERS[METHODS[method].learner]
         return spec.make(getattr(self.config.learners, spec.name), self.policy)
 
+    def pretraining_setup(self, method: str) -> Setup:
+        """The setup of the clean pre-training that a method shares with those of its learner."""
+        spec = LEARNERS[METHODS[method].learner]
+        config = spec.in_pretraining(getattr(self.config.learners, spec.name))
+        return self.setup(method)._replace(learner=spec.make(config, self.policy))
+
     def defence(self, method: str) -> Defence:
         """The defence of a method."""
         spec = DEFENCES[METHODS[method].defence]

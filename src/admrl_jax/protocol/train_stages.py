@@ -57,7 +57,7 @@ def pretrain(session: Session, method: str) -> Pretrained:
     """Clean steps shared by all methods of a seed that have the learner of `method`."""
     if session.config.pretrained:
         return _from_artefact(session, method)
-    setup = session.parts.setup(method)
+    setup = session.parts.pretraining_setup(method)
     schedule = session.config.schedule
     stage = Stage(
         method=_pretrain_name(session, method),
