@@ -12,11 +12,12 @@ from admrl_jax.judging import Judge
 from admrl_jax.protocol.attack_cell import CellFile
 from admrl_jax.protocol.attack_command import attack_main
 from admrl_jax.protocol.attack_plan import cells_of, make_plan
-from admrl_jax.protocol.attack_run import AttackRun
+from admrl_jax.protocol.attack_run import ROUNDS, AttackRun
 from admrl_jax.protocol.attack_victims import KEY
 from admrl_jax.report.attacked import Attacked, end_of_line
 from admrl_jax.report.attacks import report_text
 from admrl_jax.runs.signals import Interrupted
+from admrl_jax.suite import CONTINUED, MIN_UPDATES, is_from_elsewhere
 from admrl_jax.suites import SUITES, Member, Suite, untrained
 
 TINY = Suite(
@@ -82,18 +83,40 @@ def test_an_attack_leaves_numbers_cards_checks_and_figures(attacked: Path, finis
         test = next(t for t in results["tests"] if (t["method"], t["seed"], t["radius"]) == cell)
         assert {"none", "blind", test["worst"]} <= set(test["returns"])
         # Of what came from elsewhere, the stronger.
-        assert {"transferred", "refined"} & set(test["returns"])
+        assert any(is_from_elsewhere(entry) for entry in test["returns"])
         assert all(len(returns) == 4 for returns in test["returns"].values())
         # Those that left least are judged on other tasks, and the lowest there is the worst.
         finals = {row["entry"]: row["final"] for row in rows if row["final"] is not None}
-        ranked = sorted(rows, key=lambda row: row["validation"])
-        assert set(finals) == {row["entry"] for row in ranked[:2]}
+        began = [row for row in rows if CONTINUED not in row["entry"]]
+        ranked = sorted(began, key=lambda row: row["validation"])
+        assert set(finals) == {row["entry"] for row in ranked[:2]} | {
+            row["entry"] for row in rows if row not in began
+        }
         assert test["worst"] == min(finals, key=lambda entry: finals[entry])
     text = (attacked / "report.md").read_text()
     for words in ("## Sanity checks", "## Threat cards", "## Effort", "stuck", "Doing nothing returns"):
         assert words in text
     for name in ("radius", "effort"):
         assert (attacked / "figures" / f"{name}.png").stat().st_size > 1000
+
+
+def test_the_worst_attacker_is_trained_until_it_is_flat_or_has_had_its_rounds(attacked: Path) -> None:
+    found = Attacked(json.loads((attacked / "results.json").read_text()))
+    more = 0
+    for test in found.results["tests"]:
+        cell = {name: test[name] for name in ("method", "seed", "radius")}
+        continued = [row for row in found.rows(**cell) if CONTINUED in row["entry"]]
+        is_flat = found.had_converged(found.end_of_effort(**cell)).holds
+        assert is_flat or len(continued) == ROUNDS
+        for number, row in enumerate(continued, 1):
+            assert row["entry"].endswith(f"{CONTINUED} {number}")
+            # From an attacker of this cell, with more updates than it had, judged where the worst is chosen.
+            (before,) = [x for x in found.rows(**cell) if x["entry"] == row["origin"]]
+            assert len(row["effort"]) >= min(MIN_UPDATES, 2 * len(before["effort"]))
+            assert row["final"] is not None and row["member"] == before["member"]
+        more += len(continued)
+    # Two or three updates are seldom enough.
+    assert more
 
 
 def test_the_worst_attackers_can_be_loaded(attacked: Path, finished: Path) -> None:
@@ -196,6 +219,13 @@ def test_who_went_on_from_the_worst_in_vain_shows_that_it_had_converged(attacked
     first = like | {"entry": "fit", "origin": "start 0", "validation": -5.0, "effort": [-3.0, -4.0, -5.0]}
     in_vain = like | {"entry": "on", "origin": "fit", "validation": -5.0, "effort": [-5.0] * 12}
     further = like | {"entry": "further", "origin": "fit", "validation": -6.0}
+    # The final tasks, where both were judged on them, have the last word.
+    first_there, further_there = first | {"final": -5.0}, further | {"effort": [-5.0] * 12}
+    assert end_of_line([first_there, further_there], first_there) is first_there
+    in_vain_there = further_there | {"final": -4.5}
+    assert end_of_line([first_there, in_vain_there], first_there) is in_vain_there
+    stronger_there = in_vain_there | {"validation": -5.0, "final": -5.5}
+    assert end_of_line([first_there, stronger_there], first_there) is first_there
     assert end_of_line([first, in_vain], first) is in_vain
     # Of another start, or stronger: another attacker.
     assert end_of_line([first, in_vain | {"origin": "start 1"}], first) is first

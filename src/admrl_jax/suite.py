@@ -27,6 +27,8 @@ from admrl_jax.training import Setup
 
 TRANSFERRED, REFINED = "transferred", "refined"
 """Names beside those of members: the best attacker that was found elsewhere, and what became of it."""
+CONTINUED = ", continued"
+"""Ends the name, but for a number, of an attacker that got more updates because it had still gained."""
 AVERAGE_RATE = 0.3
 """Of the newest in the running mean of an attacker's parameters, which is judged beside it."""
 MIN_UPDATES = 12
@@ -92,6 +94,11 @@ class SuiteResult(NamedTuple):
     clean: np.ndarray
     attacked: np.ndarray
     tasks: Any
+
+
+def is_from_elsewhere(entry: str) -> bool:
+    """Whether an attacker, or the one that it went on from, was found in another case."""
+    return entry.startswith((TRANSFERRED, REFINED))
 
 
 def finalists(members: Mapping[str, MemberResult], count: int) -> list[str]:
@@ -175,6 +182,7 @@ class SuiteRunner:
         seeds: Sequence[tuple[str, Params]] = (),
         *,
         clean: float,
+        again: int = 0,
         on_update: Callable[[str, int, float], None] = lambda member, number, left: None,
     ) -> MemberResult:
         """What one member achieves.
@@ -184,12 +192,13 @@ class SuiteRunner:
             member: of the suite.
             seeds: where it goes on from, with their origins.
             clean: return of the victim without attack.
+            again: how often it has been run in this case before; it then meets other batches.
             on_update: called with the member's name, updates so far and the return that it leaves.
         """
         if member.name not in self.trainings:
             candidates, starts, effort, env_steps = [("-", ())], None, np.zeros(0), 0
         else:
-            tried = self._train(case, member, seeds, clean, on_update)
+            tried = self._train(case, member, seeds, clean, again, on_update)
             candidates, starts, effort, env_steps = tried
         scores = self.judge.validation(case, member.name, [params for _, params in candidates])
         means = scores.mean(axis=(1, 2))
@@ -212,11 +221,13 @@ class SuiteRunner:
         member: Member,
         seeds: Sequence[tuple[str, Params]],
         clean: float,
+        again: int,
         on_update: Callable[[str, int, float], None],
     ) -> tuple[list[tuple[str, Params]], np.ndarray | None, np.ndarray, int]:
         """`(candidates, starts, effort, env_steps)`; those that it started from are among the candidates."""
         training = self.trainings[member.name]
         key = jax.random.fold_in(keys_of(case).train, zlib.crc32(member.name.encode()) % 2**31)
+        key = jax.random.fold_in(key, again) if again else key
         first = [params for _, params in seeds[: member.starts]]
         states = training.start(
             key,

@@ -10,7 +10,7 @@ from admrl_jax.core.types import Params
 from admrl_jax.protocol.attack_plan import Cell
 from admrl_jax.runs.artefact import empty_params, flatten_params, unflatten_params
 from admrl_jax.runs.files import is_whole, read_arrays, write_arrays
-from admrl_jax.suite import REFINED, TRANSFERRED, Found, MemberResult, SuiteRunner
+from admrl_jax.suite import CONTINUED, Found, MemberResult, SuiteRunner, is_from_elsewhere
 
 
 class CellFile:
@@ -35,7 +35,7 @@ class CellFile:
             self._read()
 
     def add(self, entry: str, result: MemberResult, seconds: float) -> None:
-        """Keeps what a member, `TRANSFERRED` or `REFINED` has achieved in so many seconds."""
+        """Keeps what an entry has achieved in so many seconds."""
         self.results[entry], self.seconds[entry] = result, seconds
         self._write()
 
@@ -75,7 +75,7 @@ class CellFile:
                 self.tests[entry] = x
             elif kind == "final" and is_same:
                 self.finals[entry] = x
-            elif rest == ["words"] and (is_same or entry not in (TRANSFERRED, REFINED)):
+            elif rest == ["words"] and (is_same or not (is_from_elsewhere(entry) or CONTINUED in entry)):
                 self.results[entry] = self._read_entry(arrays, f"entry/{entry}/")
                 self.seconds[entry] = float(arrays[f"entry/{entry}/cost"][0])
 

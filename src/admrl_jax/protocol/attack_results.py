@@ -17,7 +17,7 @@ from admrl_jax.protocol.attack_plan import AttackPlan, Cell
 from admrl_jax.protocol.attack_victims import Victims
 from admrl_jax.runs.versions import versions
 from admrl_jax.stats.checks import LEARNED, NOISE, TRANSFER, UNTRAINED
-from admrl_jax.suite import REFINED, TRANSFERRED, SuiteRunner
+from admrl_jax.suite import SuiteRunner, is_from_elsewhere
 from admrl_jax.suites import Member, Suite
 
 NO_METHOD = {"colour": "#777777"}
@@ -41,37 +41,47 @@ def attack_results(
     floor = do_nothing_returns(
         case.key, tasks, env=runner.setup.env, num_trajectories=runner.setup.sampling.num_trajectories
     )
-    rows, tests = [], []
-    for cell, file in files.items():
-        what = {"method": cell.method, "seed": cell.seed, "radius": cell.radius}
-        rows += [{**what, **_row(entry, file)} for entry in file.results]
-        worst = worst_entries(file)
-        tests.append(
-            {
-                **what,
-                "worst": worst["worst"],
-                "returns": {
-                    name: np.mean(x, axis=-1, dtype=float).round(4).tolist() for name, x in file.tests.items()
-                },
-            }
-        )
     env = first.trained[plan.methods[0]].config.env
     return {
         "env": env.name,
-        "plan": asdict(plan),
         "suite": asdict(suite),
         "episodes": runner.setup.sampling.num_trajectories,
-        "methods": {
-            method: METHODS[method]._asdict() if method in METHODS else {"label": method} | NO_METHOD
-            for method in plan.methods
-        },
-        "members": {member.name: _card(member, runner) for member in suite.members},
         "units": UNITS[plan.units],
         "versions": {"python": platform.python_version()} | versions(),
         "device": jax.devices()[0].device_kind,
         "assumption": getattr(runner.setup.env, "assumption", ""),
         "floor": float(np.asarray(floor).mean(dtype=np.float64)),
-        "strata": strata(tasks),
+        **found_so_far(plan, suite, victims, files),
+    }
+
+
+def found_so_far(
+    plan: AttackPlan, suite: Suite, victims: Mapping[str, Victims], files: Mapping[Cell, CellFile]
+) -> dict[str, Any]:
+    """The part of `attack_results` that tells attackers apart; some cells are enough for it."""
+    first = victims[plan.methods[0]]
+    runner = first.runner
+    rows, tests = [], []
+    for cell, file in files.items():
+        what = {"method": cell.method, "seed": cell.seed, "radius": cell.radius}
+        rows += [{**what, **_row(entry, file)} for entry in file.results]
+        tests.append(
+            {
+                **what,
+                "worst": worst_entries(file)["worst"],
+                "returns": {
+                    name: np.mean(x, axis=-1, dtype=float).round(4).tolist() for name, x in file.tests.items()
+                },
+            }
+        )
+    return {
+        "plan": asdict(plan),
+        "methods": {
+            method: METHODS[method]._asdict() if method in METHODS else {"label": method} | NO_METHOD
+            for method in plan.methods
+        },
+        "members": {member.name: _card(member, runner) for member in suite.members},
+        "strata": strata(runner.judge.test_tasks(first.case(plan, next(iter(files))))),
         "rows": rows,
         "tests": tests,
     }
@@ -83,7 +93,7 @@ def worst_entries(file: CellFile) -> dict[str, str]:
     What came from elsewhere, refined or not, does not vouch for the attackers that were found here.
     """
     results = file.results
-    here = [entry for entry in results if entry not in (TRANSFERRED, REFINED)]
+    here = [entry for entry in results if not is_from_elsewhere(entry)]
     groups = {
         "worst": list(results),
         LEARNED: [entry for entry in here if len(results[entry].effort)],

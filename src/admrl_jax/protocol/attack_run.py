@@ -6,6 +6,7 @@ the attackers of other attacks, if asked for. Only then are the worst attackers 
 """
 
 import contextlib
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -23,18 +24,37 @@ from admrl_jax.core.types import Params
 from admrl_jax.judging import BLIND, Case
 from admrl_jax.protocol.attack_cell import CellFile
 from admrl_jax.protocol.attack_plan import AttackPlan, Cell, cells_of, claim
-from admrl_jax.protocol.attack_results import attack_results, lowest_entry, worst_entries
+from admrl_jax.protocol.attack_results import (
+    attack_results,
+    found_so_far,
+    lowest_entry,
+    worst_entries,
+)
 from admrl_jax.protocol.attack_strongest import read_strongest, write_strongest
 from admrl_jax.protocol.attack_victims import Victims, load_victims
+from admrl_jax.report.attacked import Attacked
 from admrl_jax.runs.files import write_text
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted, StopRequest
-from admrl_jax.suite import REFINED, TRANSFERRED, Found, MemberResult, SuiteRunner, finalists
+from admrl_jax.suite import (
+    CONTINUED,
+    MIN_UPDATES,
+    REFINED,
+    TRANSFERRED,
+    Found,
+    MemberResult,
+    SuiteRunner,
+    finalists,
+)
 from admrl_jax.suites import SUITES, Member
 from admrl_jax.truth.planner import planner_for
 
 BEST_OF_OTHERS = 3
 """Attackers of every other cell that are tried on a victim."""
+ROUNDS = 3
+"""More training, at most, of a worst attacker that still gains."""
+MORE_UPDATES = 2
+"""Times as many as it had, in each."""
 
 
 class AttackRun:
@@ -83,6 +103,7 @@ class AttackRun:
                 self._transfer(cell)
             for cell in self.cells:
                 self._judge_finals(cell)
+                self._go_on(cell)
                 self._test(cell)
         files = {cell: self.file(cell) for cell in self.cells}
         results = attack_results(self.plan, self.suite, self.victims, files)
@@ -216,6 +237,38 @@ class AttackRun:
                 found = file.results[entry].best
                 file.add_final(entry, victims.runner.judge.final(case, found.member, found.params))
                 self._check_stop()
+
+    def _go_on(self, cell: Cell) -> None:
+        """More updates for the worst attacker, while its return against effort is not flat at its end."""
+        file, victims = self.file(cell), self.victims[cell.method]
+        runner, case = victims.runner, victims.case(self.plan, cell)
+        if CLEAN not in file.tests:
+            file.add_test(CLEAN, runner.judge.test(case))
+        for number in range(1, ROUNDS + 1):
+            found = Attacked(found_so_far(self.plan, self.suite, self.victims, {cell: file}))
+            worst = found.end_of_effort(*cell)
+            if worst is None or found.had_converged(worst).holds:
+                return
+            name, best = worst["entry"], file.results[worst["entry"]].best
+            entry = f"{name.split(CONTINUED)[0]}{CONTINUED} {number}"
+            if entry not in file.results:
+                member = self._more_of(best, len(worst["effort"]))
+                began, clean = time.perf_counter(), runner.judge.clean(case)
+                given = [(name, best.params)]
+                result = runner.run_member(case, member, given, clean=clean, again=number)
+                file.add(entry, result, time.perf_counter() - began)
+                self._check_stop()
+            if entry not in file.finals:
+                more = file.results[entry].best
+                file.add_final(entry, runner.judge.final(case, more.member, more.params))
+                self._check_stop()
+
+    def _more_of(self, found: Found, updates: int) -> Member:
+        """The member that trains an attacker further, after so many updates."""
+        member = next(member for member in self.suite.members if member.name == found.member)
+        return dataclasses.replace(
+            member, starts=1, kept=1, trial_updates=0, updates=max(MIN_UPDATES, MORE_UPDATES * updates)
+        )
 
     def _test(self, cell: Cell) -> None:
         """The worst attackers of each kind on test tasks, and the references."""

@@ -8,7 +8,7 @@ import numpy as np
 from admrl_jax.attacks.registry import CLEAN
 from admrl_jax.stats import scores
 from admrl_jax.stats.checks import LEARNED, TRANSFER, Check, Score, converged, sanity_checks
-from admrl_jax.suite import REFINED, TRANSFERRED
+from admrl_jax.suite import is_from_elsewhere
 
 Row = Mapping[str, Any]
 ATTACK_FOLDER = "attack"
@@ -24,7 +24,7 @@ class Attacked:
         self.methods: list[str] = list(plan["methods"])
         self.seeds: list[int] = list(plan["seeds"])
         self.radii: list[float] = sorted(plan["radii"])
-        self.floor: float = results["floor"]
+        self.floor: float = results.get("floor", float("nan"))
         self._tests = {(test["method"], test["seed"], test["radius"]): test for test in results["tests"]}
 
     def label(self, method: str) -> str:
@@ -44,7 +44,9 @@ class Attacked:
             radius: 0 for the clean return.
             name: an entry, or `worst`.
         """
-        test = self._tests[method, seed, radius or self.radii[0]]
+        # Every radius has the clean return, and not all may have been attacked yet.
+        least = min(known for *victim, known in self._tests if victim == [method, seed])
+        test = self._tests[method, seed, radius or least]
         name = CLEAN if radius == 0 else test["worst"] if name == "worst" else name
         found = test["returns"].get(name)
         return None if found is None else np.asarray(found, float)
@@ -74,8 +76,9 @@ class Attacked:
 
     def kind(self, row: Row) -> str:
         """An entry's kind, as the sanity checks count them."""
-        is_own = row["entry"] not in (TRANSFERRED, REFINED)
-        return self.results["members"][row["member"]]["kind"] if is_own else TRANSFER
+        if is_from_elsewhere(row["entry"]):
+            return TRANSFER
+        return self.results["members"][row["member"]]["kind"]
 
     def scores(self) -> list[Score]:
         """What was measured on test tasks, for the sanity checks."""
@@ -94,22 +97,28 @@ class Attacked:
         return found
 
     def checks(self) -> list[Check]:
-        """The sanity checks, and whether the worst attacker of each cell that learns in steps had converged.
+        """The sanity checks, and whether the worst attacker of each cell that learns had converged."""
+        found = sanity_checks(self.scores())
+        for test in self.results["tests"]:
+            worst = self.end_of_effort(test["method"], test["seed"], test["radius"])
+            if worst is not None:
+                found.append(self.had_converged(worst))
+        return found
+
+    def end_of_effort(self, method: str, seed: int, radius: float) -> Row | None:
+        """The end of the line of the worst attacker that learns in steps; None if none does.
 
         One that is fitted in a single update has no curve that could fall.
         """
-        found = sanity_checks(self.scores())
-        for test in self.results["tests"]:
-            cell = {name: test[name] for name in ("method", "seed", "radius")}
-            learned = [row for row in self.rows(**cell) if self.is_learned(row) and len(row["effort"]) > 1]
-            if not learned:
-                continue
-            worst = end_of_line(learned, lowest(learned))
-            victim = self.victim(test["method"], test["seed"])
-            clean = self.mean(test["method"], test["seed"], 0)
-            effort = converged(victim, test["radius"], worst["entry"], worst["effort"], clean=clean)
-            found.append(effort)
-        return found
+        rows = self.rows(method=method, seed=seed, radius=radius)
+        learned = [row for row in rows if self.is_learned(row) and len(row["effort"]) > 1]
+        return end_of_line(learned, lowest(learned)) if learned else None
+
+    def had_converged(self, row: Row) -> Check:
+        """Whether more updates of an attacker would do no more harm."""
+        method, seed = row["method"], row["seed"]
+        clean = self.mean(method, seed, 0)
+        return converged(self.victim(method, seed), row["radius"], row["entry"], row["effort"], clean=clean)
 
 
 def lowest(rows: Sequence[Row]) -> Row:
@@ -122,12 +131,17 @@ def lowest(rows: Sequence[Row]) -> Row:
 def end_of_line(rows: Sequence[Row], row: Row) -> Row:
     """The last that went on from an attacker, for as long at least, and found nothing stronger.
 
+    What is stronger is told on the final tasks, or on fewer where one of the two was not judged there.
+
     Args:
-        rows: of one cell, in the order of the suite.
+        rows: of one cell, in the order in which they were found.
         row: the attacker where the line begins.
     """
     for later in rows[rows.index(row) + 1 :]:
-        is_same = later["origin"] == row["entry"] and later["validation"] == row["validation"]
-        if is_same and len(later["effort"]) >= len(row["effort"]):
+        if later["final"] is not None and row["final"] is not None:
+            is_in_vain = later["final"] >= row["final"]
+        else:
+            is_in_vain = later["validation"] == row["validation"]
+        if later["origin"] == row["entry"] and is_in_vain and len(later["effort"]) >= len(row["effort"]):
             row = later
     return row
