@@ -30,8 +30,8 @@ def read_version(
     """Reads the version of the interface and checks that jaxlib's header declares what is given.
 
     Args:
-        structures: what is mirrored, by its name in C. Fields have their names in C; the last ones
-            may be left out.
+        structures: what is mirrored, by its name in C, or by several with `|` between them. Fields have
+            their names in C; the last ones may be left out.
         constants: values of enumerations, by their names in C.
 
     Returns:
@@ -71,7 +71,7 @@ def _find(pattern: str, text: str) -> str:
 
 def _structure(name: str, text: str) -> type[ctypes.Structure]:
     """A structure as the header declares it."""
-    *declarations, _ = _find(rf"\bstruct {name} {{([^}}]*)}}", text).split(";")
+    *declarations, _ = _find(rf"\bstruct (?:{name}) {{([^}}]*)}}", text).split(";")
     fields = []
     for declaration in declarations:
         kind, _, field = declaration.strip().rpartition(" ")

@@ -118,7 +118,8 @@ class _CallFrame(ctypes.Structure):
 
 
 STRUCTURES: dict[str, type[ctypes.Structure]] = {
-    "XLA_FFI_Extension_Base": _Extension,
+    # Its name up to version 0.3 and since.
+    "XLA_FFI_Extension_Base|XLA_FFI_InternalExtension": _Extension,
     "XLA_FFI_Api_Version": _Version,
     "XLA_FFI_Metadata": _Metadata,
     "XLA_FFI_Metadata_Extension": _MetadataExtension,
