@@ -156,10 +156,8 @@ def training_work(session: Session, method: str, bases: dict[str, Pretrained]) -
     parts, schedule, axis = session.parts, session.config.schedule, session.devices.axis
     setup, learner = parts.setup(method), METHODS[method].learner
     if learner not in bases:
-        state, step = (
-            untrained(session, method),
-            train_step(parts.pretraining_setup(method), no_defence(), axis),
-        )
+        state = untrained(session, method)
+        step = train_step(parts.pretraining_setup(method), no_defence(), axis)
         yield stage_work(session, "pretrain", learner, 1, schedule.pretrain_steps, step, state)
         bases[learner] = Pretrained(state, (), measure_observations(session, setup, state))
     defence = parts.defence(method)

@@ -172,8 +172,8 @@ class AttackRun:
         best = judged[int(np.argmin(lefts))]
         seconds = time.perf_counter() - began
         result = MemberResult(best, lefts, np.zeros(0), 0)
-        member = self._refiner(best)
-        if best.left < own and member is not None and REFINED not in file.results:
+        if best.left < own and REFINED not in file.results:
+            member = self._member_of(best)
             same = [judged[i] for i in np.argsort(lefts) if judged[i].member == best.member]
             given = [(found.origin, found.params) for found in same[: member.starts]]
             clean = runner.judge.clean(case)
@@ -182,9 +182,9 @@ class AttackRun:
         file.add(TRANSFERRED, result, seconds)
         self._check_stop()
 
-    def _refiner(self, found: Found) -> Member | None:
-        """The member that goes on from an attacker: its own."""
-        return next((member for member in self.suite.members if member.name == found.member), None)
+    def _member_of(self, found: Found) -> Member:
+        """The member that found an attacker, and goes on from it."""
+        return next(member for member in self.suite.members if member.name == found.member)
 
     def _found_elsewhere(self, cell: Cell) -> list[Found]:
         """The strongest of every other victim at this radius, and of this one at other radii."""
@@ -265,9 +265,12 @@ class AttackRun:
 
     def _more_of(self, found: Found, updates: int) -> Member:
         """The member that trains an attacker further, after so many updates."""
-        member = next(member for member in self.suite.members if member.name == found.member)
         return dataclasses.replace(
-            member, starts=1, kept=1, trial_updates=0, updates=max(MIN_UPDATES, MORE_UPDATES * updates)
+            self._member_of(found),
+            starts=1,
+            kept=1,
+            trial_updates=0,
+            updates=max(MIN_UPDATES, MORE_UPDATES * updates),
         )
 
     def _test(self, cell: Cell) -> None:
