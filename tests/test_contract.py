@@ -1,5 +1,6 @@
 """What is no environment is refused in one line that names the member; what is harmless is cast."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +95,15 @@ def test_functions_that_fail_are_named() -> None:
 
     with pytest.raises(ConfigError, match=r"^env: Broken\.step fails: TypeError: dot_general"):
         check_env(Broken(np.zeros(1, np.float32), np.zeros(1, np.float32), state=np.float32(0)))
+
+
+def test_what_cannot_be_hashed_is_refused() -> None:
+    @dataclasses.dataclass
+    class Listed:
+        goals: list[float]
+
+    with pytest.raises(ConfigError, match=r"^env: Listed cannot be hashed .*; accepted: .* frozen dataclass"):
+        check_env(Listed([1.0]))  # type: ignore[arg-type]
 
 
 def test_training_refuses_what_is_no_environment() -> None:

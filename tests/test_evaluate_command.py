@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from admrl_jax.core.settings import ConfigError
-from admrl_jax.envs.half_cheetah import HalfCheetahDir
+from admrl_jax.envs.half_cheetah import HalfCheetahDir, HalfCheetahDirConfig
 from admrl_jax.envs.registry import make_env
 from admrl_jax.protocol import film
 from admrl_jax.protocol.evaluate_command import evaluate_main
@@ -128,6 +128,15 @@ def test_tasks_of_several_parts(tmp_path: Path) -> None:
         read_tasks(path, env)
 
 
+def test_bodies_that_remember_are_filmed_too() -> None:
+    plain = make_env("halfcheetah_dir", simulator="mujoco")
+    env = make_env(HalfCheetahDirConfig(remembers_actions=True), simulator="mujoco")
+    assert film.body_of(env) == film.body_of(plain) is not None
+    state, _ = jax.eval_shape(lambda: env.reset(jax.random.key(0), env.sample_task(jax.random.key(1))))
+    assert jax.eval_shape(env.positions, state).shape == (len(plain.simulator.qpos0),)
+    assert film.body_of(make_env("navigation_2d")) is None
+
+
 def test_films_fall_back_to_lines_where_nothing_renders(tmp_path: Path, monkeypatch, capsys) -> None:
     env = make_env("halfcheetah_dir", simulator="mujoco")
     episode = np.repeat(np.asarray(env.simulator.qpos0)[None], 3, axis=0)
@@ -135,7 +144,7 @@ def test_films_fall_back_to_lines_where_nothing_renders(tmp_path: Path, monkeypa
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     path = tmp_path / "film.gif"
     assert not render.render(path, load_model(HalfCheetahDir.model), [episode], ["still"])
-    film.shoot(path, env, [(episode, "still"), (episode, "too")])
+    film.shoot(path, HalfCheetahDir.model, [(episode, "still"), (episode, "too")])
     assert "libosmesa6" in capsys.readouterr().err
     with Image.open(path) as saved:
         assert saved.n_frames == 3

@@ -8,26 +8,36 @@ import jax.numpy as jnp
 
 from admrl_jax.core.settings import ConfigError, is_whole
 from admrl_jax.core.types import TimeStep
-from admrl_jax.envs.base import Env
 
 MEMBERS = ("obs_size", "action_size", "horizon", "sample_task", "reset", "step")
 """What an environment must have; see `Env`."""
 SIZES = MEMBERS[:3]
 
 
-@functools.lru_cache(maxsize=64)
-def check_env(env: Env) -> None:
+def check_env(env: Any) -> None:
     """Refuses what is no environment; what was found right is not looked at again.
 
     `reward` may be of any number type, `terminated` too (0 is False): `rollout` turns them into what it
     needs.
 
     Args:
-        env: hashable, with the members of `Env`.
+        env: what should be hashable and have the members of `Env`.
 
     Raises:
         ConfigError: naming the member, and shape and type as found and as wanted.
     """
+    try:
+        hash(env)
+    except TypeError as error:
+        raise ConfigError(
+            f"env: {type(env).__name__} cannot be hashed ({error}); accepted: an object that can, such as a "
+            "frozen dataclass of numbers and tuples"
+        ) from None
+    _check_once(env)
+
+
+@functools.lru_cache(maxsize=64)
+def _check_once(env: Any) -> None:
     name = type(env).__name__
     missing = [member for member in MEMBERS if not hasattr(env, member)]
     if missing:

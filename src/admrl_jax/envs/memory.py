@@ -71,6 +71,10 @@ class RememberingEnv:
         """As wrapped; None where there is none."""
         return getattr(self.env, "simulator", None)
 
+    def positions(self, state: Any) -> jax.Array:
+        """The engine's positions; of bodies only."""
+        return self.env.positions(state[0])
+
     @property
     def spread_tasks(self) -> Any:
         """As wrapped; None where tasks cannot be spread."""

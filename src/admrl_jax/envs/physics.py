@@ -121,6 +121,10 @@ class PhysicsEnv:
         reward = self.reward(state, action, ctrl, new_state, task)
         return new_state, TimeStep(self.observe(new_state, task), reward, self.ended(new_state))
 
+    def positions(self, state: SimState) -> jax.Array:
+        """The engine's positions `[nq]`, which films are drawn from."""
+        return state.qpos
+
     def velocity(self, state: SimState, new_state: SimState) -> jax.Array:
         """Mean velocity `[nq]` of the positions over a control step."""
         return (new_state.qpos - state.qpos) / self.simulator.dt

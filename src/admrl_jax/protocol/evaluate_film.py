@@ -10,9 +10,8 @@ import numpy as np
 from admrl_jax.attacks.noise import no_attack
 from admrl_jax.attacks.threat import Budget
 from admrl_jax.envs.base import spread_tasks
-from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.protocol.evaluate_run import Adapter, EvaluationPlan, evaluation_key
-from admrl_jax.protocol.film import play, shoot
+from admrl_jax.protocol.film import body_of, play, shoot
 from admrl_jax.runs.artefact import load_policy
 from admrl_jax.runs.files import write_arrays
 
@@ -31,8 +30,9 @@ def adaptation_section(plan: EvaluationPlan, folder: Path, *, video: bool, keep:
     """
     trained = load_policy(plan.source, plan.methods[0], seed=plan.seeds[0], simulator=plan.simulator)
     env = trained.env
-    if not isinstance(env, PhysicsEnv) or env.simulator.source is None:
-        print("video: only bodies of MuJoCo are filmed, without remembered actions", file=sys.stderr)
+    body = body_of(env)
+    if body is None:
+        print("video: only bodies of MuJoCo are filmed", file=sys.stderr)
         return
     key = jax.random.fold_in(evaluation_key(plan.seed), 2)
     tasks = plan.tasks if plan.tasks is not None else spread_tasks(env, key, FILMED)
@@ -59,7 +59,7 @@ def adaptation_section(plan: EvaluationPlan, folder: Path, *, video: bool, keep:
         if video:
             path = folder / "figures" / f"task_{number}.gif"
             path.parent.mkdir(exist_ok=True)
-            shoot(path, env, pair)
+            shoot(path, body, pair)
             words = ", ".join(f"{np.asarray(x).tolist()}" for x in jax.tree.leaves(task))
             yield f"![task {number}](figures/{path.name})\n\n*Task {words}, before and after adaptation.*"
     if keep:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,11 @@ from admrl_jax.attacks.base import Attack
 from admrl_jax.attacks.threat import Budget
 from admrl_jax.core.networks import Policy
 from admrl_jax.core.types import Params, Task, Trajectory
-from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.judging import Case
 from admrl_jax.protocol.attack_run import AttackRun
 from admrl_jax.report.style import own_style
 from admrl_jax.sampling import collect_meta_batch, expose, rollout
-from admrl_jax.simulators import SimState
+from admrl_jax.simulators import Model
 from admrl_jax.suite import SuiteRunner
 
 FILM = "episode.gif"
@@ -28,8 +28,8 @@ def film_section(run: AttackRun) -> Iterator[str]:
 
     Nothing where the environment has no MuJoCo body.
     """
-    env = run.victims[run.plan.methods[0]].runner.setup.env
-    if not isinstance(env, PhysicsEnv) or env.simulator.source is None:
+    body = body_of(run.victims[run.plan.methods[0]].runner.setup.env)
+    if body is None:
         return
     cell = [cell for cell in run.cells if cell[:2] == run.cells[0][:2]][-1]
     victims, file = run.victims[cell.method], run.file(cell)
@@ -45,7 +45,7 @@ def film_section(run: AttackRun) -> Iterator[str]:
         ]
         shoot(
             path,
-            env,
+            body,
             [
                 (qpos, f"{title}: return {total:.0f}")
                 for title, (qpos, total) in zip(("clean", "attacked"), pair, strict=True)
@@ -77,13 +77,12 @@ def film_episode(runner: SuiteRunner, case: Case, attack: Attack, params: Params
         )
     )(case.meta_params, tasks)
     adapted, task = jax.tree.map(lambda x: x[0], (batch, tasks))
-    assert isinstance(setup.env, PhysicsEnv)
     taken, qpos = play(setup.env, setup.policy, adapted, case.key, task, attack, params, budget)
     return qpos, float(taken.reward.sum())
 
 
 def play(
-    env: PhysicsEnv,
+    env: Any,
     policy: Policy,
     policy_params: Params,
     key: jax.Array,
@@ -92,7 +91,10 @@ def play(
     attack_params: Params,
     budget: Budget,
 ) -> tuple[Trajectory, np.ndarray]:
-    """One episode, arrays on the host, and the engine's positions `[H, Q]` after every step."""
+    """One episode, arrays on the host, and the engine's positions `[H, Q]` after every step.
+
+    The environment is one that `body_of` finds a body in.
+    """
 
     @jax.jit
     def episode() -> tuple[Trajectory, jax.Array]:
@@ -102,24 +104,35 @@ def play(
         # The same actions from the same start once more, for what observations do not hold.
         start, _ = env.reset(jax.random.split(key, 3)[0], task)
 
-        def step(state: SimState, taken: tuple) -> tuple[SimState, jax.Array]:
+        def step(state: Any, taken: tuple) -> tuple[Any, jax.Array]:
             action, mask = taken
             moved, _ = env.step(state, action, task)
             state = jax.tree.map(lambda new, old: jnp.where(mask > 0, new, old), moved, state)
-            return state, state.qpos
+            return state, env.positions(state)
 
         return taken, jax.lax.scan(step, start, (taken.action, taken.mask))[1]
 
     return jax.tree.map(np.asarray, episode())
 
 
-def shoot(path: Path, env: PhysicsEnv, episodes: Sequence[tuple[np.ndarray, str]]) -> None:
-    """Writes a GIF of `(qpos [H, Q], title)`: rendered where the machine can, else drawn with lines."""
+def body_of(env: Any) -> Model | None:
+    """What to film of an environment; None where it has no body of MuJoCo."""
+    source = getattr(getattr(env, "simulator", None), "source", None)
+    return source.model if source is not None and hasattr(env, "positions") else None
+
+
+def shoot(path: Path, body: Model, episodes: Sequence[tuple[np.ndarray, str]]) -> None:
+    """Writes a GIF of `(qpos [H, Q], title)`: rendered where the machine can, else drawn with lines.
+
+    Args:
+        path: of the GIF.
+        body: whose positions they are.
+        episodes: side by side.
+    """
     from admrl_jax.report.render import render
     from admrl_jax.simulators.models import load_model
 
-    assert env.simulator.source is not None
-    model = load_model(env.simulator.source.model)
+    model = load_model(body)
     positions, titles = [qpos for qpos, _ in episodes], [title for _, title in episodes]
     if render(path, model, positions, titles):
         return
