@@ -1,6 +1,7 @@
 """Going on after the end: what stays, what is refused, and the bits of a run that was as long at once."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from admrl_jax.config import Config, from_dict, to_dict
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.protocol.command_line import main as run_experiment
-from admrl_jax.protocol.extend import changes
+from admrl_jax.protocol.extend import changes, extend_run
 from admrl_jax.protocol.extend_command import extend_main
 from admrl_jax.runs.artefact import read_policies
 from experiments import navigation_2d
@@ -81,6 +82,35 @@ def test_what_would_make_another_run_of_it_is_refused(
     assert extend([str(finished), f"--run-dir={tmp_path / 'new'}", *flags]) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ({"strengths": (0.1, 0.2, 0.3)}, []),
+        ({"num_tasks": 3}, ["attackers"]),
+        ({"seed": 1}, ["attackers"]),
+        ({"attacks": ("gaussian", "fgsm", "adgan", "corner_noise")}, ["attackers", "returns"]),
+        ({"curve_strength": 0.1}, ["attackers", "returns"]),
+    ],
+)
+def test_a_changed_meta_test_keeps_what_it_does_not_touch(
+    changed: dict, kept: list[str], finished: Path, tmp_path: Path
+) -> None:
+    config = from_dict(json.loads((finished / "config.json").read_text()))
+    wanted = dataclasses.replace(config, eval=dataclasses.replace(config.eval, **changed))
+    assert extend_run(finished, tmp_path / "new", wanted) == kept
+
+    def names(folder: str, start: str = "") -> set[str]:
+        return {path.name for path in (tmp_path / "new" / folder).glob(f"{start}*")}
+
+    assert bool(names("checkpoints", "attack-")) == ("attackers" in kept)
+    assert names("checkpoints", "finetune-")
+    before = {path.name for path in (finished / "returns").iterdir()}
+    curves = {name for name in before if name.startswith("curve.")}
+    assert curves and before - curves
+    gone = curves if "curve_strength" in changed else set()
+    assert names("returns") == (before - gone if "returns" in kept else set())
 
 
 def test_places_are_refused_by_name(finished: Path, tmp_path: Path, capsys) -> None:

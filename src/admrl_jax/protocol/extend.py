@@ -5,6 +5,7 @@ Nothing that is trained already is trained again, and the run that it came from 
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from admrl_jax.config import MAY_CHANGE, Config, to_dict
@@ -18,6 +19,12 @@ from admrl_jax.runs.numerics import FILE
 TRAINING = ("pretrain", "warmup", "finetune")
 """Stages whose checkpoints always go on."""
 STEPS = "schedule.finetune_steps"
+FOR_ATTACKERS = ("eval.strengths", "eval.attacker.")
+"""Settings that the attackers of the meta-test are trained with."""
+FOR_RETURNS = ("eval.num_", "eval.seed")
+"""Settings that its returns depend on besides."""
+FOR_CURVES = ("eval.curve_strength",)
+"""Settings that those of the curves depend on besides."""
 NEEDED = ("metrics.csv", POLICIES, FILE, "checkpoints")
 """Of a run that is trained."""
 
@@ -83,16 +90,24 @@ def extend_run(source: Path, out: Path, config: Config) -> list[str]:
         raise ConfigError("settings: nothing changes; --resume goes on with a run as it is")
     if out.exists() and any(out.iterdir()):
         raise RunError(f"run-dir: {out} is not empty; name another folder")
-    is_same_test = set(found) <= {"methods"}
-    kept = ["attackers", "returns"] if is_same_test else []
     out.mkdir(parents=True, exist_ok=True)
+    keeps_attackers = not _any(found, STEPS, *FOR_ATTACKERS)
     for stage in sorted((source / "checkpoints").iterdir()):
-        if stage.name.startswith(TRAINING) or (is_same_test and stage.name.startswith("attack-")):
+        if stage.name.startswith(TRAINING) or (keeps_attackers and stage.name.startswith("attack-")):
             hand_on(stage, out / "checkpoints" / stage.name, config)
-    if is_same_test and (source / "returns").exists():
-        shutil.copytree(source / "returns", out / "returns")
+    keeps_returns = keeps_attackers and not _any(found, *FOR_RETURNS)
+    if keeps_returns:
+        keeps_curves = not _any(found, *FOR_CURVES)
+        for path in (source / "returns").glob("*.npz"):
+            if keeps_curves or not path.name.startswith("curve."):
+                (out / "returns").mkdir(exist_ok=True)
+                shutil.copy(path, out / "returns" / path.name)
     for name in (FILE, "metrics.csv"):
         shutil.copy(source / name, out / name)
     # Last: until it is there, the directory holds no run.
     write_text(out / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
-    return kept
+    return ["attackers"] * keeps_attackers + ["returns"] * keeps_returns
+
+
+def _any(names: Iterable[str], *prefixes: str) -> bool:
+    return any(name.startswith(prefixes) for name in names)
