@@ -308,6 +308,9 @@ def attack_suite(
 ) -> SuiteResult:
     """The worst that a suite does to a victim; `SuiteRunner` serves several victims and radii.
 
+    The worst attacker is not trained on where it still gains: see the end of `members[worst].effort`
+    (`experiments.attack` does that, and tries attackers of other victims).
+
     Args:
         setup: environment, policy and learner of the victim, and how many episodes it adapts on.
         meta_params: of the victim.
