@@ -1,7 +1,8 @@
 """What robustness costs, from committed attacks: `python -m benchmarks.robustness`.
 
 Reads `attack/results.json` of every run in `results/`, draws the clean return of each policy against what the
-worst attacker leaves it, and prints the same as a table. One point per method and seed.
+worst attacker leaves it, and prints the same as a table. One point per method and seed. A second table has
+each method minus the undefended one, paired by seed, wherever the two share enough seeds.
 """
 
 import json
@@ -14,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from admrl_jax.defences.registry import UNDEFENDED
 from admrl_jax.report.attacked import Attacked
+from admrl_jax.stats.intervals import WORDED_SEEDS, t_interval
 from benchmarks.common import markdown_table
 
 ROOT = Path(__file__).parent.parent
@@ -56,13 +59,56 @@ def points(name: str, attacked: Attacked) -> list[dict[str, Any]]:
     ]
 
 
+def differences(attacks: dict[str, Attacked]) -> list[dict[str, Any]]:
+    """A row per run, method and radius: its returns minus those of the method without a defence.
+
+    The two are paired by seed; they may be of several runs of one environment, under equal assumptions. Below
+    three common seeds there is no row.
+    """
+    found = [
+        row | {"kind": kind_of(attacked), "defence": defence_of(attacked, row["method"])}
+        for name, attacked in attacks.items()
+        for row in points(name, attacked)
+    ]
+    undefended = {
+        (row["kind"], row["radius"], row["seed"]): row for row in found if row["defence"] == UNDEFENDED
+    }
+    compared: dict[tuple, list[tuple[dict, dict]]] = {}
+    for row in found:
+        base = undefended.get((row["kind"], row["radius"], row["seed"]))
+        if row["defence"] not in (None, UNDEFENDED) and base is not None:
+            compared.setdefault((row["run"], row["method"], row["radius"]), []).append((row, base))
+    return [
+        {"run": run, "difference": f"{method} - {pairs[0][1]['method']}", "radius": radius}
+        | {"seeds": len(pairs)}
+        | {part: _interval([row[part] - base[part] for row, base in pairs]) for part in ("clean", "worst")}
+        for (run, method, radius), pairs in compared.items()
+        if len(pairs) >= WORDED_SEEDS
+    ]
+
+
+def _interval(values: list[float]) -> str:
+    low, high = t_interval(values)
+    return f"{sum(values) / len(values):.1f} [{low:.1f}, {high:.1f}]"
+
+
+def kind_of(attacked: Attacked) -> str:
+    """What can be compared: the environment, and whether it assumes something that attacks cannot move."""
+    return attacked.results["env"] + (", with memory" if attacked.results.get("assumption") else "")
+
+
+def defence_of(attacked: Attacked, label: str) -> str | None:
+    """The defence of a method, by its label; None for what is no method, such as a pre-trained policy."""
+    of = {attacked.label(method): attacked.results["methods"][method] for method in attacked.methods}
+    return of[label].get("defence")
+
+
 def draw(attacks: dict[str, Attacked]) -> Figure:
     """A panel per environment and radius; runs that make other assumptions are on panels of their own."""
     panels: dict[tuple[str, float], list[str]] = {}
     for name, attacked in attacks.items():
-        kind = attacked.results["env"] + (", with memory" if attacked.results.get("assumption") else "")
         for radius in attacked.radii:
-            panels.setdefault((kind, radius), []).append(name)
+            panels.setdefault((kind_of(attacked), radius), []).append(name)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.3 * columns, 4.2 * rows), layout="constrained")
@@ -113,6 +159,8 @@ def main() -> None:
     print(
         markdown_table([row for name, attacked in attacks.items() for row in points(name, attacked)], ".1f")
     )
+    if rows := differences(attacks):
+        print("\n" + markdown_table(rows, "g"))
     draw(attacks).savefig(arguments.out, dpi=110)
 
 
