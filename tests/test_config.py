@@ -610,6 +610,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "env.remembers_actions": True,
             "task_block": 2,
             "defences.adgan.ramp_steps": 1_000_000,
+            "defences.adgan.side": "query",
             "defences.adgan.adversary.hidden_sizes": (2, 3),
             "defences.adgan.adversary.num_epochs": 2,
             "defences.adgan.adversary.num_minibatches": 4,

@@ -1,5 +1,6 @@
 """Defences: the attack and the radius of every task, how they grow, and that clean tasks are clean."""
 
+import dataclasses
 import functools
 
 import jax
@@ -59,6 +60,17 @@ def test_every_task_has_its_radius(name: str) -> None:
         for budget in (exposure.support, exposure.query):
             np.testing.assert_allclose(budget.radius, [radius] * 3 + [0.0] * 3, rtol=1e-6)
             assert budget.units is UNITS
+
+
+@pytest.mark.parametrize("name", RAMPED)
+@pytest.mark.parametrize(("side", "support", "query"), [("support", 1, 0), ("query", 0, 1), ("both", 1, 1)])
+def test_one_side_alone_can_be_attacked(name: str, side: str, support: int, query: int) -> None:
+    defence = DEFENCES[name].make(dataclasses.replace(RAMPED[name], side=side), VICTIM)
+    exposure = defence.expose(defence.init(jax.random.key(0), UNITS), jnp.int32(9), UNITS, 4)
+    expected = np.array([0.4, 0.4, 0.0, 0.0])
+    np.testing.assert_allclose(exposure.support.radius, support * expected, rtol=1e-6)
+    np.testing.assert_allclose(exposure.query.radius, query * expected, rtol=1e-6)
+    assert defence.name != make(name).name or side == "both"
 
 
 @pytest.mark.parametrize(("share", "attacked"), [(1.0, 8), (0.3, 2), (0.2, 2), (0.01, 1)])

@@ -10,7 +10,6 @@ from admrl_jax.attacking import (
     AttackerState,
     AttackerTraining,
     History,
-    Sides,
     attack_step,
     init_attacker,
     train_attacker,
@@ -22,7 +21,7 @@ from admrl_jax.attacks.noise import gaussian_noise, l2_noise, no_attack
 from admrl_jax.attacks.pgd import pgd
 from admrl_jax.attacks.registry import ATTACKS, make_attack, make_attack_trainer
 from admrl_jax.attacks.stuck_sensor import stuck_sensor
-from admrl_jax.attacks.threat import Budget, Measurement, ThreatModel, Units, make_threat
+from admrl_jax.attacks.threat import Budget, Measurement, Sides, ThreatModel, Units, make_threat
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.lanes import Lanes, lane_mesh
 from admrl_jax.core.networks import Policy, PolicyConfig, make_policy

@@ -10,29 +10,13 @@ from flax import struct
 
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.noise import no_attack
-from admrl_jax.attacks.threat import Budget, Units
+from admrl_jax.attacks.threat import Budget, Sides, Units
 from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params, where_tree
 from admrl_jax.envs.base import raw_units
 from admrl_jax.sampling import episode_returns, expose
 from admrl_jax.training import Setup, sample_and_collect, step_keys
-
-
-class Sides(NamedTuple):
-    """Which data an attacker reaches, as factors of its radius.
-
-    Attributes:
-        support: `[]` 1 or 0, before and during adaptation.
-        query: `[]` 1 or 0, after it.
-    """
-
-    support: jax.Array | float = 1.0
-    query: jax.Array | float = 1.0
-
-
-SIDES = {"both": Sides(), "query": Sides(support=0.0), "support": Sides(query=0.0)}
-"""By name."""
 
 
 class AttackerState(struct.PyTreeNode):

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from admrl_jax.attacking import SIDES
 from admrl_jax.attacks.base import Attack
 from admrl_jax.attacks.noise import blindfold
 from admrl_jax.attacks.registry import CLEAN, make_attack
-from admrl_jax.attacks.threat import Budget, ThreatModel, Units
+from admrl_jax.attacks.threat import SIDES, Budget, ThreatModel, Units
 from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.types import Params, Task
 from admrl_jax.envs.base import spread_tasks

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from admrl_jax.attacking import SIDES, AttackerState, AttackerTraining, clean_collector
+from admrl_jax.attacking import AttackerState, AttackerTraining, clean_collector
 from admrl_jax.attacks.base import Attack
 from admrl_jax.attacks.registry import attack_spec, make_attack, make_attack_trainer
-from admrl_jax.attacks.threat import Units
+from admrl_jax.attacks.threat import SIDES, Units
 from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.types import Params
 from admrl_jax.envs.base import raw_units

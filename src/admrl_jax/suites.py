@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from admrl_jax.attacking import SIDES
 from admrl_jax.attacks.registry import attack_spec
+from admrl_jax.attacks.threat import SIDES
 from admrl_jax.core.settings import ConfigError
 
 

@@ -50,6 +50,22 @@ class Budget(NamedTuple):
     units: Units = Units()
 
 
+class Sides(NamedTuple):
+    """Which data an attacker reaches, as factors of its radius.
+
+    Attributes:
+        support: `[]` 1 or 0, before and during adaptation.
+        query: `[]` 1 or 0, after it.
+    """
+
+    support: jax.Array | float = 1.0
+    query: jax.Array | float = 1.0
+
+
+SIDES = {"both": Sides(), "query": Sides(support=0.0), "support": Sides(query=0.0)}
+"""By name."""
+
+
 class Measurement(NamedTuple):
     """How far observations were moved, in the budget's units.
 

@@ -9,8 +9,8 @@ from admrl_jax.attacks.base import Victim
 from admrl_jax.attacks.learned.adgan import SPEC as ATTACK
 from admrl_jax.attacks.learned.adgan import AdGANConfig, make_adgan_trainer
 from admrl_jax.attacks.learned.trainer import AttackTrainer
-from admrl_jax.attacks.threat import Budget, Units
-from admrl_jax.core.settings import POSITIVE, SHARE, STEPS_OR_ZERO
+from admrl_jax.attacks.threat import SIDES, Budget, Units
+from admrl_jax.core.settings import POSITIVE, SHARE, STEPS_OR_ZERO, one_of
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params
 from admrl_jax.defences.base import Defence, DefenceSpec, State, expose_all
@@ -28,6 +28,8 @@ class AdGANTrainingConfig:
     """Steps over which the bound grows; 0 starts with all of it."""
     task_share: Annotated[float, SHARE] = 1.0
     """Share of a meta-batch's tasks that are attacked."""
+    side: Annotated[str, one_of(*SIDES)] = "both"
+    """Data under attack: both, query (after adaptation) or support (before it)."""
     adversary: AdGANConfig = field(default_factory=lambda: AdGANConfig(num_epochs=2))
     """The adversary's networks and losses."""
 
@@ -40,6 +42,7 @@ def train_against(
     warmup_steps: int = 0,
     ramp_steps: int = 0,
     task_share: float = 1.0,
+    side: str = "both",
 ) -> Defence:
     """Training against an attack that learns in step with the policy.
 
@@ -50,6 +53,7 @@ def train_against(
         warmup_steps: updates of the attack on the frozen policy, before the policy trains against it.
         ramp_steps: steps over which the radius grows; 0 starts with all of it.
         task_share: share of the tasks that are attacked.
+        side: data under attack, one of `SIDES`.
     """
 
     def update(
@@ -63,7 +67,7 @@ def train_against(
         return trainer.update(state, key, meta_params, batch, Budget(radius, units), axis)
 
     return Defence(
-        name=f"{trainer.name} {radius} {ramp_steps} {task_share}",
+        name=f"{trainer.name} {radius} {ramp_steps} {task_share} {side}",
         init=trainer.init,
         expose=expose_all(
             trainer.attack,
@@ -71,6 +75,7 @@ def train_against(
             radius=radius,
             ramp_steps=ramp_steps,
             task_share=task_share,
+            side=side,
         ),
         update=update,
         warmup_steps=warmup_steps,
@@ -89,6 +94,7 @@ def adgan_defence(config: AdGANTrainingConfig, victim: Victim) -> Defence:
         warmup_steps=config.warmup_steps,
         ramp_steps=config.ramp_steps,
         task_share=config.task_share,
+        side=config.side,
     )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from admrl_jax.attacks.base import Attack, Victim
 from admrl_jax.attacks.learned.trainer import accept_any_batch
-from admrl_jax.attacks.threat import Budget, Units
+from admrl_jax.attacks.threat import SIDES, Budget, Units
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params
 from admrl_jax.learners.base import LossTerm
@@ -106,8 +106,9 @@ def expose_all(
     radius: float,
     ramp_steps: int = 0,
     task_share: float = 1.0,
+    side: str = "both",
 ) -> ExposeFn:
-    """One attack on support and query data alike.
+    """One attack on support and query data, or on one of them.
 
     Args:
         attack: observation attack.
@@ -115,7 +116,9 @@ def expose_all(
         radius: of its budget.
         ramp_steps: steps over which the radius grows to that; 0 starts with it.
         task_share: share of the tasks that are attacked, at least one; the others have radius 0.
+        side: data under attack, one of `SIDES`.
     """
+    support, query = SIDES[side]
 
     def expose(
         state: State, step: jax.Array, units: Units, num_tasks: int, axis: TaskAxis = TaskAxis()
@@ -123,8 +126,8 @@ def expose_all(
         num_attacked = jnp.maximum(1, jnp.round(task_share * num_tasks))
         is_attacked = axis.share(jnp.arange(num_tasks)) < num_attacked
         full = jnp.asarray(radius, float) * ramp(step, ramp_steps)
-        budget = Budget(jnp.where(is_attacked, full, 0.0), units)
-        return Exposure(attack, params(state), budget, budget)
+        radii = jnp.where(is_attacked, full, 0.0)
+        return Exposure(attack, params(state), Budget(radii * support, units), Budget(radii * query, units))
 
     return expose
 

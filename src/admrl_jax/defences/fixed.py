@@ -6,7 +6,8 @@ from typing import Annotated
 from admrl_jax.attacks.base import Attack, Victim
 from admrl_jax.attacks.fgsm import fgsm
 from admrl_jax.attacks.noise import gaussian_noise, no_attack
-from admrl_jax.core.settings import NOT_NEGATIVE, SHARE, STEPS_OR_ZERO
+from admrl_jax.attacks.threat import SIDES
+from admrl_jax.core.settings import NOT_NEGATIVE, SHARE, STEPS_OR_ZERO, one_of
 from admrl_jax.defences.base import Defence, DefenceSpec, expose_all
 
 
@@ -25,6 +26,8 @@ class NoiseConfig:
     """Steps over which the radius grows to its full size; 0 starts with all of it."""
     task_share: Annotated[float, SHARE] = 1.0
     """Share of a meta-batch's tasks that are attacked."""
+    side: Annotated[str, one_of(*SIDES)] = "both"
+    """Data under attack: both, query (after adaptation) or support (before it)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +40,18 @@ class FGSMTrainingConfig:
     """Steps over which the radius grows to its full size; 0 starts with all of it."""
     task_share: Annotated[float, SHARE] = 1.0
     """Share of a meta-batch's tasks that are attacked."""
+    side: Annotated[str, one_of(*SIDES)] = "both"
+    """Data under attack: both, query (after adaptation) or support (before it)."""
 
 
 def train_under(
-    attack: Attack, name: str, *, radius: float, ramp_steps: int = 0, task_share: float = 1.0
+    attack: Attack,
+    name: str,
+    *,
+    radius: float,
+    ramp_steps: int = 0,
+    task_share: float = 1.0,
+    side: str = "both",
 ) -> Defence:
     """Training under an attack without parameters to learn.
 
@@ -50,9 +61,10 @@ def train_under(
         radius: of its budget.
         ramp_steps: steps over which the radius grows; 0 starts with all of it.
         task_share: share of the tasks that are attacked.
+        side: data under attack, one of `SIDES`.
     """
     return Defence(
-        name=f"{name} {radius} {ramp_steps} {task_share}",
+        name=f"{name} {radius} {ramp_steps} {task_share} {side}",
         init=lambda key, inputs: attack.init(key),
         expose=expose_all(
             attack,
@@ -60,6 +72,7 @@ def train_under(
             radius=radius,
             ramp_steps=ramp_steps,
             task_share=task_share,
+            side=side,
         ),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from admrl_jax.attacking import SIDES
+from admrl_jax.attacks.threat import SIDES
 from admrl_jax.config import UNITS
 from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, is_number, is_whole, one_of
 from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags

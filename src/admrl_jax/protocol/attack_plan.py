@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from admrl_jax.attacking import SIDES
+from admrl_jax.attacks.threat import SIDES
 from admrl_jax.config import UNITS
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.runs.artefact import check_known, digest, load_policy, read_policies
