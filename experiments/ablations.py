@@ -31,8 +31,8 @@ def ablations_of(env: str, preset: Config) -> Ablations:
     # A Gaussian's mean square norm is its variance times the dimensions.
     noise = round(BOUND / OBS_SIZES[env] ** 0.5, 4)
     return {
-        "maml": Ablation("never attacked", "maml", pretrains=True),
-        "admrl": Ablation("adMRL as in the paper", "admrl"),
+        "clean": Ablation("MAML, never attacked", "maml", pretrains=True),
+        "paper": Ablation("adMRL as in the paper", "admrl"),
         "no_gan_loss": Ablation("weight of the GAN loss 0", "admrl", {f"{ADGAN}.adversary.gan_weight": 0.0}),
         "no_hinge": Ablation("weight of the hinge 0", "admrl", {f"{ADGAN}.adversary.hinge_weight": 0.0}),
         "no_warmup": Ablation("the generator is not warmed up", "admrl", {f"{ADGAN}.warmup_steps": 0}),

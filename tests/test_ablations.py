@@ -41,7 +41,7 @@ def test_every_variant_changes_what_it_says_and_nothing_else(env: str) -> None:
         (["--env", "pong"], "env: 'pong' is not accepted; accepted: navigation_2d, halfcheetah_dir"),
         (
             ["--env", "navigation_2d", "--only", "gan"],
-            "only: 'gan' is not known; accepted: maml, admrl, no_gan",
+            "only: 'gan' is not known; accepted: clean, paper, no_gan",
         ),
         (["--env", "navigation_2d", "--radii", "0"], "radii: "),
         (
