@@ -65,10 +65,11 @@ def variants() -> list[Variant]:
 
 def test_the_report_has_the_numbers_of_the_attacks_and_pairs_seeds(tmp_path: Path) -> None:
     first, second = variants()
-    path = write_ablations_report(tmp_path, [first, second])
-    assert path.read_text() == ablations_text([first, second])
+    path = write_ablations_report(tmp_path, [first, second], "paper")
+    assert path.read_text() == ablations_text([first, second], "paper")
     assert (tmp_path / "ablations.png").stat().st_size > 1000
     text = path.read_text()
+    assert "say nothing" not in text
     less = np.array(second.returns(0.5)) - np.array(first.returns(0.5))
     low, high = t_interval(less)
     (row,) = (line for line in text.splitlines() if line.startswith("| smooth | ") and "the loss" not in line)
@@ -87,4 +88,5 @@ def test_a_failed_check_is_said() -> None:
     first, second = variants()
     doubtful = second._replace(attacked=Doubtful(second.attacked.results))
     assert second.failed == 0 and doubtful.failed == 2
-    assert "| **2 failed** |" in ablations_text([first, doubtful])
+    assert "| **2 failed** |" in (text := ablations_text([first, doubtful], "quick"))
+    assert "say nothing about it" in text

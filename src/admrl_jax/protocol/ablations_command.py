@@ -99,7 +99,8 @@ def ablations_main(
             again = shlex.join(["python", "-m", module, *words])
             print(f"all variants that are not finished go on with\n  {again}", file=sys.stderr)
             return code
-    print(f"report: {write_ablations_report(out, [_read(out, *item) for item in chosen.items()])}")
+    variants = [_read(out, name, ablation) for name, ablation in chosen.items()]
+    print(f"report: {write_ablations_report(out, variants, arguments.preset)}")
     return 0
 
 

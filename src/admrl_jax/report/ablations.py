@@ -40,12 +40,13 @@ class Variant(NamedTuple):
         return sum(not check.holds for check in self.attacked.checks())
 
 
-def write_ablations_report(folder: Path, variants: Sequence[Variant]) -> Path:
+def write_ablations_report(folder: Path, variants: Sequence[Variant], preset: str) -> Path:
     """Writes `report.md` and `ablations.png`.
 
     Args:
         folder: of both.
         variants: the first is what the others are compared with.
+        preset: sizes of their runs.
 
     Returns:
         Path of `report.md`.
@@ -55,11 +56,11 @@ def write_ablations_report(folder: Path, variants: Sequence[Variant]) -> Path:
 
         write_bytes(folder / "ablations.png", png(draw(variants)))
     path = folder / "report.md"
-    write_text(path, ablations_text(variants))
+    write_text(path, ablations_text(variants, preset))
     return path
 
 
-def ablations_text(variants: Sequence[Variant]) -> str:
+def ablations_text(variants: Sequence[Variant], preset: str) -> str:
     """The report in Markdown."""
     first = variants[0].attacked
     names = {variant.attacked.results["plan"]["suite"] for variant in variants}
@@ -71,6 +72,9 @@ def ablations_text(variants: Sequence[Variant]) -> str:
         f"observations. Doing nothing returns {first.floor:.2f}. Mean over seeds, with the 95 % t interval "
         f"from {WORDED_SEEDS} seeds up.",
         "**A number under attack is an upper bound: a stronger attacker may yet be found.**",
+        f"**Preset `{preset}`: these are not the paper's sizes and say nothing about it.**"
+        if preset != "paper"
+        else "",
         returns_table(variants),
         f"## Less {variants[0].name}",
         "Differences, paired by seed.",
@@ -78,7 +82,7 @@ def ablations_text(variants: Sequence[Variant]) -> str:
         "![ablations](ablations.png)\n\n*Returns of every seed: open, clean; filled, under the worst "
         f"attacker at radius {first.radii[-1]:g}. Dashed: doing nothing.*",
     ]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def returns_table(variants: Sequence[Variant]) -> str:
