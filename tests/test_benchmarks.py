@@ -335,8 +335,8 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     first = next(t for t in tests if t["method"] == "maml" and t["seed"] == 0)
     assert rows[0]["worst"] == pytest.approx(np.mean(first["returns"][first["worst"]]))
     panels = {ax.get_title(): ax for ax in robustness.draw(attacks).axes}
-    # Two runs share a panel, and a policy with memory has its own.
-    assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 7
+    # Three runs share a panel, and a policy with memory has its own.
+    assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 9
     assert len(panels["navigation_2d, with memory, radius 0.5"].collections) == 6
 
 

@@ -15,14 +15,13 @@ from typing import Annotated, Any, NamedTuple
 from admrl_jax.config import Config
 from admrl_jax.core.settings import Accepts, ConfigError, check_fields, one_of
 from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
-from admrl_jax.protocol.attack_command import RADII, SEEDS, attack_main
+from admrl_jax.protocol.attack_command import NAMES, RADII, SEEDS, attack_main
 from admrl_jax.protocol.command_line import fail, main
 from admrl_jax.report.ablations import Variant, write_ablations_report
 from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
 from admrl_jax.runs.artefact import POLICIES
 from admrl_jax.suites import SUITES
 
-NAMES = Accepts(lambda x: isinstance(x, tuple) and all(isinstance(y, str) for y in x), "names")
 NAME = Accepts(lambda x: isinstance(x, str), "a name")
 
 
