@@ -800,6 +800,8 @@ ELSEWHERE = {
     "methods": "test_experiments",
     "defences.adgan.warmup_steps": "test_experiments",
     "defences.population.warmup_steps": "test_experiments",
+    "defences.noise.side": "test_defences",
+    "defences.fgsm.side": "test_defences",
     **FREE_TEXT,
     "num_devices": "test_devices",
     "simulator": "test_simulators",
