@@ -594,6 +594,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "defences.adgan.adversary.num_epochs": 1,
             "defences.adgan.adversary.num_minibatches": 1,
             "defences.adgan.adversary.gan_loss": "bce_paper",
+            "defences.adgan.side": "support",
         },
     ),
     "more": (
