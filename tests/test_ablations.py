@@ -8,6 +8,7 @@ import pytest
 
 from admrl_jax.config import flatten
 from admrl_jax.envs.registry import make_env
+from admrl_jax.protocol import ablations_command
 from admrl_jax.protocol.ablations_command import ablations_main, flags_of
 from admrl_jax.protocol.arguments import parse
 from admrl_jax.report.ablations import Variant, ablations_text, write_ablations_report
@@ -54,6 +55,26 @@ def test_what_is_not_known_is_refused_in_a_line(flags: list[str], message: str, 
     assert ablations_main("experiments.ablations", "", PRESETS, ablations_of, flags) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1, error
+
+
+def test_variants_go_on_from_the_first_and_what_is_there_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    runs: list[list[str]] = []
+    codes = iter((0, 143))
+    monkeypatch.setattr(ablations_command, "main", lambda *words: runs.append(words[-1]) or 0)
+    monkeypatch.setattr(ablations_command, "attack_main", lambda *words: next(codes))
+    (tmp_path / "clean").mkdir()
+    (tmp_path / "clean" / "config.json").touch()
+    flags = ["--env", "navigation_2d", "--only", "no_hinge", "equal_noise", "--out", str(tmp_path)]
+    assert ablations_main("experiments.ablations", "", PRESETS, ablations_of, flags) == 143
+    assert capsys.readouterr().err.endswith(f"python -m experiments.ablations {' '.join(flags)}\n")
+    # Stopped in the attack on the second; the third was not begun.
+    first, second = runs
+    # The run itself refuses other settings than it was begun with.
+    assert "--resume" in first and not any(word.startswith("--pretrained") for word in first)
+    assert "--resume" not in second and f"--pretrained={tmp_path / 'clean'}" in second
+    assert "--defences.adgan.adversary.hinge-weight=0.0" in second
 
 
 def variants() -> list[Variant]:

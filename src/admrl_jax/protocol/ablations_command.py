@@ -19,7 +19,6 @@ from admrl_jax.protocol.attack_command import NAMES, RADII, SEEDS, attack_main
 from admrl_jax.protocol.command_line import fail, main
 from admrl_jax.report.ablations import Variant, write_ablations_report
 from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
-from admrl_jax.runs.artefact import POLICIES
 from admrl_jax.suites import SUITES
 
 NAME = Accepts(lambda x: isinstance(x, str), "a name")
@@ -135,14 +134,14 @@ def _run(out: Path, name: str, chosen: Ablations, arguments: Arguments, presets:
     seeds = ["--seeds", *map(str, arguments.seeds)]
     method = ["--methods", ablation.method]
     cache = f"--compilation-cache={arguments.compilation_cache}"
-    if not (run / POLICIES).exists():
-        flags = [f"--preset={arguments.preset}", *seeds, *method, *flags_of(ablation.settings), cache]
-        flags += [f"--run-dir={run}", "--until=finetune"]
-        flags += [] if ablation.pretrains else [f"--pretrained={out / first}"]
-        flags += ["--resume"] * (run / "config.json").exists()
-        code = main(f"experiments.{arguments.env}", "", presets, flags)
-        if code:
-            return code
+    flags = [f"--preset={arguments.preset}", *seeds, *method, *flags_of(ablation.settings), cache]
+    flags += [f"--run-dir={run}", "--until=finetune"]
+    flags += [] if ablation.pretrains else [f"--pretrained={out / first}"]
+    # A finished run is not run again, but one with other settings is refused.
+    flags += ["--resume"] * (run / "config.json").exists()
+    code = main(f"experiments.{arguments.env}", "", presets, flags)
+    if code:
+        return code
     radii = ["--radii", *(f"{radius:g}" for radius in arguments.radii), "--units=paper"]
     flags = [str(run), f"--suite={arguments.suite}", *radii, *seeds, *method, cache]
     return attack_main("experiments.attack", "", [*flags, f"--out={run / ATTACK_FOLDER}"])
