@@ -1,27 +1,34 @@
 """Everything that is measured on an accelerator, in one call: `python -m benchmarks.accelerator FOLDER`.
 
-Each part is a process of its own with a time limit, so that one that fails loses nothing of the others. It
-leaves its figures as JSON (and a picture) and its output as a log in the folder; `summary.json` says how
-each part ended.
+Compilation takes most of the time on an accelerator, so a few processes run side by side: while one times,
+which a lock allows to one only, others compile. More than a few starve each other: a device takes turns
+between processes. Compiled programs are kept in the folder, for a later call.
+
+Each part is a process of its own, so that one that fails loses nothing of the others. It leaves its figures
+as JSON (and a picture) and its output as a log in the folder; `summary.json` says how each part ended.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
-from admrl_jax.core.settings import ConfigError
-from benchmarks.common import machine
+from admrl_jax.core.settings import COUNT, POSITIVE, ConfigError, check_fields
+from benchmarks.common import LOCK, machine, timing
 
 ROOT = Path(__file__).parent.parent
 CHEETAH = "--env=halfcheetah_dir"
+LOCK_FILE = "lock"
 
 
 @dataclass(frozen=True)
@@ -34,93 +41,143 @@ class Arguments:
     """Toy sizes, to try the script where there is no accelerator."""
     only: tuple[str, ...] = ()
     """Names of parts to run; all by default."""
-    seconds: float = 600
-    """Time limit of each part."""
+    together: Annotated[int, COUNT] = 3
+    """Processes at a time; one of them times."""
+    seconds: Annotated[float, POSITIVE] = 540
+    """Time limit of all parts: those that have not ended by then are stopped, and can be asked for again."""
 
 
 def parts(tiny: bool) -> dict[str, list[str]]:
-    """Module and arguments of each benchmark, without `--json`, most wanted first."""
-    none = ("--attack=none", "--gymnasium")
-    found = {}
-    for size in (2, 4) if tiny else (800, 4096, 16384, 65536):
-        tasks = {800: 40}.get(size) or round(size**0.5)
-        found[f"rollout-mjx-{size}"] = [
-            *("rollout", CHEETAH, "--simulator=mjx", *none, f"--num-tasks={tasks}"),
-            *(f"--num-trajectories={size // tasks}", f"--horizon={2 if tiny else 100}", "--repeats=3"),
-        ]
-    sizes = ("1", "2") if tiny else ("2", "4", "8", "16", "32", "64", "128")
-    found["crossover"] = [
-        *("rollout", CHEETAH, "--simulator", "mujoco", "mjx", *none, "--num-tasks", *sizes),
-        *("--num-trajectories", *sizes, f"--horizon={2 if tiny else 20}", "--repeats=3"),
-    ]
-    toy = ["--num-tasks=2", "--num-trajectories=2"]
-    found["protocol"] = ["protocol", CHEETAH, "--simulator=mjx"]
+    """Module and arguments of each part, most wanted first, without where its figures or its run go."""
+    sizes = ("2", "4") if tiny else ("40", "64", "128", "256")
+    trajectories = ("2", "2") if tiny else ("20", "64", "128", "256")
+    horizons = ("2", "3") if tiny else ("100", "50", "20", "20")
+    batches = ["--num-tasks", *sizes, "--num-trajectories", *trajectories, "--horizon", *horizons]
+    clean = ["--attack=none", "--gymnasium", "--repeats=3"]
+    toy = ["--num-tasks=2", "--num-trajectories=2"] if tiny else []
+    short = [*toy, "--horizon=4"] if tiny else []
+    step = ["benchmarks.train_step", CHEETAH, *([*toy, "--horizon=8", "--repeats=2"] if tiny else [])]
+    quick = ["--preset=quick"] if tiny else []
+    learn = ["experiments.halfcheetah_dir", "--methods=maml", "--seeds=0", "--until=pretrain", *quick]
+    learn += ["--schedule.pretrain-steps", "1" if tiny else "60"]
+
+    def rollout(env: str, simulator: str) -> list[str]:
+        return ["benchmarks.rollout", f"--env={env}", f"--simulator={simulator}", *batches, *clean]
+
+    protocol = ["benchmarks.protocol", CHEETAH, "--repeats=2"]
     if tiny:
-        found["protocol"] = [
-            *("protocol", "--env=navigation_2d", "--preset=quick", "--seeds=2", "--lanes=8", "--repeats=1")
-        ]
-    found["outer_step"] = ["outer_step", "--task-block", *(("0",) if tiny else ("0", "1"))]
-    found["outer_step"] += toy if tiny else []
-    found["fisher"] = ["fisher", CHEETAH, "--num-devices=1", *(toy if tiny else [])]
-    step = ["train_step", CHEETAH]
-    step += [*toy, "--horizon=8", "--repeats=2"] if tiny else []
-    for simulator in ("mujoco",) if tiny else ("mjx", "mujoco"):
-        found[f"train_step-{simulator}"] = [*step, f"--simulator={simulator}"]
-    found["startup"] = [
-        "startup",
-        *(("--env=navigation_2d", "--preset=quick", "--repeats=1") if tiny else ()),
-    ]
-    attacks = ("--attack", "adgan", "fgsm", "--gymnasium", "2")
-    shape = ("--num-tasks=2", "--num-trajectories=2", "--horizon=4") if tiny else ()
-    found["rollout-attacks"] = [
-        *("rollout", CHEETAH, f"--simulator={'mujoco' if tiny else 'mjx'}", *attacks, *shape, "--repeats=3")
-    ]
-    return found
+        protocol = ["benchmarks.protocol", "--env=navigation_2d", *quick, "--seeds=2", "--lanes=8"]
+    engine, attacks = "mujoco" if tiny else "mjx", ("--attack", "adgan", "fgsm", "--gymnasium")
+    start = ["benchmarks.startup", *(("--env=navigation_2d", *quick, "--repeats=1") if tiny else ())]
+    return {
+        "rollout-mjx": rollout("halfcheetah_dir", "mjx"),
+        "train_step-mjx": [*step, "--simulator=mjx"],
+        "rollout-mujoco": rollout("halfcheetah_dir", "mujoco"),
+        "train_step-mujoco": [*step, "--simulator=mujoco"],
+        "navigation": ["experiments.navigation_2d", "--seeds", *("01" if tiny else "0123456789"), *quick],
+        "rollout-ant-mjx": rollout("ant_dir", "mjx"),
+        "protocol-mjx": [*protocol, "--simulator=auto" if tiny else "--simulator=mjx"],
+        "protocol-mujoco": [*protocol, "--simulator=auto" if tiny else "--simulator=mujoco"],
+        "fisher": ["benchmarks.fisher", CHEETAH, "--num-devices=1", *toy],
+        "learn-mjx": [*learn, "--simulator=mjx"],
+        "learn-mujoco": [*learn, "--simulator=mujoco"],
+        "outer_step": ["benchmarks.outer_step", "--task-block", *(("0",) if tiny else ("0", "1")), *toy],
+        "rollout-brax": rollout("halfcheetah_dir", "brax-spring"),
+        "rollout-attacks": [
+            *("benchmarks.rollout", CHEETAH, f"--simulator={engine}", *attacks, *short, "--repeats=3")
+        ],
+        "rollout-ant-mujoco": rollout("ant_dir", "mujoco"),
+        "startup": start,
+    }
 
 
-def run_part(name: str, command: list[str], arguments: Arguments) -> dict[str, Any]:
-    """Runs one benchmark: how it ended, and how long it took."""
-    module, *options = command
-    figures = arguments.folder.absolute() / f"{name}.json"
-    command = [sys.executable, "-m", f"benchmarks.{module}", *options, f"--json={figures}"]
-    start = time.monotonic()
-    with (arguments.folder / f"{name}.log").open("w") as log:
+def command_of(name: str, part: Sequence[str], folder: Path) -> list[str]:
+    """The command of a part that leaves its figures, or its run, in `folder`."""
+    where = [f"--json={folder / name}.json"]
+    if part[0].startswith("experiments."):
+        where = [f"--run-dir={folder / name}", "--resume", f"--compilation-cache={folder / 'programs'}"]
+    return [sys.executable, "-m", *part, *where]
+
+
+def run_part(name: str, command: list[str], folder: Path, until: float) -> dict[str, Any]:
+    """Runs one part: how it ended, and how long it took.
+
+    Args:
+        name: of its log.
+        command: see `command_of`.
+        folder: for the log, the lock and the compiled programs.
+        until: when it is stopped, of `time.monotonic`.
+    """
+    begin = time.monotonic()
+    more = {
+        LOCK: str(folder / LOCK_FILE),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        # Processes share the device.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    with (folder / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **more},
         )
         try:
-            code = process.wait(arguments.seconds)
+            code = process.wait(max(until - begin, 0.01))
             end = "done" if code == 0 else f"exit code {code}"
         except subprocess.TimeoutExpired:
             # With the processes that it has started, which may hold the device too.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            end = f"stopped after {arguments.seconds:g} s"
-    return {
-        "part": name,
-        "end": end,
-        "seconds": round(time.monotonic() - start, 1),
-        "command": " ".join(["python", *command[1:-1]]),
-    }
+            end = "stopped, the time was up"
+    seconds = round(time.monotonic() - begin, 1)
+    print(f"{name}: {end} ({seconds} s)", flush=True)
+    return {"part": name, "end": end, "seconds": seconds, "command": " ".join(["python", *command[1:]])}
+
+
+def run_parts(arguments: Arguments) -> list[dict[str, Any]]:
+    """Runs the parts that are asked for: how each ended."""
+    folder = arguments.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    known = parts(arguments.tiny)
+    until = time.monotonic() + arguments.seconds
+
+    def run(name: str) -> dict[str, Any]:
+        if time.monotonic() > until:
+            return {"part": name, "end": "not begun, the time was up"}
+        is_whole = known[name][0].startswith("experiments.")
+        # All of a run's seconds count.
+        with timing(folder / LOCK_FILE) if is_whole else contextlib.nullcontext():
+            return run_part(name, command_of(name, known[name], folder), folder, until)
+
+    ends = []
+    with ThreadPoolExecutor(arguments.together) as pool:
+        for end in pool.map(run, arguments.only or known):
+            ends.append(end)
+            # After each part: whoever stops the script keeps what there is.
+            write_summary(folder, {"parts": ends})
+    return ends
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Writes how each part ended."""
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def main() -> int:
     """Runs every part; 1 if any of them failed."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.accelerator", description=__doc__)
-    wanted = parts(arguments.tiny)
-    unknown = set(arguments.only) - set(wanted)
-    if unknown:
-        raise ConfigError(f"only: {min(unknown)!r} is not known; accepted: {', '.join(wanted)}")
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    ends = []
-    for name in arguments.only or wanted:
-        ends.append(run_part(name, wanted[name], arguments))
-        print(f"{name}: {ends[-1]['end']} ({ends[-1]['seconds']} s)", flush=True)
-        # After each part: whoever stops the script keeps what there is.
-        (arguments.folder / "summary.json").write_text(json.dumps({"parts": ends}, indent=1) + "\n")
+    check_fields(arguments)
+    known = parts(arguments.tiny)
+    if unknown := set(arguments.only) - set(known):
+        raise ConfigError(f"only: {min(unknown)!r} is not known; accepted: {', '.join(known)}")
+    ends = run_parts(arguments)
     # Only now may this process hold the device, whose memory the parts needed.
-    summary = {"machine": machine(), "tiny": arguments.tiny, "parts": ends}
-    (arguments.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_summary(arguments.folder, {"machine": machine(), "tiny": arguments.tiny, "parts": ends})
     return int(any(part["end"] != "done" for part in ends))
 
 

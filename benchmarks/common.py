@@ -1,12 +1,14 @@
 """What all benchmarks share: timing after warm-up, a machine description, a table, JSON."""
 
+import contextlib
+import fcntl
 import functools
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,41 @@ from admrl_jax.config import Config
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.envs.base import BuiltInConfig
 from admrl_jax.envs.registry import ENVS
-from admrl_jax.runs.devices import Devices
+from admrl_jax.runs.devices import CPU_DEVICES, Devices, make_cpu_devices, start_devices
 from experiments.train import presets_of
 
 BUILT_IN = tuple(name for name, spec in ENVS.items() if issubclass(spec.config, BuiltInConfig))
 """Names of the environments that need no code of the user's."""
+
+
+LOCK = "BENCHMARKS_LOCK"
+"""Environment variable with the path of a file: of all benchmarks that have it, one at a time times."""
+
+
+@contextlib.contextmanager
+def timing(lock: Path | None = None) -> Iterator[None]:
+    """Around what is timed: waits until no other benchmark is.
+
+    Args:
+        lock: a file; by default that of `LOCK`. Where there is none nothing is waited for.
+    """
+    path = lock or os.environ.get(LOCK)
+    if path is None:
+        yield
+        return
+    with Path(path).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def start(num_devices: int = CPU_DEVICES) -> None:
+    """Devices as experiments have them.
+
+    Args:
+        num_devices: into which a CPU is divided.
+    """
+    make_cpu_devices(num_devices)
+    start_devices()
 
 
 def preset_of(name: str, preset: str) -> Config:
@@ -44,9 +76,9 @@ def preset_of(name: str, preset: str) -> Config:
 
 def compile_seconds(function: Callable, *args: Any) -> tuple[float, Callable]:
     """Compiles for these arguments: `(seconds, compiled function)`."""
-    start = time.perf_counter()
+    begin = time.perf_counter()
     compiled = jax.jit(function).lower(*args).compile()
-    return time.perf_counter() - start, compiled
+    return time.perf_counter() - begin, compiled
 
 
 def compile_spread(
@@ -74,12 +106,13 @@ def time_in_turn(functions: Mapping[str, Callable[[], Any]], repeats: int) -> di
     Each is called once before, and the device is waited for.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            if i:
-                seconds[name].append(time.perf_counter() - start)
+    with timing():
+        for i in range(repeats + 1):
+            for name, function in functions.items():
+                begin = time.perf_counter()
+                jax.block_until_ready(function())
+                if i:
+                    seconds[name].append(time.perf_counter() - begin)
     return seconds
 
 
@@ -95,12 +128,13 @@ def compile_and_time(function: Callable, *args: Any, repeats: int = 5) -> tuple[
 
 def median_seconds(function: Callable, *args: Any, repeats: int = 5) -> tuple[float, Any]:
     """Median wall time of a call after one warm-up, waiting for the device."""
-    result = jax.block_until_ready(function(*args))
     seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+    with timing():
         result = jax.block_until_ready(function(*args))
-        seconds.append(time.perf_counter() - start)
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            result = jax.block_until_ready(function(*args))
+            seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds), result
 
 
@@ -147,15 +181,20 @@ def report(
     for row in rows:
         table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console(width=160).print(table)
+    write_rows(title, rows, json_path)
+    if json_path is not None and bars:
+        where = machine()
+        figure = bar_chart(f"{title}\n{where['cpu']}, {where['device']}", rows, bars, labels, unit)
+        figure.savefig(json_path.with_suffix(".png"), dpi=110)
+
+
+def write_rows(title: str, rows: Sequence[dict[str, Any]], json_path: Path | None) -> None:
+    """Writes rows with the machine as JSON, if asked; also of a benchmark that has not ended."""
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(
             json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=1) + "\n"
         )
-        if bars:
-            where = machine()
-            figure = bar_chart(f"{title}\n{where['cpu']}, {where['device']}", rows, bars, labels, unit)
-            figure.savefig(json_path.with_suffix(".png"), dpi=110)
 
 
 def bar_chart(

@@ -14,9 +14,8 @@ import tyro
 
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.methods import METHODS
-from admrl_jax.runs.devices import make_cpu_devices
 from benchmarks import train_step
-from benchmarks.common import report, time_in_turn
+from benchmarks.common import report, start, time_in_turn
 
 PLAIN = next(iter(METHODS))
 """What all others are compared with: no defence."""
@@ -78,7 +77,7 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.defences", description=__doc__)
-    make_cpu_devices()
+    start()
     rows = [row for name in arguments.env for row in measure(name, arguments)]
     report(
         "An outer step under each defence",

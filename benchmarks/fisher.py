@@ -24,9 +24,9 @@ from admrl_jax.core.types import MetaBatch, Params
 from admrl_jax.learners.base import LearnerState
 from admrl_jax.learners.maml_trpo import outer_objective
 from admrl_jax.learners.trpo import Objective, linearise
-from admrl_jax.runs.devices import SAME, Devices, make_cpu_devices, tasks_at
+from admrl_jax.runs.devices import SAME, Devices, tasks_at
 from admrl_jax.training import Setup
-from benchmarks.common import compile_spread, report, time_in_turn
+from benchmarks.common import compile_spread, report, start, time_in_turn
 from benchmarks.outer_step import sample_batch
 
 DAMPING = 0.1
@@ -144,7 +144,7 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
         "Fisher matrix of a quarter of the query episodes": functools.partial(solve, part=4),
     }
     if jax.default_backend() != "cpu":  # a CPU's products are always those of float32
-        for precision in ("tensorfloat32", "bfloat16"):
+        for precision in ("TF32_TF32_F32", "BF16_BF16_F32"):
             ways[f"linearised once, all tasks together, products in {precision}"] = functools.partial(
                 solve, axis=together, precision=precision
             )
@@ -184,7 +184,7 @@ def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.fisher", description=__doc__)
-    make_cpu_devices(arguments.num_devices)
+    start(arguments.num_devices)
     rows = [row for name in arguments.env for row in measure(name, arguments)]
     report(
         "A trust-region direction in several ways",

@@ -22,7 +22,7 @@ from admrl_jax.learners.maml_trpo import make_maml_trpo
 from admrl_jax.runs.devices import Devices
 from admrl_jax.sampling import SamplingConfig
 from admrl_jax.training import Setup, TrainState, collect_step, init_train_state, learn_step
-from benchmarks.common import compile_and_time, preset_of, report
+from benchmarks.common import compile_and_time, preset_of, report, start
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def measure(name: str, arguments: Arguments, task_block: int) -> dict[str, Any]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.outer_step")
+    start(1)
     rows = [measure(name, arguments, block) for name in arguments.env for block in arguments.task_block]
     report(
         "TRPO step against its matrix products alone",

@@ -40,9 +40,10 @@ from admrl_jax.protocol.train_stages import (
     train_step,
     untrained,
 )
-from admrl_jax.runs.devices import make_cpu_devices
 from admrl_jax.training import TrainState, opponent_key
-from benchmarks.common import preset_of, report
+from benchmarks.common import preset_of, report, start, timing, write_rows
+
+TITLE = "A whole run of the paper's protocol"
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,8 @@ def seconds_of(take: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(config: Config, repeats: int) -> list[dict[str, Any]]:
-    """A row per stage and one for all of them."""
+def measure(config: Config, repeats: int, json_path: Path | None = None) -> list[dict[str, Any]]:
+    """A row per stage and one for all of them; each is also written where `json_path` says."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(config, Path(folder))
@@ -241,10 +242,12 @@ def measure(config: Config, repeats: int) -> list[dict[str, Any]]:
         what = {"env": config.env.name, "simulator": simulator, "seeds": len(config.seeds)}
         for work in all_work(session):
             first = seconds_of(work.take)
-            step = median(seconds_of(work.take) for _ in range(repeats))
+            with timing():
+                step = median(seconds_of(work.take) for _ in range(repeats))
             hours = work.runs * work.steps * step / 3600
             counts = {field: getattr(work, field) for field in Work._fields if field != "take"}
             rows.append({**what, **counts, "first_s": first, "step_s": step, "hours": hours})
+            write_rows(TITLE, rows, json_path)
     total = {**dict.fromkeys(rows[0], "-"), **what}
     rows.append({**total, "stage": "whole run", "hours": sum(row["hours"] for row in rows)})
     return rows
@@ -253,11 +256,11 @@ def measure(config: Config, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.protocol", description=__doc__)
-    make_cpu_devices()
+    start()
     configs = [config_of(name, arguments) for name in arguments.env]
-    rows = [row for config in configs for row in measure(config, arguments.repeats)]
+    rows = [row for config in configs for row in measure(config, arguments.repeats, arguments.json)]
     report(
-        "A whole run of the paper's protocol",
+        TITLE,
         rows,
         arguments.json,
         bars=("hours",),

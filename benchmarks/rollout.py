@@ -22,21 +22,15 @@ from admrl_jax.core.networks import make_policy
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.types import Params, Task, Trajectory
 from admrl_jax.envs.registry import ENVS, make_env
-from admrl_jax.runs.devices import (
-    CPU_DEVICES,
-    SAME,
-    Devices,
-    choose_num_devices,
-    make_cpu_devices,
-    tasks_at,
-)
+from admrl_jax.runs.devices import CPU_DEVICES, SAME, Devices, choose_num_devices, tasks_at
 from admrl_jax.sampling import collect_tasks
 from admrl_jax.simulators import SimulatorError, resolve
 from admrl_jax.simulators.mujoco import available_cores
 from admrl_jax.victims import make_victim
-from benchmarks.common import BUILT_IN, compile_spread, report, time_in_turn
+from benchmarks.common import BUILT_IN, compile_spread, report, start, time_in_turn, write_rows
 from benchmarks.limits import draw_starts, open_loop, vector_env_rate
 
+TITLE = "Collection with the policy in the loop (control steps per second)"
 RADIUS = 0.2
 """Of every attack's budget."""
 
@@ -54,7 +48,8 @@ class Arguments:
     num_tasks: tuple[int, ...] = (40,)
     num_trajectories: tuple[int, ...] = (20,)
     """Batches to time: one number of tasks and one of trajectories for each."""
-    horizon: int = 100
+    horizon: tuple[int, ...] = (100,)
+    """Control steps of an episode: one for each batch, or one for all."""
     num_threads: int = 0
     """Threads of the C engine; 0 takes one per core."""
     num_devices: int = 0
@@ -70,11 +65,17 @@ class Arguments:
 
 
 def measure(
-    arguments: Arguments, name: str, simulator: str, attack_name: str, num_tasks: int, num_trajectories: int
+    arguments: Arguments,
+    name: str,
+    simulator: str,
+    attack_name: str,
+    num_tasks: int,
+    num_trajectories: int,
+    horizon: int,
 ) -> dict[str, Any]:
     """One row: closed-loop steps/s and, where there is an engine, its open-loop limit."""
     engine = "auto" if simulator == "closed form" else simulator
-    config = replace(ENVS[name].config(), horizon=arguments.horizon)
+    config = replace(ENVS[name].config(), horizon=horizon)
     env: Any = make_env(config, simulator=engine, num_threads=arguments.num_threads)
     policy = make_policy(env.obs_size, env.action_size)
     attack = make_attack(attack_name, make_victim(env, policy))
@@ -110,7 +111,7 @@ def measure(
         starts = draw_starts(env, key, tasks, num_trajectories)
         functions["raw"] = open_loop(env, tasks, *starts, collected.action, arguments.num_threads, devices)
     timed = time_in_turn(functions, arguments.repeats)
-    all_steps = num_tasks * num_trajectories * arguments.horizon
+    all_steps = num_tasks * num_trajectories * horizon
     # The C engine is not handed the robots that have fallen, so their steps are not there to be counted.
     steps = int(collected.mask.sum()) if simulator == "mujoco" else all_steps
     closed, raw = ([n / s for s in timed.get(k, ())] for n, k in ((steps, "closed"), (all_steps, "raw")))
@@ -119,7 +120,7 @@ def measure(
         "simulator": simulator,
         "attack": attack_name,
         "envs": num_tasks * num_trajectories,
-        "horizon": arguments.horizon,
+        "horizon": horizon,
         "devices": num_devices,
         "threads": (arguments.num_threads or available_cores()) if simulator == "mujoco" else "-",
         "compile_s": seconds,
@@ -175,8 +176,10 @@ def engines(name: str, wanted: tuple[str, ...]) -> list[str]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.rollout", description=__doc__)
-    make_cpu_devices(arguments.num_devices or CPU_DEVICES)
-    sizes = list(zip(arguments.num_tasks, arguments.num_trajectories, strict=True))
+    start(arguments.num_devices or CPU_DEVICES)
+    horizons = arguments.horizon
+    horizons = horizons * len(arguments.num_tasks) if len(horizons) == 1 else horizons
+    sizes = list(zip(arguments.num_tasks, arguments.num_trajectories, horizons, strict=True))
     rows = []
     is_default_all = not arguments.env and "all" in arguments.simulator
     names = BUILT_IN if is_default_all or "all" in arguments.env else arguments.env or ("halfcheetah_dir",)
@@ -188,13 +191,15 @@ def main() -> None:
             raise ConfigError(f"env: {name!r} is not known; accepted: all, {', '.join(BUILT_IN)}")
         for simulator in engines(name, arguments.simulator):
             for attack in arguments.attack:
-                rows += [measure(arguments, name, simulator, attack, *size) for size in sizes]
+                for size in sizes:
+                    rows.append(measure(arguments, name, simulator, attack, *size))
+                    write_rows(TITLE, rows, arguments.json)
     rows += [measure_gymnasium(arguments, workers) for workers in arguments.gymnasium]
     if arguments.gymnasium:
         best = max(row["steps_per_s"] for row in rows[-len(arguments.gymnasium) :])
         rows = [row | {"times_gymnasium": row["steps_per_s"] / best} for row in rows]
     report(
-        "Collection with the policy in the loop (control steps per second)",
+        TITLE,
         rows,
         arguments.json,
         bars=("steps_per_s", "raw_steps_per_s"),

@@ -18,8 +18,7 @@ import numpy as np
 import tyro
 
 from admrl_jax.core.settings import ConfigError
-from admrl_jax.runs.devices import make_cpu_devices
-from benchmarks.common import report, time_in_turn
+from benchmarks.common import report, start, time_in_turn
 from benchmarks.train_step import Arguments as StepArguments
 from benchmarks.train_step import Step, config_of
 
@@ -87,7 +86,7 @@ def resident_mib() -> float:
 
 def measure_alone(point: Point, name: str, repeats: int) -> dict[str, Any]:
     """`measure` for a process of its own."""
-    make_cpu_devices(point.step.num_devices)
+    start(point.step.num_devices)
     return measure(point, Step(config_of(name, point.step)), repeats)
 
 

@@ -25,10 +25,10 @@ from admrl_jax.envs.physics import PhysicsEnv
 from admrl_jax.protocol.lanes import LanePrograms, Piece
 from admrl_jax.protocol.parts import build_parts
 from admrl_jax.protocol.train_stages import train_step
-from admrl_jax.runs.devices import CPU_DEVICES, Devices, choose_num_devices, make_cpu_devices
+from admrl_jax.runs.devices import CPU_DEVICES, Devices, choose_num_devices
 from admrl_jax.runs.programs import Programs
 from admrl_jax.training import TrainState, init_train_state, step_keys
-from benchmarks.common import preset_of, report, time_in_turn
+from benchmarks.common import preset_of, report, start, time_in_turn
 from benchmarks.limits import draw_starts, engine_clock, open_loop
 
 METHOD = "admrl"
@@ -186,7 +186,7 @@ def measure(step: Step, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.train_step", description=__doc__)
-    make_cpu_devices(arguments.num_devices or CPU_DEVICES)
+    start(arguments.num_devices or CPU_DEVICES)
     steps = (Step(config_of(name, arguments)) for name in arguments.env)
     rows = [row for step in steps for row in measure(step, arguments.repeats)]
     report(

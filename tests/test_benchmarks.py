@@ -1,9 +1,13 @@
 """The benchmarks' own arithmetic, and that what they time is what the project runs."""
 
+import fcntl
 import functools
 import importlib
 import json
 import math
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +25,14 @@ from admrl_jax.core.settings import ConfigError
 from admrl_jax.defences.adgan import AdGANTrainingConfig
 from admrl_jax.envs.half_cheetah import HalfCheetahDirConfig
 from admrl_jax.envs.registry import make_env
+from admrl_jax.protocol import arguments as command_line
 from admrl_jax.report.results import read_results
 from admrl_jax.runs.artefact import load_policy
 from admrl_jax.runs.devices import Devices
 from admrl_jax.stats.intervals import t_interval
 from benchmarks import (
     accelerator,
+    common,
     defences,
     fisher,
     learning,
@@ -44,6 +50,7 @@ from benchmarks import (
 )
 from benchmarks.common import preset_of, time_in_turn
 from experiments.navigation_2d import QUICK
+from experiments.train import presets_of
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -245,8 +252,8 @@ def test_a_trust_region_step_beside_its_products() -> None:
     ("name", "simulator"), [("navigation_2d", "closed form"), ("hopper_params", "mujoco")]
 )
 def test_collection_beside_its_engine(name: str, simulator: str) -> None:
-    arguments = rollout.Arguments(horizon=30, num_devices=2, num_threads=1, repeats=1)
-    row = rollout.measure(arguments, name, simulator, "fgsm", 2, 3)
+    arguments = rollout.Arguments(num_devices=2, num_threads=1, repeats=1)
+    row = rollout.measure(arguments, name, simulator, "fgsm", 2, 3, 30)
     assert row["envs"] == 6 and row["devices"] == 2 and row["steps_per_s"] > 0
     if simulator == "closed form":
         assert row["steps"] == 6 * 30 and row["ratio"] == "-"
@@ -384,25 +391,45 @@ def test_returns_for_the_bounds_are_those_of_the_adapted_policy() -> None:
 
 
 @pytest.mark.parametrize("tiny", [True, False])
-def test_every_part_of_the_accelerator_script_is_accepted_by_its_benchmark(tiny: bool) -> None:
-    for module, *options in accelerator.parts(tiny).values():
-        arguments_type = importlib.import_module(f"benchmarks.{module}").Arguments
-        tyro.cli(arguments_type, args=[*options, "--json=x.json"])
+def test_every_part_of_the_accelerator_script_is_accepted_by_its_command(tiny: bool, tmp_path: Path) -> None:
+    for name, part in accelerator.parts(tiny).items():
+        module, *options = accelerator.command_of(name, part, tmp_path)[2:]
+        if module.startswith("experiments."):
+            env = module.removeprefix("experiments.")
+            arguments = command_line.parse(module, "", presets_of(env), options)
+            assert arguments.run_dir == tmp_path / name and arguments.resume
+        else:
+            arguments = tyro.cli(importlib.import_module(module).Arguments, args=options)
+            assert arguments.json == tmp_path / f"{name}.json"
 
 
-def test_rollouts_on_an_accelerator_have_the_sizes_in_their_names() -> None:
+def test_rollouts_on_an_accelerator_have_800_to_65536_robots() -> None:
     for name, (module, *options) in accelerator.parts(False).items():
-        if name.startswith("rollout-mjx"):
-            arguments = tyro.cli(importlib.import_module(f"benchmarks.{module}").Arguments, args=options)
-            assert arguments.num_tasks[0] * arguments.num_trajectories[0] == int(name.split("-")[-1])
+        if name.startswith("rollout-") and name != "rollout-attacks":
+            arguments = tyro.cli(importlib.import_module(module).Arguments, args=options)
+            sizes = [n * k for n, k in zip(arguments.num_tasks, arguments.num_trajectories, strict=True)]
+            assert sizes == [800, 4096, 16384, 65536] and len(arguments.horizon) == 4
 
 
 def test_a_part_that_fails_or_hangs_is_noted_and_left_behind(tmp_path: Path) -> None:
-    arguments = accelerator.Arguments(folder=tmp_path, seconds=0.2)
-    hung = accelerator.run_part("slow", ["outer_step"], arguments)
-    assert hung["end"] == "stopped after 0.2 s"
-    arguments = accelerator.Arguments(folder=tmp_path)
-    failed = accelerator.run_part("broken", ["no_such_benchmark"], arguments)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    hung = accelerator.run_part("slow", sleep, tmp_path, time.monotonic() + 0.2)
+    assert hung["end"] == "stopped, the time was up"
+    broken = [sys.executable, "-m", "benchmarks.no_such_benchmark"]
+    failed = accelerator.run_part("broken", broken, tmp_path, time.monotonic() + 60)
     assert failed["end"] == "exit code 1"
     assert "no_such_benchmark" in (tmp_path / "broken.log").read_text()
     json.dumps([hung, failed])
+
+
+def test_one_benchmark_times_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / "lock"
+    monkeypatch.setenv(common.LOCK, str(lock))
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(1) as pool:
+            timed = pool.submit(time_in_turn, {"a": lambda: None}, 1)
+            with pytest.raises(TimeoutError):
+                timed.result(timeout=0.3)
+            fcntl.flock(held, fcntl.LOCK_UN)
+            assert len(timed.result(timeout=30)["a"]) == 1

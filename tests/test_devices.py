@@ -33,7 +33,14 @@ from admrl_jax.evaluation import EvalResult, evaluate
 from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo
 from admrl_jax.learners.promp import ProMPConfig, make_promp
 from admrl_jax.learners.trpo import TRPOConfig
-from admrl_jax.runs.devices import SAME, Devices, choose_num_devices, task_mesh, tasks_at
+from admrl_jax.runs.devices import (
+    SAME,
+    Devices,
+    choose_num_devices,
+    start_devices,
+    task_mesh,
+    tasks_at,
+)
 from admrl_jax.sampling import SamplingConfig, expose
 from admrl_jax.training import Setup, init_train_state, outer_step
 
@@ -227,6 +234,23 @@ def test_accelerators_are_all_used_that_divide_the_tasks(monkeypatch: pytest.Mon
     # All of all hosts, or the run is refused.
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert choose_num_devices((40, 40, 20)) == 8
+
+
+@pytest.mark.parametrize(
+    ("backend", "chosen", "expected"),
+    [("cpu", None, None), ("gpu", None, "highest"), ("gpu", "bfloat16", "bfloat16")],
+)
+def test_accelerators_multiply_in_float32_unless_told(
+    backend: str, chosen: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    before = jax.config.values["jax_default_matmul_precision"]
+    try:
+        jax.config.update("jax_default_matmul_precision", chosen)
+        start_devices()
+        assert jax.config.values["jax_default_matmul_precision"] == expected
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
 
 
 def test_more_devices_than_there_are_is_an_error() -> None:

@@ -171,7 +171,7 @@ def test_devices_that_are_not_there_take_one_line(monkeypatch) -> None:
 
         monkeypatch.setattr(devices.jax, "devices", fail)
         with pytest.raises(ConfigError, match=rf"^JAX_PLATFORMS: .* is not accepted here: .*{words}"):
-            devices.check_devices()
+            devices.start_devices()
 
 
 def test_without_a_home_there_is_no_cache(monkeypatch) -> None:

@@ -48,6 +48,18 @@ def stepper(simulator: Any):
     return step
 
 
+@pytest.mark.parametrize("engine", ["mjx", "brax-spring"])
+def test_physics_is_multiplied_in_float32(engine: str) -> None:
+    # On a GPU, JAX's own default would round the factors to ten bits. A CPU knows one way only.
+    simulator = make_simulator(engine, HalfCheetahDir.model, 5)
+    step = stepper(simulator)
+    shapes = [jax.ShapeDtypeStruct((n,), jnp.float32) for n in (9, 9, 6)]
+    with jax.default_matmul_precision("bfloat16"):
+        program = jax.jit(step).lower(*shapes).as_text()
+    products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+    assert products and all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 def test_batches_equal_single_calls_bitwise(cheetah_simulators: dict[int, Any]) -> None:
     step = stepper(cheetah_simulators[1])
     data = random_batch(0, 2, 3)

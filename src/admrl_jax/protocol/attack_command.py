@@ -22,7 +22,7 @@ from admrl_jax.protocol.command_line import (
 from admrl_jax.protocol.film import film_section
 from admrl_jax.report.attacks import write_attack_report
 from admrl_jax.runs.artefact import ArtefactError
-from admrl_jax.runs.devices import check_devices, compile_fast, make_cpu_devices, make_lanes
+from admrl_jax.runs.devices import compile_fast, make_cpu_devices, make_lanes, start_devices
 from admrl_jax.runs.directory import RunError
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.simulators import SimulatorError
@@ -87,7 +87,7 @@ def _main(module: str, summary: str, argv: list[str]) -> int:
             compile_fast()
         keep_compiled_programs(arguments.compilation_cache)
         make_cpu_devices()
-        check_devices()
+        start_devices()
         plan = make_plan(
             source,
             **{

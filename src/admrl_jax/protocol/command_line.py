@@ -20,7 +20,7 @@ from admrl_jax.protocol.session import Session, open_session
 from admrl_jax.protocol.stage import Diverged
 from admrl_jax.runs import hosts
 from admrl_jax.runs.artefact import ArtefactError
-from admrl_jax.runs.devices import CPU_DEVICES, check_devices, compile_fast, make_cpu_devices
+from admrl_jax.runs.devices import CPU_DEVICES, compile_fast, make_cpu_devices, start_devices
 from admrl_jax.runs.directory import RunError, open_run
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.simulators import SimulatorError
@@ -77,7 +77,7 @@ def carry_out(arguments: Arguments, label: str, module: str, argv: Sequence[str]
         directory = arguments.run_dir or Path("runs") / f"{arguments.config.env.name}-{arguments.preset}"
         _prepare_jax(arguments)
         _join(arguments)
-        check_devices()
+        start_devices()
         session = open_session(arguments.config, directory)
         lock = _open(directory, session.config, arguments)
     except (ConfigError, SimulatorError, RunError) as error:
@@ -163,6 +163,7 @@ def _open(directory: Path, config: Config, arguments: Arguments) -> int | None:
 
 
 CHANGED = (
+    "jax_default_matmul_precision",
     "jax_disable_most_optimizations",
     "jax_enable_compilation_cache",
     "jax_compilation_cache_dir",

@@ -26,7 +26,7 @@ from admrl_jax.protocol.evaluate_film import adaptation_section
 from admrl_jax.protocol.evaluate_run import EvaluationPlan, evaluate_policies, read_tasks
 from admrl_jax.report.evaluation import write_evaluation_report
 from admrl_jax.runs.artefact import ArtefactError, check_known, load_policy, read_policies
-from admrl_jax.runs.devices import check_devices
+from admrl_jax.runs.devices import start_devices
 from admrl_jax.simulators import SIMULATORS, SimulatorError
 
 MAX_STEPS = 100
@@ -98,7 +98,7 @@ def _main(module: str, summary: str, argv: list[str]) -> int:
     if source is None:
         raise ConfigError("source: nothing given; accepted: a run directory or its policies.npz, first")
     keep_compiled_programs(arguments.compilation_cache)
-    check_devices()
+    start_devices()
     plan = make_evaluation_plan(source, arguments)
     name = (source if source.is_dir() else source.parent).resolve().name
     folder = arguments.out or Path("runs") / f"evaluate-{name}"

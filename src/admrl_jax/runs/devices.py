@@ -44,8 +44,11 @@ def make_cpu_devices(count: int = CPU_DEVICES) -> None:
             jax.config.update("jax_num_cpu_devices", count)
 
 
-def check_devices() -> None:
-    """Looks for devices, in one line where there are none.
+def start_devices() -> None:
+    """Looks for devices. An accelerator's float32 products are then computed in float32.
+
+    By default JAX lets it round their factors to TensorFloat-32 (10 bits) or bfloat16 (7). Whoever set
+    `jax_default_matmul_precision` keeps that. A CPU has only one way.
 
     Raises:
         ConfigError: `JAX_PLATFORMS` asks for devices that JAX does not find.
@@ -56,6 +59,8 @@ def check_devices() -> None:
     except (RuntimeError, AssertionError) as error:
         words = " ".join(str(error).split()) or "there is no plugin for it"
         raise ConfigError(f"JAX_PLATFORMS: {asked!r} is not accepted here: {words}") from error
+    if jax.default_backend() != "cpu" and jax.config.values["jax_default_matmul_precision"] is None:
+        jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def add_xla_flag(name: str, value: Any) -> None:

@@ -1,10 +1,15 @@
 """The simulator interface: generalised coordinates in, generalised coordinates out."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+
+full_precision = functools.partial(jax.default_matmul_precision, "highest")
+"""Around an engine that computes on the device: an accelerator would otherwise round the factors of its
+products to 10 bits or fewer, which is no physics."""
 
 SIMULATORS = (
     "mujoco",

@@ -12,7 +12,14 @@ from typing import Any
 
 import jax
 
-from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator, SimulatorError
+from admrl_jax.simulators.base import (
+    Model,
+    ModelParams,
+    SimState,
+    Simulator,
+    SimulatorError,
+    full_precision,
+)
 from admrl_jax.simulators.models import load_model, quiet_loading
 
 
@@ -79,7 +86,8 @@ def make_brax(model: Model, frame_skip: int, backend: str) -> Simulator:
     env._n_frames = num_frames
 
     def init(qpos: jax.Array, qvel: jax.Array) -> SimState:
-        state = env.pipeline_init(qpos, qvel)
+        with full_precision():
+            state = env.pipeline_init(qpos, qvel)
         return SimState(state.q, state.qd, state)
 
     def step(
@@ -91,7 +99,8 @@ def make_brax(model: Model, frame_skip: int, backend: str) -> Simulator:
         del ended  # every member of a batch costs the same
         if model_params is not None:
             raise SimulatorError("simulator: Brax cannot change the body per task; accepted: mujoco, mjx")
-        new = env.pipeline_step(state.internal, ctrl)
+        with full_precision():
+            new = env.pipeline_step(state.internal, ctrl)
         return SimState(new.q, new.qd, new)
 
     return Simulator(

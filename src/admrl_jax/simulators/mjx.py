@@ -14,7 +14,14 @@ from typing import Any
 
 import jax
 
-from admrl_jax.simulators.base import Model, ModelParams, SimState, Simulator, SimulatorError
+from admrl_jax.simulators.base import (
+    Model,
+    ModelParams,
+    SimState,
+    Simulator,
+    SimulatorError,
+    full_precision,
+)
 from admrl_jax.simulators.models import (
     default_params,
     describe,
@@ -66,7 +73,8 @@ def make_mjx(
         sensors: Any = ()
         if mj_model.nsensordata:
             data = mjx.make_data(mjx_model, impl=implementation).replace(qpos=qpos, qvel=qvel)
-            sensors = mjx.forward(mjx_model, data).sensordata
+            with full_precision():
+                sensors = mjx.forward(mjx_model, data).sensordata
         return SimState(qpos, qvel, rest_of_state(mj_model, qvel), sensors)
 
     def step(
@@ -88,7 +96,8 @@ def make_mjx(
         def substep(data, _):
             return mjx.step(body, data), None
 
-        data, _ = jax.lax.scan(substep, data, None, length=frame_skip)
+        with full_precision():
+            data, _ = jax.lax.scan(substep, data, None, length=frame_skip)
         rest = (data.qacc_warmstart, data.act) if act else data.qacc_warmstart
         return SimState(data.qpos, data.qvel, rest, data.sensordata if mj_model.nsensordata else ())
 
