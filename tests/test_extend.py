@@ -14,7 +14,9 @@ from admrl_jax.core.settings import ConfigError
 from admrl_jax.protocol.command_line import main as run_experiment
 from admrl_jax.protocol.extend import changes, extend_run
 from admrl_jax.protocol.extend_command import extend_main
-from admrl_jax.runs.artefact import read_policies
+from admrl_jax.report.results import read_results
+from admrl_jax.runs.artefact import KEPT_ATTACKERS, read_policies
+from admrl_jax.runs.files import read_arrays
 from experiments import navigation_2d
 from faults.toy_runs import TOY
 
@@ -27,6 +29,15 @@ def rows(directory: Path) -> list[dict[str, str]]:
     """Metrics of the training stages."""
     lines = (directory / "metrics.csv").read_text().splitlines()
     return [row for row in csv.DictReader(lines) if not row["stage"].startswith("attack")]
+
+
+def attack_rows(directory: Path, method: str) -> list[dict[str, str]]:
+    """Metrics of a method's attackers, in one order."""
+    lines = (directory / "metrics.csv").read_text().splitlines()
+    found = [r for r in csv.DictReader(lines) if r["stage"].startswith("attack") and r["method"] == method]
+    # Columns that only other methods fill are not there in a run without them.
+    rows = [{name: value for name, value in row.items() if value} for row in found]
+    return sorted(rows, key=lambda row: (row["stage"], row["seed"], int(row["step"])))
 
 
 def test_a_longer_run_has_the_bits_of_one_that_was_begun_as_long(finished: Path, tmp_path: Path) -> None:
@@ -63,6 +74,27 @@ def test_methods_are_added_to_what_is_there(finished: Path, tmp_path: Path, caps
     assert "smooth: finetune" in said and "maml: finetune" not in said and "pretrain" not in said
 
 
+def test_strengths_are_added_to_what_is_there(finished: Path, tmp_path: Path, capsys) -> None:
+    strengths = ["--eval.strengths", "0.1", "0.2", "0.4"]
+    directory = tmp_path / "more"
+    assert extend([str(finished), f"--run-dir={directory}", *strengths]) == 0
+    said = capsys.readouterr().err
+    assert "attack-adgan: 2/2" in said and "finetune" not in said
+    before, after = (read_arrays(path / "attackers.npz") for path in (finished, directory))
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+    assert {name.split("/")[3] for name in after.keys() - before.keys()} == {"0.4"}
+    old, new = (read_results(path)["rows"] for path in (finished, directory))
+    assert [row for row in new if row["strength"] != 0.4] == old
+    assert sum(row["strength"] == 0.4 for row in new) == len([r for r in old if r["strength"] == 0.1])
+    # What a run that was begun with all of them has; of one method, to save time.
+    argv = [*TOY, *strengths, "--methods=maml", f"--run-dir={tmp_path / 'whole'}"]
+    assert run_experiment("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 0
+    mine = [row for row in new if row["method"] == "maml" and row["protocol"] != "paper"]
+    assert [row for row in read_results(tmp_path / "whole")["rows"] if row["protocol"] != "paper"] == mine
+    assert attack_rows(tmp_path / "whole", "maml") == attack_rows(directory, "maml")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -87,7 +119,8 @@ def test_what_would_make_another_run_of_it_is_refused(
 @pytest.mark.parametrize(
     ("changed", "kept"),
     [
-        ({"strengths": (0.1, 0.2, 0.3)}, []),
+        ({"strengths": (0.1, 0.2, 0.3)}, ["attackers", "returns"]),
+        ({"strengths": (0.2, 0.1)}, []),
         ({"num_tasks": 3}, ["attackers"]),
         ({"seed": 1}, ["attackers"]),
         ({"attacks": ("gaussian", "fgsm", "adgan", "corner_noise")}, ["attackers", "returns"]),
@@ -104,7 +137,9 @@ def test_a_changed_meta_test_keeps_what_it_does_not_touch(
     def names(folder: str, start: str = "") -> set[str]:
         return {path.name for path in (tmp_path / "new" / folder).glob(f"{start}*")}
 
-    assert bool(names("checkpoints", "attack-")) == ("attackers" in kept)
+    of_more = "strengths" in changed and "attackers" in kept
+    assert bool(names("checkpoints", "attack-")) == ("attackers" in kept and not of_more)
+    assert (tmp_path / "new" / KEPT_ATTACKERS).exists() == of_more
     assert names("checkpoints", "finetune-")
     before = {path.name for path in (finished / "returns").iterdir()}
     curves = {name for name in before if name.startswith("curve.")}

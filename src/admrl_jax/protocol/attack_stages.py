@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from admrl_jax import attacking
 from admrl_jax.attacking import AttackerState
@@ -14,6 +15,7 @@ from admrl_jax.protocol.lanes import BATCH, STATE, LanePrograms, Piece
 from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.stage import Stage, Step, run_stage
 from admrl_jax.protocol.train_stages import Arm
+from admrl_jax.runs.artefact import read_kept_attackers
 from admrl_jax.runs.programs import Program
 from admrl_jax.training import Setup, opponent_key
 
@@ -39,28 +41,39 @@ def attack_method(session: Session, method: str, arm: Arm, inputs: Units) -> Att
     return {name: _train(session, method, name, arm, inputs) for name in learned_attacks(session, method)}
 
 
+def strength_label(strength: float) -> str:
+    """A strength in names of stages and of saved attackers."""
+    return f"{strength:g}"
+
+
 def _train(session: Session, method: str, attack: str, arm: Arm, inputs: Units) -> list[Params]:
     trainer = session.parts.attack_trainer(attack, method)
     setup = session.parts.setup(method, session.parts.attack_sampling)
-    strengths, num_seeds = session.config.eval.strengths, len(session.config.seeds)
-    count = len(strengths)
+    labels, num_seeds = [strength_label(s) for s in session.config.eval.strengths], len(session.config.seeds)
     state = first_attackers(session, method, attack, arm, inputs)
-    rows = {
-        f"attack-{attack}-{strength:g}": [s * count + r for s in range(num_seeds)]
-        for r, strength in enumerate(strengths)
-    }
-    stage = Stage(
-        method=method,
-        name=f"attack-{attack}",
-        num_steps=session.config.eval.attacker.steps,
-        first_step=0,
-        state=state,
-        fixed=jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), arm.state.learner.meta_params),
-        step=attack_step(setup, trainer, session.devices.axis),
-        lane_rows=rows,
-    )
-    strongest = run_stage(session, stage)[0].strongest
-    return [jax.tree.map(lambda x, r=r: x[r::count], strongest) for r in range(count)]
+    one = jax.tree.map(lambda x: x[0], state.strongest)
+    found = read_kept_attackers(session.directory, method, attack, one)
+    new = [r for r, label in enumerate(labels) if label not in found]
+    if new:
+        lanes = np.array([s * len(labels) + r for s in range(num_seeds) for r in new])
+        victims = jnp.repeat(jnp.arange(num_seeds), len(new))
+        stage = Stage(
+            method=method,
+            name=f"attack-{attack}",
+            num_steps=session.config.eval.attacker.steps,
+            first_step=0,
+            state=jax.tree.map(lambda x: x[lanes], state),
+            fixed=jax.tree.map(lambda x: x[victims], arm.state.learner.meta_params),
+            step=attack_step(setup, trainer, session.devices.axis),
+            lane_rows={
+                f"attack-{attack}-{labels[r]}": [s * len(new) + i for s in range(num_seeds)]
+                for i, r in enumerate(new)
+            },
+        )
+        strongest = run_stage(session, stage)[0].strongest
+        for i, r in enumerate(new):
+            found[labels[r]] = jax.tree.map(lambda x, i=i: x[i :: len(new)], strongest)
+    return [found[label] for label in labels]
 
 
 def first_attackers(session: Session, method: str, attack: str, arm: Arm, inputs: Units) -> AttackerState:

@@ -172,28 +172,33 @@ class MetaTest:
     def _measure(
         self, file: str, stage: str, evaluations: Sequence[Callable[[], EvalResult]]
     ) -> dict[str, np.ndarray]:
-        """Runs evaluations unless their results are there and whole; `[S, evaluations, ...]`.
+        """Runs evaluations whose results are not there and whole; `[S, evaluations, ...]`.
 
         Empty for processes that do not write.
         """
         session, names = self._session, ("returns", "attack_size")
         path = session.directory / "returns" / file
         writes = session.journal.writes
+        # A run with more strengths than the one that it goes on from has the first ones already.
+        saved = read_arrays(path, *names) if writes and is_whole(path, *names) else {}
         # As seen by process 0.
-        if not hosts.from_first(int(writes and is_whole(path, *names))):
+        done = hosts.from_first(saved["returns"].shape[1] if saved else 0)
+        if done < len(evaluations):
             results = []
-            with session.journal.stage(stage, len(evaluations)) as progress:
-                for evaluate in evaluations:
+            with session.journal.stage(stage, len(evaluations), done) as progress:
+                for evaluate in evaluations[done:]:
                     results.append(evaluate())
                     post = float(results[-1].returns[:, :, -1].mean())
-                    progress.update(len(results), {"post": post})
+                    progress.update(done + len(results), {"post": post})
                     session.check_stop()
             if writes:
-                path.parent.mkdir(exist_ok=True)
-                write_arrays(
-                    path, **{name: np.stack([getattr(r, name) for r in results], axis=1) for name in names}
+                new = {name: np.stack([getattr(r, name) for r in results], axis=1) for name in names}
+                saved = (
+                    {name: np.concatenate([saved[name], new[name]], 1) for name in names} if saved else new
                 )
-        return read_arrays(path, *names) if writes else {}
+                path.parent.mkdir(exist_ok=True)
+                write_arrays(path, **saved)
+        return saved
 
 
 def _means(returns: np.ndarray) -> Row:

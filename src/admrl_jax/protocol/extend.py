@@ -10,7 +10,7 @@ from pathlib import Path
 
 from admrl_jax.config import MAY_CHANGE, Config, to_dict
 from admrl_jax.core.settings import ConfigError, flatten
-from admrl_jax.runs.artefact import POLICIES
+from admrl_jax.runs.artefact import ATTACKERS, KEPT_ATTACKERS, POLICIES
 from admrl_jax.runs.checkpoint import hand_on
 from admrl_jax.runs.directory import RunError, read_run
 from admrl_jax.runs.files import write_text
@@ -19,8 +19,9 @@ from admrl_jax.runs.numerics import FILE
 TRAINING = ("pretrain", "warmup", "finetune")
 """Stages whose checkpoints always go on."""
 STEPS = "schedule.finetune_steps"
-FOR_ATTACKERS = ("eval.strengths", "eval.attacker.")
-"""Settings that the attackers of the meta-test are trained with."""
+STRENGTHS = "eval.strengths"
+FOR_ATTACKERS = ("eval.attacker.",)
+"""Settings that the attackers of the meta-test are trained with, beside their strengths."""
 FOR_RETURNS = ("eval.num_", "eval.seed")
 """Settings that its returns depend on besides."""
 FOR_CURVES = ("eval.curve_strength",)
@@ -91,10 +92,16 @@ def extend_run(source: Path, out: Path, config: Config) -> list[str]:
     if out.exists() and any(out.iterdir()):
         raise RunError(f"run-dir: {out} is not empty; name another folder")
     out.mkdir(parents=True, exist_ok=True)
-    keeps_attackers = not _any(found, STEPS, *FOR_ATTACKERS)
+    before, now = found.get(STRENGTHS, ((), ()))
+    # An attacker's random numbers follow from its strength's place among all.
+    keeps_attackers = not _any(found, STEPS, *FOR_ATTACKERS) and now[: len(before)] == before  # type: ignore
     for stage in sorted((source / "checkpoints").iterdir()):
-        if stage.name.startswith(TRAINING) or (keeps_attackers and stage.name.startswith("attack-")):
+        is_whole = STRENGTHS not in found and stage.name.startswith("attack-")
+        if stage.name.startswith(TRAINING) or (keeps_attackers and is_whole):
             hand_on(stage, out / "checkpoints" / stage.name, config)
+    if keeps_attackers and STRENGTHS in found and (source / ATTACKERS).is_file():
+        # With more strengths a stage has more lanes than its checkpoints.
+        shutil.copy(source / ATTACKERS, out / KEPT_ATTACKERS)
     keeps_returns = keeps_attackers and not _any(found, *FOR_RETURNS)
     if keeps_returns:
         keeps_curves = not _any(found, *FOR_CURVES)

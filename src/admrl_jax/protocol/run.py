@@ -24,7 +24,7 @@ from admrl_jax.core.types import Params
 from admrl_jax.methods import METHODS
 from admrl_jax.protocol.attack_plan import make_plan
 from admrl_jax.protocol.attack_run import AttackRun
-from admrl_jax.protocol.attack_stages import Attackers, attack_method
+from admrl_jax.protocol.attack_stages import Attackers, attack_method, strength_label
 from admrl_jax.protocol.eval_stages import MetaTest, tests_of, trained_along
 from admrl_jax.protocol.film import film_section
 from admrl_jax.protocol.paths import save_paths
@@ -33,7 +33,7 @@ from admrl_jax.protocol.train_stages import Arm, Pretrained, finetune, pretrain
 from admrl_jax.report.attacked import ATTACK_FOLDER
 from admrl_jax.report.attacks import write_attack_report
 from admrl_jax.report.write import write_report
-from admrl_jax.runs.artefact import ATTACKERS, POLICIES, save_attackers, save_policies
+from admrl_jax.runs.artefact import ATTACKERS, POLICIES, TRAINED, save_attackers, save_policies
 from admrl_jax.runs.devices import make_lanes
 from admrl_jax.runs.files import write_text
 from admrl_jax.runs.versions import versions
@@ -127,10 +127,10 @@ def _save_attackers(session: Session, arms: dict[str, Arm], attackers: dict[str,
         defence = session.parts.defence(method)
         if defence.trained_attack:
             along = trained_along(session, {method: arms[method]}, defence.trained_attack)
-            kept[method, defence.trained_attack, "trained"] = along
+            kept[method, defence.trained_attack, TRAINED] = along
         for attack, by_strength in by_attack.items():
             for strength, params in zip(session.config.eval.strengths, by_strength, strict=True):
-                kept[method, attack, f"{strength:g}"] = params
+                kept[method, attack, strength_label(strength)] = params
     save_attackers(session.directory / ATTACKERS, kept)
 
 

@@ -33,6 +33,10 @@ from admrl_jax.victims import make_victim
 
 POLICIES = "policies.npz"
 ATTACKERS = "attackers.npz"
+TRAINED = "trained"
+"""Label of the opponent that a method was trained with."""
+KEPT_ATTACKERS = "kept_attackers.npz"
+"""The same, of the run that a run goes on from: those are not trained again."""
 
 
 class ArtefactError(ValueError):
@@ -112,11 +116,30 @@ def save_policies(
 
 
 def save_attackers(path: Path, attackers: Mapping[tuple[str, str, str], Params]) -> None:
-    """Writes `attackers.npz`: parameters `[S, ...]` by victim, attack and label (a radius, or `trained`)."""
+    """Writes `attackers.npz`: parameters `[S, ...]` by victim, attack and label, a strength or `TRAINED`."""
     arrays: dict[str, np.ndarray] = {}
     for (victim, attack, label), params in attackers.items():
         arrays |= flatten_params(params, f"attacker/{victim}/{attack}/{label}/")
     write_arrays(path, **arrays)
+
+
+def read_kept_attackers(directory: Path, victim: str, attack: str, like: Params) -> dict[str, Params]:
+    """Attackers that were trained before this run was begun.
+
+    Args:
+        directory: of the run.
+        victim: method that they attack.
+        attack: its name.
+        like: parameters of one.
+
+    Returns:
+        Parameters `[S, ...]` by label; empty where there are none.
+    """
+    path = directory / KEPT_ATTACKERS
+    arrays = read_arrays(path) if path.is_file() else {}
+    prefix = f"attacker/{victim}/{attack}/"
+    labels = {name.removeprefix(prefix).split("/")[0] for name in arrays if name.startswith(prefix)}
+    return {label: unflatten_params(arrays, f"{prefix}{label}/", like) for label in labels - {TRAINED}}
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
