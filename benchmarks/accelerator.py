@@ -1,8 +1,9 @@
 """Everything that is measured on an accelerator, in one call: `python -m benchmarks.accelerator FOLDER`.
 
-Compilation takes most of the time on an accelerator, so a few processes run side by side: while one times,
-which a lock allows to one only, others compile. More than a few starve each other: a device takes turns
-between processes. Compiled programs are kept in the folder, for a later call.
+Compilation takes most of the time on an accelerator, so a few processes run side by side. One times at a time
+(a lock); the others compile meanwhile. A whole run holds the lock from start to end. More than a few
+processes starve each other: a device takes turns between them. Compiled programs are kept in the folder,
+for a later call.
 
 Each part is a process of its own, so that one that fails loses nothing of the others. It leaves its figures
 as JSON (and a picture) and its output as a log in the folder; `summary.json` says how each part ended.
@@ -14,9 +15,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +50,7 @@ class Arguments:
 
 
 def parts(tiny: bool) -> dict[str, list[str]]:
-    """Module and arguments of each part, most wanted first, without where its figures or its run go."""
+    """Module and arguments of each part, most wanted first; `command_of` adds where its figures or run go."""
     sizes = ("2", "4") if tiny else ("40", "64", "128", "256")
     trajectories = ("2", "2") if tiny else ("20", "64", "128", "256")
     horizons = ("2", "3") if tiny else ("100", "50", "20", "20")
@@ -99,7 +101,9 @@ def command_of(name: str, part: Sequence[str], folder: Path) -> list[str]:
     return [sys.executable, "-m", *part, *where]
 
 
-def run_part(name: str, command: list[str], folder: Path, until: float) -> dict[str, Any]:
+def run_part(
+    name: str, command: list[str], folder: Path, until: float, stop: threading.Event
+) -> dict[str, Any]:
     """Runs one part: how it ended, and how long it took.
 
     Args:
@@ -107,8 +111,11 @@ def run_part(name: str, command: list[str], folder: Path, until: float) -> dict[
         command: see `command_of`.
         folder: for the log, the lock and the compiled programs.
         until: when it is stopped, of `time.monotonic`.
+        stop: set, it is stopped too.
     """
     begin = time.monotonic()
+    if begin > until or stop.is_set():
+        return {"part": name, "end": "not begun, the time was up"}
     more = {
         LOCK: str(folder / LOCK_FILE),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
@@ -126,10 +133,10 @@ def run_part(name: str, command: list[str], folder: Path, until: float) -> dict[
             start_new_session=True,
             env={**os.environ, **more},
         )
-        try:
-            code = process.wait(max(until - begin, 0.01))
-            end = "done" if code == 0 else f"exit code {code}"
-        except subprocess.TimeoutExpired:
+        while (code := process.poll()) is None and time.monotonic() < until and not stop.is_set():
+            time.sleep(0.05)
+        end = "done" if code == 0 else f"exit code {code}"
+        if code is None:
             # With the processes that it has started, which may hold the device too.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -139,27 +146,29 @@ def run_part(name: str, command: list[str], folder: Path, until: float) -> dict[
     return {"part": name, "end": end, "seconds": seconds, "command": " ".join(["python", *command[1:]])}
 
 
-def run_parts(arguments: Arguments) -> list[dict[str, Any]]:
-    """Runs the parts that are asked for: how each ended."""
+def run_parts(names: Sequence[str], arguments: Arguments) -> list[dict[str, Any]]:
+    """Runs parts: how each ended, in the order in which they did."""
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    known = parts(arguments.tiny)
+    known, stop = parts(arguments.tiny), threading.Event()
     until = time.monotonic() + arguments.seconds
 
     def run(name: str) -> dict[str, Any]:
-        if time.monotonic() > until:
-            return {"part": name, "end": "not begun, the time was up"}
-        is_whole = known[name][0].startswith("experiments.")
         # All of a run's seconds count.
+        is_whole = known[name][0].startswith("experiments.")
         with timing(folder / LOCK_FILE) if is_whole else contextlib.nullcontext():
-            return run_part(name, command_of(name, known[name], folder), folder, until)
+            return run_part(name, command_of(name, known[name], folder), folder, until, stop)
 
     ends = []
     with ThreadPoolExecutor(arguments.together) as pool:
-        for end in pool.map(run, arguments.only or known):
-            ends.append(end)
-            # After each part: whoever stops the script keeps what there is.
-            write_summary(folder, {"parts": ends})
+        try:
+            for future in as_completed([pool.submit(run, name) for name in names]):
+                ends.append(future.result())
+                # After each part: whoever stops the script keeps what there is.
+                write_summary(folder, {"parts": ends})
+        except BaseException:
+            stop.set()
+            raise
     return ends
 
 
@@ -175,7 +184,9 @@ def main() -> int:
     known = parts(arguments.tiny)
     if unknown := set(arguments.only) - set(known):
         raise ConfigError(f"only: {min(unknown)!r} is not known; accepted: {', '.join(known)}")
-    ends = run_parts(arguments)
+    # Ctrl-C and a job manager's SIGTERM end the parts too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    ends = run_parts(arguments.only or tuple(known), arguments)
     # Only now may this process hold the device, whose memory the parts needed.
     write_summary(arguments.folder, {"machine": machine(), "tiny": arguments.tiny, "parts": ends})
     return int(any(part["end"] != "done" for part in ends))

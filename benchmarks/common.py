@@ -33,7 +33,7 @@ BUILT_IN = tuple(name for name, spec in ENVS.items() if issubclass(spec.config, 
 
 
 LOCK = "BENCHMARKS_LOCK"
-"""Environment variable with the path of a file: of all benchmarks that have it, one at a time times."""
+"""Environment variable with the path of a file; benchmarks that share it take turns at timing."""
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ take seconds, are left out.
 """
 
 import functools
+import itertools
 import math
 import tempfile
 import time
@@ -233,8 +234,8 @@ def seconds_of(take: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(config: Config, repeats: int, json_path: Path | None = None) -> list[dict[str, Any]]:
-    """A row per stage and one for all of them; each is also written where `json_path` says."""
+def measure(config: Config, repeats: int) -> Iterator[dict[str, Any]]:
+    """A row per stage and one for all of them."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(config, Path(folder))
@@ -247,10 +248,9 @@ def measure(config: Config, repeats: int, json_path: Path | None = None) -> list
             hours = work.runs * work.steps * step / 3600
             counts = {field: getattr(work, field) for field in Work._fields if field != "take"}
             rows.append({**what, **counts, "first_s": first, "step_s": step, "hours": hours})
-            write_rows(TITLE, rows, json_path)
+            yield rows[-1]
     total = {**dict.fromkeys(rows[0], "-"), **what}
-    rows.append({**total, "stage": "whole run", "hours": sum(row["hours"] for row in rows)})
-    return rows
+    yield {**total, "stage": "whole run", "hours": sum(row["hours"] for row in rows)}
 
 
 def main() -> None:
@@ -258,7 +258,10 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.protocol", description=__doc__)
     start()
     configs = [config_of(name, arguments) for name in arguments.env]
-    rows = [row for config in configs for row in measure(config, arguments.repeats, arguments.json)]
+    rows = []
+    for row in itertools.chain.from_iterable(measure(config, arguments.repeats) for config in configs):
+        rows.append(row)
+        write_rows(TITLE, rows, arguments.json)
     report(
         TITLE,
         rows,

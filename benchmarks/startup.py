@@ -15,7 +15,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks.common import report
+from benchmarks.common import report, timing
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,7 +63,7 @@ def start_once(name: str, preset: str, cache: Path) -> tuple[float, float]:
 
 def measure(name: str, arguments: Arguments) -> list[dict[str, Any]]:
     """A cold and a warm row."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, timing():
         starts = [start_once(name, arguments.preset, Path(folder)) for _ in range(1 + arguments.repeats)]
     rows = []
     for label, chosen in (("cold", starts[:1]), ("warm", starts[1:])):

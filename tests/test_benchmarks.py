@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -413,13 +414,33 @@ def test_rollouts_on_an_accelerator_have_800_to_65536_robots() -> None:
 
 def test_a_part_that_fails_or_hangs_is_noted_and_left_behind(tmp_path: Path) -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    hung = accelerator.run_part("slow", sleep, tmp_path, time.monotonic() + 0.2)
+    stop = threading.Event()
+    hung = accelerator.run_part("slow", sleep, tmp_path, time.monotonic() + 0.2, stop)
     assert hung["end"] == "stopped, the time was up"
     broken = [sys.executable, "-m", "benchmarks.no_such_benchmark"]
-    failed = accelerator.run_part("broken", broken, tmp_path, time.monotonic() + 60)
+    failed = accelerator.run_part("broken", broken, tmp_path, time.monotonic() + 60, stop)
     assert failed["end"] == "exit code 1"
     assert "no_such_benchmark" in (tmp_path / "broken.log").read_text()
     json.dumps([hung, failed])
+
+
+def test_parts_run_side_by_side_until_the_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command_of(name: str, part: Any, folder: Path) -> list[str]:
+        return [sys.executable, "-c", f"import time; time.sleep({0 if name == 'quick' else 60})"]
+
+    chosen = {name: ["benchmarks.rollout"] for name in ("slow", "quick", "late")}
+    monkeypatch.setattr(accelerator, "parts", lambda tiny: chosen)
+    monkeypatch.setattr(accelerator, "command_of", command_of)
+    written: list[list[str]] = []
+    note = lambda folder, summary: written.append([x["part"] for x in summary["parts"]])  # noqa: E731
+    monkeypatch.setattr(accelerator, "write_summary", note)
+    arguments = accelerator.Arguments(folder=tmp_path, together=2, seconds=1.5)
+    ends = {x["part"]: x["end"] for x in accelerator.run_parts(("slow", "quick", "late"), arguments)}
+    assert ends == {"quick": "done", "slow": "stopped, the time was up", "late": "stopped, the time was up"}
+    assert written[0] == ["quick"], "what has ended is written while others run"
+    until, stop = time.monotonic() - 1, threading.Event()
+    late = accelerator.run_part("late", ["no such command"], tmp_path, until, stop)
+    assert late["end"] == "not begun, the time was up"
 
 
 def test_one_benchmark_times_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,7 @@ def test_methods_are_added_to_what_is_there(finished: Path, tmp_path: Path, caps
 
 
 def test_strengths_are_added_to_what_is_there(finished: Path, tmp_path: Path, capsys) -> None:
+    config = from_dict(json.loads((finished / "config.json").read_text()))
     strengths = ["--eval.strengths", "0.1", "0.2", "0.4"]
     directory = tmp_path / "more"
     assert extend([str(finished), f"--run-dir={directory}", *strengths]) == 0
@@ -93,6 +94,13 @@ def test_strengths_are_added_to_what_is_there(finished: Path, tmp_path: Path, ca
     mine = [row for row in new if row["method"] == "maml" and row["protocol"] != "paper"]
     assert [row for row in read_results(tmp_path / "whole")["rows"] if row["protocol"] != "paper"] == mine
     assert attack_rows(tmp_path / "whole", "maml") == attack_rows(directory, "maml")
+    # An extended run is extended like any other.
+    capsys.readouterr()
+    attacks = ["--eval.attacks", *config.eval.attacks, "corner_noise"]
+    assert extend([str(directory), f"--run-dir={tmp_path / 'again'}", *attacks]) == 0
+    last = read_results(tmp_path / "again")["rows"]
+    assert [row for row in last if row["attack"] != "corner_noise"] == new
+    assert "attack-adgan" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -137,15 +145,37 @@ def test_a_changed_meta_test_keeps_what_it_does_not_touch(
     def names(folder: str, start: str = "") -> set[str]:
         return {path.name for path in (tmp_path / "new" / folder).glob(f"{start}*")}
 
-    of_more = "strengths" in changed and "attackers" in kept
-    assert bool(names("checkpoints", "attack-")) == ("attackers" in kept and not of_more)
-    assert (tmp_path / "new" / KEPT_ATTACKERS).exists() == of_more
+    assert (tmp_path / "new" / KEPT_ATTACKERS).exists() == ("attackers" in kept)
+    assert not names("checkpoints", "attack-"), "what is trained is in the file"
     assert names("checkpoints", "finetune-")
     before = {path.name for path in (finished / "returns").iterdir()}
     curves = {name for name in before if name.startswith("curve.")}
     assert curves and before - curves
     gone = curves if "curve_strength" in changed else set()
     assert names("returns") == (before - gone if "returns" in kept else set())
+
+
+def test_attackers_that_are_only_begun_go_on(finished: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    shutil.copytree(finished, begun)
+    (begun / "attackers.npz").unlink()
+    config = from_dict(json.loads((finished / "config.json").read_text()))
+    more = dataclasses.replace(config, methods=(*config.methods, "smooth"))
+    assert extend_run(begun, tmp_path / "new", more) == ["attackers", "returns"]
+    assert (tmp_path / "new" / "checkpoints" / "attack-adgan-maml").is_dir()
+    # With other strengths other lanes are trained: what was begun is of no use.
+    wanted = dataclasses.replace(config, eval=dataclasses.replace(config.eval, strengths=(0.1, 0.2, 0.4)))
+    assert extend_run(begun, tmp_path / "other", wanted) == ["returns"]
+    assert not list((tmp_path / "other" / "checkpoints").glob("attack-*"))
+
+
+def test_damaged_attackers_are_named(finished: Path, tmp_path: Path, capsys) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(finished, damaged)
+    (damaged / "attackers.npz").write_bytes((finished / "attackers.npz").read_bytes()[:-100])
+    flags = ["--eval.strengths", "0.1", "0.2", "0.4"]
+    assert extend([str(damaged), f"--run-dir={tmp_path / 'new'}", *flags]) == 2
+    assert capsys.readouterr().err.startswith(f"error: attacker: {damaged / 'attackers.npz'} is damaged")
 
 
 def test_places_are_refused_by_name(finished: Path, tmp_path: Path, capsys) -> None:

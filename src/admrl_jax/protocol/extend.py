@@ -10,7 +10,7 @@ from pathlib import Path
 
 from admrl_jax.config import MAY_CHANGE, Config, to_dict
 from admrl_jax.core.settings import ConfigError, flatten
-from admrl_jax.runs.artefact import ATTACKERS, KEPT_ATTACKERS, POLICIES
+from admrl_jax.runs.artefact import ATTACKERS, KEPT_ATTACKERS, POLICIES, read_attackers
 from admrl_jax.runs.checkpoint import hand_on
 from admrl_jax.runs.directory import RunError, read_run
 from admrl_jax.runs.files import write_text
@@ -85,23 +85,28 @@ def extend_run(source: Path, out: Path, config: Config) -> list[str]:
     Raises:
         ConfigError: see `changes`.
         RunError: `out` is in use, or a checkpoint is damaged.
+        ArtefactError: the attackers are.
     """
     found = changes(read_trained(source), config)
     if not found:
         raise ConfigError("settings: nothing changes; --resume goes on with a run as it is")
     if out.exists() and any(out.iterdir()):
         raise RunError(f"run-dir: {out} is not empty; name another folder")
+    trained = next((source / name for name in (ATTACKERS, KEPT_ATTACKERS) if (source / name).is_file()), None)
+    if trained is not None:
+        read_attackers(trained)
     out.mkdir(parents=True, exist_ok=True)
     before, now = found.get(STRENGTHS, ((), ()))
     # An attacker's random numbers follow from its strength's place among all.
     keeps_attackers = not _any(found, STEPS, *FOR_ATTACKERS) and now[: len(before)] == before  # type: ignore
+    # With other strengths the lanes of the checkpoints are others.
+    begun = STRENGTHS not in found and not (source / ATTACKERS).is_file()
     for stage in sorted((source / "checkpoints").iterdir()):
-        is_whole = STRENGTHS not in found and stage.name.startswith("attack-")
-        if stage.name.startswith(TRAINING) or (keeps_attackers and is_whole):
+        is_attack = stage.name.startswith("attack-")
+        if stage.name.startswith(TRAINING) or (is_attack and keeps_attackers and begun):
             hand_on(stage, out / "checkpoints" / stage.name, config)
-    if keeps_attackers and STRENGTHS in found and (source / ATTACKERS).is_file():
-        # With more strengths a stage has more lanes than its checkpoints.
-        shutil.copy(source / ATTACKERS, out / KEPT_ATTACKERS)
+    if keeps_attackers and trained is not None:
+        shutil.copy(trained, out / KEPT_ATTACKERS)
     keeps_returns = keeps_attackers and not _any(found, *FOR_RETURNS)
     if keeps_returns:
         keeps_curves = not _any(found, *FOR_CURVES)
@@ -113,7 +118,8 @@ def extend_run(source: Path, out: Path, config: Config) -> list[str]:
         shutil.copy(source / name, out / name)
     # Last: until it is there, the directory holds no run.
     write_text(out / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
-    return ["attackers"] * keeps_attackers + ["returns"] * keeps_returns
+    has_attackers = (out / KEPT_ATTACKERS).is_file() or any((out / "checkpoints").glob("attack-*"))
+    return ["attackers"] * has_attackers + ["returns"] * (out / "returns").is_dir()
 
 
 def _any(names: Iterable[str], *prefixes: str) -> bool:

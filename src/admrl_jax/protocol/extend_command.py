@@ -11,6 +11,7 @@ from admrl_jax.envs.navigation import NavigationConfig
 from admrl_jax.protocol.arguments import Arguments, read_flags
 from admrl_jax.protocol.command_line import carry_out, fail, settings_as_found
 from admrl_jax.protocol.extend import extend_run, read_trained
+from admrl_jax.runs.artefact import ArtefactError
 from admrl_jax.runs.directory import RunError
 from admrl_jax.runs.numerics import was_compiled_fast
 
@@ -35,7 +36,7 @@ def extend_main(module: str, summary: str, argv: Sequence[str] | None = None) ->
             if not arguments.resume:
                 kept = extend_run(source, arguments.run_dir, arguments.config)
                 print(f"from {source}: {', '.join(['policies', *kept])}", file=sys.stderr)
-        except (ConfigError, RunError) as error:
+        except (ConfigError, RunError, ArtefactError) as error:
             return fail(str(error))
         return carry_out(replace(arguments, resume=True), "custom", module.split()[0], words)
 

@@ -20,7 +20,7 @@ from admrl_jax.report.write import write_report
 from admrl_jax.runs.artefact import ATTACKERS, POLICIES, digest, read_policies
 from admrl_jax.runs.directory import RunError, read_run
 from admrl_jax.runs.files import read_arrays, write_arrays, write_text
-from admrl_jax.runs.numerics import FILE
+from admrl_jax.runs.numerics import FILE, read_settings
 
 Tree = dict[str, Any]
 NEEDED = ("results.json", "metrics.csv", POLICIES, FILE)
@@ -63,13 +63,13 @@ def merge_runs(sources: Sequence[Path], out: Path) -> Path:
 def _check(sources: Sequence[Path], configs: Sequence[Config]) -> None:
     if len(sources) < 2:
         raise RunError("runs: one is nothing to merge; accepted: two or more run directories")
-    first, jax_settings = configs[0], (sources[0] / FILE).read_text()
+    first, jax_settings = configs[0], read_settings(sources[0])
     seen: dict[int, Path] = {}
     for source, config in zip(sources, configs, strict=True):
         difference = config_difference(first, replace(config, seeds=first.seeds))
         if difference:
             raise RunError(f"run: {source} has other settings than {sources[0]}: {difference}")
-        if (source / FILE).read_text() != jax_settings:
+        if read_settings(source) != jax_settings:
             raise RunError(f"run: {source} was computed under other settings of JAX than {sources[0]}")
         for seed in config.seeds:
             if seed in seen:

@@ -33,10 +33,10 @@ from admrl_jax.victims import make_victim
 
 POLICIES = "policies.npz"
 ATTACKERS = "attackers.npz"
+KEPT_ATTACKERS = "kept_attackers.npz"
+"""`attackers.npz` of the run that this one goes on from; those are not trained again."""
 TRAINED = "trained"
 """Label of the opponent that a method was trained with."""
-KEPT_ATTACKERS = "kept_attackers.npz"
-"""The same, of the run that a run goes on from: those are not trained again."""
 
 
 class ArtefactError(ValueError):
@@ -123,6 +123,18 @@ def save_attackers(path: Path, attackers: Mapping[tuple[str, str, str], Params])
     write_arrays(path, **arrays)
 
 
+def read_attackers(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of `attackers.npz`.
+
+    Raises:
+        ArtefactError: it is damaged.
+    """
+    try:
+        return read_arrays(path)
+    except DamagedFileError as error:
+        raise ArtefactError(f"attacker: {path} is damaged") from error
+
+
 def read_kept_attackers(directory: Path, victim: str, attack: str, like: Params) -> dict[str, Params]:
     """Attackers that were trained before this run was begun.
 
@@ -134,9 +146,12 @@ def read_kept_attackers(directory: Path, victim: str, attack: str, like: Params)
 
     Returns:
         Parameters `[S, ...]` by label; empty where there are none.
+
+    Raises:
+        ArtefactError: the file is damaged.
     """
     path = directory / KEPT_ATTACKERS
-    arrays = read_arrays(path) if path.is_file() else {}
+    arrays = read_attackers(path) if path.is_file() else {}
     prefix = f"attacker/{victim}/{attack}/"
     labels = {name.removeprefix(prefix).split("/")[0] for name in arrays if name.startswith(prefix)}
     return {label: unflatten_params(arrays, f"{prefix}{label}/", like) for label in labels - {TRAINED}}
@@ -252,10 +267,7 @@ def load_attacker(
     path = path / ATTACKERS if path.is_dir() else path
     if not path.is_file():
         raise ArtefactError(f"attacker: there is no {path}; a run writes it once attackers are trained")
-    try:
-        arrays = read_arrays(path)
-    except DamagedFileError as error:
-        raise ArtefactError(f"attacker: {path} is damaged") from error
+    arrays = read_attackers(path)
     prefix = f"attacker/{victim}/{attack}/{label}/"
     if not any(name.startswith(prefix) for name in arrays):
         found = sorted({"/".join(name.split("/")[1:4]) for name in arrays})

@@ -9,7 +9,7 @@ import jax
 
 full_precision = functools.partial(jax.default_matmul_precision, "highest")
 """Around an engine that computes on the device: an accelerator would otherwise round the factors of its
-products to 10 bits or fewer, which is no physics."""
+products to 10 bits or fewer, too few for physics."""
 
 SIMULATORS = (
     "mujoco",
