@@ -1,6 +1,8 @@
 """The suite on a toy whose worst attack is known: it finds it, and does not lose it again."""
 
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +150,27 @@ def test_whoever_breaks_the_budget_has_not_attacked(monkeypatch: pytest.MonkeyPa
     assert np.all(np.isinf(result.members["cheat"].best.validation))
     assert result.attacked.shape == result.clean.shape == (6, 12)
     assert result.attacked.mean() < result.clean.mean()
+
+
+def test_the_worst_attacker_is_trained_on_while_it_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = dataclasses.replace(
+        SUITE, members=(dataclasses.replace(FIT, starts=1, trial_updates=0, updates=3),)
+    )
+    attack = functools.partial(attack_suite, SETUP, META_PARAMS, CASE.key, radius=RADIUS, inputs=INPUTS)
+    # Never flat: it goes on as long as that helps.
+    monkeypatch.setattr("admrl_jax.suite.last_third", lambda returns, clean: 1.0)
+    result = attack(suite=suite)
+    names = [f"fit, continued {number}" for number in (1, 2, 3)]
+    assert list(result.members)[:2] == ["fit", names[0]]
+    assert list(result.members) == ["fit", *names][: len(result.members)] == list(result.finals)
+    means = [float(result.finals[name].mean()) for name in result.members]
+    assert means[:-1] == sorted(means[:-1], reverse=True), "each went on from a stronger one"
+    assert len(result.members) == 4 or means[-1] >= means[-2], "or the last found nothing"
+    assert result.finals[result.worst].mean() == min(means)
+    lengths = [len(member.effort) for member in result.members.values()]
+    assert lengths[1] == MIN_UPDATES and all(b == 2 * a for a, b in itertools.pairwise(lengths[1:]))
+    monkeypatch.setattr("admrl_jax.suite.last_third", lambda returns, clean: 0.0)
+    assert list(attack(suite=suite).members) == ["fit"]
 
 
 def test_references_and_the_tasks_of_a_report(runner: SuiteRunner, found) -> None:

@@ -33,6 +33,10 @@ AVERAGE_RATE = 0.3
 """Of the newest in the running mean of an attacker's parameters, which is judged beside it."""
 MIN_UPDATES = 12
 """Training is not found to be flat before."""
+ROUNDS = 3
+"""More training, at most, of a worst attacker that still gains."""
+MORE_UPDATES = 2
+"""Times as many as it had, in each."""
 SMOOTHED = 3
 """Updates over which the return of an attacker's batches is averaged: one batch may be lucky."""
 
@@ -80,7 +84,7 @@ class SuiteResult(NamedTuple):
     """What a suite found at one radius.
 
     Attributes:
-        members: by name.
+        members: by name; those that were trained on too.
         finals: returns `[N, K]` on the final tasks that the strongest members left, by name.
         worst: name of the one that left least there.
         clean: `[N, K]` returns without attack on the test tasks.
@@ -94,6 +98,11 @@ class SuiteResult(NamedTuple):
     clean: np.ndarray
     attacked: np.ndarray
     tasks: Any
+
+
+def continued(entry: str, number: int) -> str:
+    """The name of an attacker after its `number`th round of more updates; `entry` is any name before that."""
+    return f"{entry.split(CONTINUED)[0]}{CONTINUED} {number}"
 
 
 def is_from_elsewhere(entry: str) -> bool:
@@ -206,6 +215,23 @@ class SuiteRunner:
         found = Found(member.name, candidates[best][0], jax.device_get(candidates[best][1]), scores[best])
         return MemberResult(found, means if starts is None else starts, effort, env_steps)
 
+    def run_further(
+        self, case: Case, entry: str, so_far: MemberResult, *, clean: float, number: int
+    ) -> MemberResult:
+        """What an attacker achieves with more updates.
+
+        Args:
+            case: the victim and the budget.
+            entry: its name.
+            so_far: what it has achieved.
+            clean: return of the victim without attack.
+            number: of the round, from 1.
+        """
+        member = next(member for member in self.suite.members if member.name == so_far.best.member)
+        updates = max(MIN_UPDATES, MORE_UPDATES * len(so_far.effort))
+        longer = dataclasses.replace(member, starts=1, kept=1, trial_updates=0, updates=updates)
+        return self.run_member(case, longer, [(entry, so_far.best.params)], clean=clean, again=number)
+
     def judge_others(self, case: Case, others: Sequence[Found]) -> list[Found]:
         """What attackers leave here that were found elsewhere, on the validation tasks."""
         judged = {}
@@ -308,8 +334,8 @@ def attack_suite(
 ) -> SuiteResult:
     """The worst that a suite does to a victim; `SuiteRunner` serves several victims and radii.
 
-    The worst attacker is not trained on where it still gains: see the end of `members[worst].effort`
-    (`experiments.attack` does that, and tries attackers of other victims).
+    Where the worst attacker still gained at its last updates it is trained on, up to `ROUNDS` times.
+    (`experiments.attack` also tries attackers of other victims.)
 
     Args:
         setup: environment, policy and learner of the victim, and how many episodes it adapts on.
@@ -330,7 +356,24 @@ def attack_suite(
     members = runner.run(case)
     best = {name: members[name].best for name in finalists(members, suite.finalists)}
     finals = {name: runner.judge.final(case, found.member, found.params) for name, found in best.items()}
-    worst = min(finals, key=lambda name: float(finals[name].mean()))
+    clean = runner.judge.clean(case)
+    for number in range(1, ROUNDS + 1):
+        worst = _worst(finals)
+        effort = members[worst].effort
+        # A single update has no curve that could fall.
+        if len(effort) < 2 or last_third(effort.tolist(), clean) <= FLAT_SHARE:
+            break
+        entry = continued(worst, number)
+        members[entry] = runner.run_further(case, worst, members[worst], clean=clean, number=number)
+        more = members[entry].best
+        finals[entry] = runner.judge.final(case, more.member, more.params)
+        if _worst(finals) == worst:
+            break
+    worst, best = _worst(finals), {name: members[name].best for name in finals}
     attacked = runner.judge.test(case, best[worst].member, best[worst].params)
     tasks = jax.tree.map(np.asarray, runner.judge.test_tasks(case))
     return SuiteResult(members, finals, worst, runner.judge.test(case), attacked, tasks)
+
+
+def _worst(finals: Mapping[str, np.ndarray]) -> str:
+    return min(finals, key=lambda name: float(finals[name].mean()))

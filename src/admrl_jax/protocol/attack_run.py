@@ -6,7 +6,6 @@ the attackers of other attacks, if asked for. Only then are the worst attackers 
 """
 
 import contextlib
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -37,13 +36,13 @@ from admrl_jax.runs.files import write_text
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted, StopRequest
 from admrl_jax.suite import (
-    CONTINUED,
-    MIN_UPDATES,
     REFINED,
+    ROUNDS,
     TRANSFERRED,
     Found,
     MemberResult,
     SuiteRunner,
+    continued,
     finalists,
 )
 from admrl_jax.suites import SUITES, Member
@@ -51,10 +50,6 @@ from admrl_jax.truth.planner import planner_for
 
 BEST_OF_OTHERS = 3
 """Attackers of every other cell that are tried on a victim."""
-ROUNDS = 3
-"""More training, at most, of a worst attacker that still gains."""
-MORE_UPDATES = 2
-"""Times as many as it had, in each."""
 
 
 class AttackRun:
@@ -249,29 +244,17 @@ class AttackRun:
             worst = found.end_of_effort(*cell)
             if worst is None or found.had_converged(worst).holds:
                 return
-            name, best = worst["entry"], file.results[worst["entry"]].best
-            entry = f"{name.split(CONTINUED)[0]}{CONTINUED} {number}"
+            name = worst["entry"]
+            entry = continued(name, number)
             if entry not in file.results:
-                member = self._more_of(best, len(worst["effort"]))
                 began, clean = time.perf_counter(), runner.judge.clean(case)
-                given = [(name, best.params)]
-                result = runner.run_member(case, member, given, clean=clean, again=number)
+                result = runner.run_further(case, name, file.results[name], clean=clean, number=number)
                 file.add(entry, result, time.perf_counter() - began)
                 self._check_stop()
             if entry not in file.finals:
                 more = file.results[entry].best
                 file.add_final(entry, runner.judge.final(case, more.member, more.params))
                 self._check_stop()
-
-    def _more_of(self, found: Found, updates: int) -> Member:
-        """The member that trains an attacker further, after so many updates."""
-        return dataclasses.replace(
-            self._member_of(found),
-            starts=1,
-            kept=1,
-            trial_updates=0,
-            updates=max(MIN_UPDATES, MORE_UPDATES * updates),
-        )
 
     def _test(self, cell: Cell) -> None:
         """The worst attackers of each kind on test tasks, and the references."""
