@@ -85,9 +85,10 @@ def _introduction(attacked: Attacked) -> str:
         "support": "support data only",
     }[plan["side"]]
     others = ", ".join(f"`{folder}`" for folder in plan.get("transfer_from", ()))
+    count = sum(plan["side"] in member["sides"] for member in suite["members"])
     return (
         f"# Attack on {results['env']}\n\n"
-        f"Suite `{plan['suite']}`: {len(suite['members'])} attackers against every victim, on {side}. Radii "
+        f"Suite `{plan['suite']}`: {count} attackers against every victim, on {side}. Radii "
         f"are L2 norms ({results['units']}); attacks of another norm stay inside that ball. Attackers were "
         f"chosen on {suite['validation_tasks']} tasks, spread evenly, and the strongest "
         f"{suite['finalists']} once more on {suite['final_tasks']}. The worst is reported on "
