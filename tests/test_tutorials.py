@@ -50,6 +50,8 @@ def test_attack_a_saved_policy() -> None:
     assert names["validation"][names["starts"].index(names["best"])] == min(names["validation"])
     suite = names["found"]
     assert suite.attacked.mean() < suite.clean.mean() and suite.worst in ("bias", "fit")
+    pulled = names["pulled"]
+    assert pulled.attacked.mean() < pulled.clean.mean() < 0
 
 
 def test_add_an_attack() -> None:
