@@ -109,7 +109,7 @@ def draw(attacks: dict[str, Attacked]) -> Figure:
     for name, attacked in attacks.items():
         for radius in attacked.radii:
             panels.setdefault((kind_of(attacked), radius), []).append(name)
-    columns = min(3, len(panels))
+    columns = min(3, -(-len(panels) // 2)) if len(panels) > 3 else len(panels)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.3 * columns, 4.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
