@@ -47,6 +47,7 @@ from benchmarks import (
     rollout,
     scaling,
     startup,
+    sweep,
     train_step,
 )
 from benchmarks.common import preset_of, time_in_turn
@@ -122,6 +123,17 @@ def test_steps_under_defences_are_compared_with_a_plain_one() -> None:
     assert smooth["method"] == "smooth" and smooth["relative"] > 0
     with pytest.raises(ConfigError, match=r"methods: 'mamle' is not known; accepted: maml, .*smooth"):
         defences.measure("navigation_2d", replace(arguments, methods=("mamle",)))
+
+
+def test_a_sweep_of_attackers_is_the_same_in_a_loop_and_compiles_less() -> None:
+    sizes = {"num_tasks": 2, "num_trajectories": 2, "updates": 2, "starts": 1, "seeds": 2}
+    arguments = sweep.Arguments(radii=(0.2, 0.5), **sizes)
+    rows = sweep.measure(RESULTS / "navigation_2d", "adgan", arguments)
+    _, once, one_by_one = rows
+    assert [row["attackers"] for row in rows] == [4] * 3
+    # Both after the small operations that all ways share have been compiled.
+    assert one_by_one["programs"] > once["programs"] > 0
+    assert max(row["largest_difference"] for row in rows) < 1e-3
 
 
 def test_an_outer_step_is_scaled(cheetah: train_step.Step) -> None:
