@@ -137,10 +137,13 @@ def test_the_ledger_has_every_claim_and_says_what_is_missing() -> None:
     assert {claim.code for claim in CLAIMS} <= {one.claim.code for one in judged}
     # One of five environments supports nothing that is said of five.
     assert next(one for one in judged if one.claim.code == "T1").verdict == UNDECIDED
-    text = paper_text(judged, {"navigation_2d": run}, {"navigation_2d": Path("navigation_2d/figures")})
+    text = paper_text(
+        judged, {"navigation_2d": run}, {"navigation_2d": [Path("../nav/figures/strength.png")]}
+    )
     for env in PAPER_ENVS[1:]:
         assert f"| {env} | 0 |" in text
     assert "| T1 | adMRL is best under adGAN |" in text and "**undecided**" in text
+    assert "![strength](../nav/figures/strength.png)" in text
     assert "at the paper's sizes" not in text
     run.results["preset"] = "quick"
     assert "at the paper's sizes" in paper_text(judged, {"navigation_2d": run})

@@ -561,6 +561,15 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
     assert {claim["verdict"] for claim in claims} <= {"undecided", "not measured"}, "two seeds decide nothing"
     assert "| navigation_2d | adMRL | -47.70 |" in text and "navigation_2d/all/figures/strength.png" in text
     capsys.readouterr()
+    # Runs that are there already, from where they are.
+    merged = out / "navigation_2d" / "all"
+    again = tmp_path / "again"
+    assert paper("--runs", str(merged), "--out", str(again)) == 0
+    assert json.loads((again / "claims.json").read_text()) == claims
+    assert (again / "report.md").read_text() == text.replace(
+        "](navigation_2d/all/", "](../paper/navigation_2d/all/"
+    )
+    capsys.readouterr()
     # What is left to do, a command each.
     assert paper(*flags, "--seeds", "0", "1", "2", "--list") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -569,6 +578,8 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
         (("--envs", "ant_goal"), "envs: ('ant_goal',) is not accepted; accepted: navigation_2d, "),
         (("--out", str(tmp_path / "empty"), "--seeds", "9", "--envs"), "has no finished unit"),
         (("--suite", "hard"), "suite: 'hard' is not accepted"),
+        (("--runs", str(merged), str(merged)), "are both of navigation_2d; accepted: one of each"),
+        (("--runs", str(tmp_path)), "has no config.json; accepted: directories of finished runs"),
     ):
         assert paper(*wrong) == 2
         error = capsys.readouterr().err

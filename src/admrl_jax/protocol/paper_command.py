@@ -1,13 +1,14 @@
 """The command line of the whole paper: units of one environment and one seed, and one report of all.
 
 A unit does not know the others, so they can be spread over machines: `--list` prints a command for each.
+Runs that are there already can be reported on as they are, with `--runs`.
 """
 
 import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -22,7 +23,7 @@ from admrl_jax.report.claims import PAPER_ENVS, Measured
 from admrl_jax.report.paper import write_paper_report
 from admrl_jax.report.results import read_results
 from admrl_jax.runs.artefact import ArtefactError
-from admrl_jax.runs.directory import RunError
+from admrl_jax.runs.directory import RunError, read_run
 from admrl_jax.runs.files import DamagedFileError
 from admrl_jax.suites import SUITES
 
@@ -32,6 +33,8 @@ MERGED = "all"
 
 ENVS = Accepts(lambda x: isinstance(x, tuple) and set(x) <= set(PAPER_ENVS), ", ".join(PAPER_ENVS))
 SEEDS = Accepts(lambda x: isinstance(x, tuple) and all(is_whole(y) and y >= 0 for y in x), "seeds from 0 on")
+
+RUNS = Accepts(lambda x: isinstance(x, tuple) and all(isinstance(y, Path) for y in x), "run directories")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Arguments:
     """Last stage: units, or the report on all of them."""
     preset: Annotated[str, one_of("paper", "quick")] = "paper"
     """Sizes of every unit."""
+    runs: Annotated[tuple[Path, ...], RUNS] = ()
+    """Finished runs, one of each environment, that are reported on instead; nothing is run."""
     list: bool = False
     """Prints the command of every unit that is not finished, one per line, and runs nothing."""
     out: Annotated[Path, DIRECTORY] = Path("runs/paper")
@@ -111,6 +116,8 @@ def paper_main(
         check_fields(arguments)
     except ConfigError as error:
         return fail(str(error))
+    if arguments.runs:
+        return _report(lambda: report_of_runs(arguments.out, arguments.runs))
     units = list(units_of(arguments, seeds))
     if arguments.list:
         for unit in units:
@@ -124,14 +131,41 @@ def paper_main(
         return code
     if arguments.until != UNTIL[-1]:
         return 0
+    return _report(lambda: report_of_units(arguments.out, units))
+
+
+def _report(write: Callable[[], Path]) -> int:
+    """Says where the report is, or what is wrong; an exit code."""
     try:
-        print(f"report: {report_of(arguments.out, units)}")
+        print(f"report: {write()}")
     except (RunError, ArtefactError, DamagedFileError, OSError) as error:
         return fail(str(error))
     return 0
 
 
-def report_of(out: Path, units: Sequence[Unit]) -> Path:
+def report_of_runs(out: Path, directories: Sequence[Path]) -> Path:
+    """Writes the report on finished runs.
+
+    Args:
+        out: of the report.
+        directories: of the runs, one of each environment.
+
+    Raises:
+        RunError: one is not finished, is of no environment of the paper, or two are of the same.
+    """
+    runs, places = {}, {}
+    for directory in directories:
+        env = read_run(directory, ("results.json",), "directories of finished runs").env.name
+        if env not in PAPER_ENVS:
+            raise RunError(f"runs: {directory} is of {env}; accepted: {', '.join(PAPER_ENVS)}")
+        if env in runs:
+            raise RunError(f"runs: {places[env]} and {directory} are both of {env}; accepted: one of each")
+        runs[env], places[env] = _measured(directory, [directory]), directory
+    out.mkdir(parents=True, exist_ok=True)
+    return write_paper_report(out, runs, places)
+
+
+def report_of_units(out: Path, units: Sequence[Unit]) -> Path:
     """Puts together what is finished and writes the report.
 
     Args:
@@ -147,12 +181,16 @@ def report_of(out: Path, units: Sequence[Unit]) -> Path:
         if not finished:
             continue
         places[env] = _merged(finished)
-        found = [unit.directory / ATTACK_FOLDER / "results.json" for unit in finished]
-        attacks = [json.loads(path.read_text()) for path in found if path.exists()]
-        runs[env] = Measured(read_results(places[env]), attacks)
+        runs[env] = _measured(places[env], [unit.directory for unit in finished])
     if not runs:
         raise RunError(f"out: {out} has no finished unit")
     return write_paper_report(out, runs, places)
+
+
+def _measured(run: Path, attacked: Sequence[Path]) -> Measured:
+    """A run, with the attacks of a suite on the runs that it was put together from."""
+    found = [directory / ATTACK_FOLDER / "results.json" for directory in attacked]
+    return Measured(read_results(run), [json.loads(path.read_text()) for path in found if path.exists()])
 
 
 def _merged(units: Sequence[Unit]) -> Path:

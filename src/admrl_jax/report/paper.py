@@ -1,6 +1,7 @@
 """The report on the paper: its table beside ours, and the ledger of its claims."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def write_paper_report(folder: Path, runs: Mapping[str, Measured], places: Mappi
     Args:
         folder: of both.
         runs: by environment.
-        places: the runs' directories, inside `folder`.
+        places: the runs' directories.
 
     Returns:
         Path of `report.md`.
@@ -41,20 +42,22 @@ def write_paper_report(folder: Path, runs: Mapping[str, Measured], places: Mappi
     judged = judge(runs)
     write_text(folder / "claims.json", json.dumps([one.as_row() for one in judged], indent=1) + "\n")
     path = folder / "report.md"
-    figures = {env: place.relative_to(folder) / "figures" for env, place in places.items()}
+    figures = {env: _figures_of(place, folder) for env, place in places.items()}
     write_text(path, paper_text(judged, runs, figures))
     return path
 
 
 def paper_text(
-    judged: Sequence[Judged], runs: Mapping[str, Measured], figures: Mapping[str, Path] | None = None
+    judged: Sequence[Judged],
+    runs: Mapping[str, Measured],
+    figures: Mapping[str, Sequence[Path]] | None = None,
 ) -> str:
     """The report in Markdown.
 
     Args:
         judged: the claims.
         runs: by environment.
-        figures: folders of the runs' figures, by environment.
+        figures: of the runs, by environment.
     """
     blocks = [
         "# The paper, reproduced",
@@ -178,10 +181,16 @@ def _suite_section(runs: Mapping[str, Measured]) -> list[str]:
     ]
 
 
-def _figures_section(figures: Mapping[str, Path]) -> list[str]:
+def _figures_section(figures: Mapping[str, Sequence[Path]]) -> list[str]:
     """Figures 2 to 4 of every environment."""
     blocks = [
-        f"### {env}\n\n" + "\n\n".join(f"![{name}]({folder.as_posix()}/{name}.png)" for name in FIGURES)
-        for env, folder in figures.items()
+        f"### {env}\n\n" + "\n\n".join(f"![{path.stem}]({path.as_posix()})" for path in paths)
+        for env, paths in figures.items()
     ]
     return ["## Strength and convergence", *blocks] if blocks else []
+
+
+def _figures_of(run: Path, folder: Path) -> list[Path]:
+    """The figures that a run has, as seen from a folder."""
+    paths = [run / "figures" / f"{name}.png" for name in FIGURES]
+    return [Path(os.path.relpath(path, folder)) for path in paths if path.exists()]
