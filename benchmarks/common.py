@@ -25,6 +25,7 @@ from admrl_jax.config import Config
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.envs.base import BuiltInConfig
 from admrl_jax.envs.registry import ENVS
+from admrl_jax.report.figures import png
 from admrl_jax.runs.devices import CPU_DEVICES, Devices, make_cpu_devices, start_devices
 from experiments.train import presets_of
 
@@ -32,6 +33,8 @@ BUILT_IN = tuple(name for name, spec in ENVS.items() if issubclass(spec.config, 
 """Names of the environments that need no code of the user's."""
 
 
+DPI = 110
+"""Of pictures."""
 LOCK = "BENCHMARKS_LOCK"
 """Environment variable with the path of a file; benchmarks that share it take turns at timing."""
 
@@ -185,7 +188,7 @@ def report(
     if json_path is not None and bars:
         where = machine()
         figure = bar_chart(f"{title}\n{where['cpu']}, {where['device']}", rows, bars, labels, unit)
-        figure.savefig(json_path.with_suffix(".png"), dpi=110)
+        json_path.with_suffix(".png").write_bytes(png(figure, DPI))
 
 
 def write_rows(title: str, rows: Sequence[dict[str, Any]], json_path: Path | None) -> None:

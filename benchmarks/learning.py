@@ -19,8 +19,9 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from admrl_jax.report.figures import png
 from admrl_jax.runs.metrics import read_metrics
-from benchmarks.common import markdown_table, replace_section
+from benchmarks.common import DPI, markdown_table, replace_section
 
 ROOT = Path(__file__).parent.parent
 
@@ -107,7 +108,7 @@ def main() -> None:
     table = markdown_table(rows, ".1f")
     print(table)
     if arguments.write:
-        draw(curves).savefig(arguments.runs / "learning.png", dpi=110)
+        (arguments.runs / "learning.png").write_bytes(png(draw(curves), DPI))
         replace_section(ROOT / "docs" / "environments.md", "learning", table)
 
 

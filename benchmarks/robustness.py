@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 
 from admrl_jax.defences.registry import UNDEFENDED
 from admrl_jax.report.attacked import Attacked
+from admrl_jax.report.figures import png
 from admrl_jax.stats.intervals import WORDED_SEEDS, t_interval
-from benchmarks.common import markdown_table
+from benchmarks.common import DPI, markdown_table
 
 ROOT = Path(__file__).parent.parent
 MARKERS = "osD^v"
@@ -161,7 +162,7 @@ def main() -> None:
     )
     if rows := differences(attacks):
         print("\n" + markdown_table(rows, "g"))
-    draw(attacks).savefig(arguments.out, dpi=110)
+    arguments.out.write_bytes(png(draw(attacks), DPI))
 
 
 if __name__ == "__main__":
