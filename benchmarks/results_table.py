@@ -5,6 +5,7 @@ Reads `results.json` of every finished run in `results/` and rewrites the sectio
 largest seed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ def cell_text(values: dict[int, float]) -> str:
     return f"{mean(values):.1f}{spread}"
 
 
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Seeds in words: from the first to the last where they are many and follow each other."""
+    if len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
 def run_table(results: dict[str, Any]) -> str:
     """Methods x strengths of the attack that the report is headed with."""
     rows, panel = results["rows"], headline_panel(results)
@@ -61,8 +69,7 @@ def run_table(results: dict[str, Any]) -> str:
             values = cell_values(rows, panel, strength, ATTACKED, method)
             row[f"{panel_label(results, panel)}, {strength:g}"] = cell_text(values)
         table.append(row)
-    seeds = ", ".join(map(str, results["config"]["seeds"]))
-    title = f"`{results['env']}`, seeds {seeds}; doing nothing returns {results['floor']:.1f}:"
+    title = f"`{results['env']}`, seeds {seeds_text(results['config']['seeds'])}; doing nothing returns {results['floor']:.1f}:"
     return f"{title}\n\n{markdown_table(table, '.1f')}"
 
 

@@ -47,7 +47,8 @@ def test_attack_a_saved_policy() -> None:
     found = returns(key, names["trainer"].attack, names["best"], 0.2, 0.2)[-1]
     assert clean > -25 and attacked < clean and found < clean
     assert names["history"].returns.shape == (1, 2, 3)
-    assert names["validation"][names["starts"].index(names["best"])] == min(names["validation"])
+    chosen = next(i for i, start in enumerate(names["starts"]) if start is names["best"])
+    assert names["validation"][chosen] == min(names["validation"])
     suite = names["found"]
     assert suite.attacked.mean() < suite.clean.mean() and suite.worst in ("bias", "fit")
     pulled = names["pulled"]

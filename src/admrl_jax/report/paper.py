@@ -115,9 +115,14 @@ def claims_table(judged: Sequence[Judged]) -> str:
     """The ledger."""
     body = []
     for one in judged:
-        effects = "; ".join(f"{env} {effect_text(x)}" for env, x in one.effects.items() if x.seeds)
+        effects = "; ".join(f"{env} {judged_text(x)}" for env, x in one.effects.items() if x.seeds)
         body.append((one.claim.code, one.claim.says, one.claim.reading, effects or "-", f"**{one.verdict}**"))
     return table(["", "the paper says", "read and measured as", "effect", "verdict"], body, 5)
+
+
+def judged_text(effect: Effect) -> str:
+    """An effect, and what it says where there are enough seeds."""
+    return effect_text(effect) + f", {effect.verdict}" * (effect.seeds >= WORDED_SEEDS)
 
 
 def effect_text(effect: Effect) -> str:
