@@ -18,6 +18,7 @@ from admrl_jax.stats.checks import (
     converged,
     is_claim_sound,
     sanity_checks,
+    updates_to_most,
 )
 
 RESULTS = Path(__file__).parent.parent / "results" / "halfcheetah_dir" / "results.json"
@@ -63,6 +64,14 @@ def test_sound_numbers_pass_and_chance_is_forgiven() -> None:
     assert {check.name for check in found} == {MONOTONE, WHITE_BOX, BEATS_UNTRAINED}
     assert is_claim_sound(found, "maml") and not is_claim_sound(found, "nobody")
     assert not is_claim_sound(sanity_checks(scores, errors=0.1), "maml")
+
+
+def test_most_of_the_harm_is_done_after_so_many_updates() -> None:
+    # From 100 down to 0: 90 % of the drop is there once 10 are left; a rebound undoes nothing.
+    assert updates_to_most([80, 40, 60, 10, 0, 30], 100.0) == 4
+    assert updates_to_most([0, 0, 0], 100.0) == 1
+    # Who does no harm has no such point, and gets the end of what it did.
+    assert updates_to_most([120, 110], 100.0) == 2
 
 
 def test_effort_is_flat_or_not() -> None:

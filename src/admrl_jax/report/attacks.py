@@ -12,11 +12,13 @@ from admrl_jax.runs.files import write_bytes, write_text
 from admrl_jax.stats import scores
 from admrl_jax.stats.checks import (
     LEARNED,
+    NEARLY,
     NOISE,
     UNTRAINED,
     Check,
     converged,
     is_claim_sound,
+    updates_to_most,
 )
 from admrl_jax.stats.intervals import WORDED_SEEDS, interquartile_mean, t_interval
 
@@ -179,22 +181,40 @@ def _members_section(attacked: Attacked, radius: float) -> str:
 
 
 def effort_table(attacked: Attacked) -> str:
-    """What each learned attacker cost, and in how many cells it was flat at its end."""
+    """What each learned attacker cost, how soon it had done most of its harm, and where it was flat."""
     body = []
     for member, card in attacked.results["members"].items():
         rows = [row for row in attacked.rows(entry=member) if row["effort"]]
         if card["kind"] != LEARNED or not rows:
             continue
+        cleans = [attacked.mean(row["method"], row["seed"], 0) for row in rows]
         flat = sum(
-            converged("", 0, member, row["effort"], clean=attacked.mean(row["method"], row["seed"], 0)).holds
-            for row in rows
+            converged("", 0, member, row["effort"], clean=clean).holds
+            for row, clean in zip(rows, cleans, strict=True)
         )
-        seconds = np.median([row["seconds"] for row in rows])
+        most = [updates_to_most(row["effort"], clean) for row, clean in zip(rows, cleans, strict=True)]
+        updates = np.array([len(row["effort"]) for row in rows])
+        seconds = np.array([row["seconds"] for row in rows])
         steps = np.median([row["env_steps"] for row in rows])
-        updates = np.median([len(row["effort"]) for row in rows])
         words = "all" if flat == len(rows) else f"{flat} of {len(rows)}"
-        body.append((member, f"{updates:g}", f"{seconds:.0f}", f"{steps:,.0f}", words))
-    return table(["attacker", "updates", "seconds", "control steps", "cells in which it was flat"], body)
+        soon = f"{np.median(most):g} ({np.median(seconds * most / updates):.1f} s)"
+        cost = (f"{np.median(updates):g}", f"{np.median(seconds):.0f}", f"{steps:,.0f}")
+        body.append((member, *cost, soon, words))
+    header = [
+        "attacker",
+        "updates",
+        "seconds",
+        "control steps",
+        f"{100 * NEARLY:.0f} % of its drop",
+        "flat in",
+    ]
+    return (
+        "Medians over policies and radii: what training took, and after how many updates most of the harm "
+        "was there (seconds in proportion). The seconds include trying and judging starts.\n\n"
+        + table(header, body)
+        if body
+        else ""
+    )
 
 
 def _truth_section(attacked: Attacked) -> str:

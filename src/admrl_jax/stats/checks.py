@@ -92,6 +92,21 @@ def last_third(returns: Sequence[float], clean: float) -> float:
     return float((start - end) / max(clean - end, 0.02 * abs(clean), 1e-12))
 
 
+NEARLY = 0.9
+"""Share of its whole drop after which an attacker has done most of its work."""
+
+
+def updates_to_most(returns: Sequence[float], clean: float) -> int:
+    """Updates after which an attacker had brought `NEARLY` of its whole drop.
+
+    Args:
+        returns: `[T]` what was left, update by update; the lowest so far counts.
+        clean: return without attack.
+    """
+    drop = clean - np.minimum.accumulate(np.asarray(returns, float))
+    return int(np.argmax(drop >= min(NEARLY * drop[-1], drop[-1]))) + 1
+
+
 def converged(victim: str, radius: float, attacker: str, returns: Sequence[float], *, clean: float) -> Check:
     """Whether the return against effort is flat at its end: the last third brought next to nothing.
 
