@@ -22,7 +22,9 @@ from admrl_jax.core.types import Params, Task, TimeStep
 from admrl_jax.envs.base import Env
 from admrl_jax.envs.navigation import Navigation2D
 from admrl_jax.sampling import collect, episode_returns
-from admrl_jax.truth.navigation import Plan, PlanConfig, plan_value, planned_attack, solve, tried_choices
+from admrl_jax.truth.choices import tried_choices
+from admrl_jax.truth.grid import PlanConfig
+from admrl_jax.truth.navigation import Plan, plan_value, planned_attack, solve
 from benchmarks.common import report
 
 DESIGN = {

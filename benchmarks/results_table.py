@@ -69,7 +69,8 @@ def run_table(results: dict[str, Any]) -> str:
             values = cell_values(rows, panel, strength, ATTACKED, method)
             row[f"{panel_label(results, panel)}, {strength:g}"] = cell_text(values)
         table.append(row)
-    title = f"`{results['env']}`, seeds {seeds_text(results['config']['seeds'])}; doing nothing returns {results['floor']:.1f}:"
+    seeds = seeds_text(results["config"]["seeds"])
+    title = f"`{results['env']}`, seeds {seeds}; doing nothing returns {results['floor']:.1f}:"
     return f"{title}\n\n{markdown_table(table, '.1f')}"
 
 

@@ -19,18 +19,16 @@ from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.networks import Policy, PolicyConfig, make_policy
 from admrl_jax.envs.navigation import Navigation2D, NavigationConfig
 from admrl_jax.sampling import collect, episode_returns
+from admrl_jax.truth.choices import polar_points, tried_choices
+from admrl_jax.truth.grid import PlanConfig, axis_nodes
 from admrl_jax.truth.interpolation import chance_between, node_weights, tents
 from admrl_jax.truth.intervals import affine_bounds, mean_bounds
 from admrl_jax.truth.navigation import (
-    PlanConfig,
-    axis_nodes,
     plan_value,
     planned_attack,
     planned_returns,
-    polar_points,
     relaxed_values,
     solve,
-    tried_choices,
 )
 from benchmarks import references
 

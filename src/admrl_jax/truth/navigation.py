@@ -21,9 +21,7 @@ What the numbers say about the least expected return that an attacker of the bud
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,61 +29,16 @@ import numpy as np
 
 from admrl_jax.attacks.base import Attack, Scene
 from admrl_jax.attacks.threat import Budget, make_threat
-from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.networks import Policy
-from admrl_jax.core.settings import ABOVE_ONE, POSITIVE, whole_from
 from admrl_jax.core.types import Params
 from admrl_jax.envs.navigation import Navigation2D
 from admrl_jax.sampling import collect, episode_returns
+from admrl_jax.truth.choices import Choices, Choose, choices_at, polar_points, relaxed_choices, tried_choices
+from admrl_jax.truth.grid import PlanConfig, axis_nodes
 from admrl_jax.truth.interpolation import chance_between, interpolate, node_weights, normal_cdf, tents
-from admrl_jax.truth.intervals import accepted_radius, affine_bounds
 
 THREAT = make_threat(label="planned", norm="l2", strength="L2 radius", knowledge="policy and task")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """Grid of positions, and what the attacker tries at each."""
-
-    spacing: Annotated[float, POSITIVE] = 1 / 30
-    """Between nodes in the middle."""
-    middle: Annotated[float, POSITIVE] = 1.5
-    """Half-width of the square with that spacing."""
-    growth: Annotated[float, ABOVE_ONE] = 1.25
-    """Of the spacing, from node to node, beyond the middle."""
-    move_nodes: Annotated[int, whole_from(2, 101)] = 8
-    """Per axis of a move, between which the next value is linear. Multiples of 8 are fast."""
-    reward_parts: Annotated[int, whole_from(1, 10)] = 2
-    """Of each such piece, in which the distance is linear: its kink at the goal is sharp."""
-    end_parts: Annotated[int, whole_from(1, 100)] = 8
-    """Per axis of a node's neighbourhood, over which the chance to end is averaged."""
-    directions: Annotated[int, whole_from(3, 1000)] = 24
-    """Of perturbations that are tried at every node."""
-    shells: Annotated[int, whole_from(1, 100)] = 1
-    """Sizes that are tried in each direction, the largest the whole radius."""
-    between: Annotated[int, whole_from(1, 1000)] = 11
-    """Directions around the best of these that the greedy attack tries as well."""
-    mesh_directions: Annotated[int, whole_from(3, 1000)] = 24
-    """The same for the polygons of the relaxed value."""
-    mesh_shells: Annotated[int, whole_from(1, 100)] = 4
-    """The same for the polygons of the relaxed value."""
-
-
-class Choices(NamedTuple):
-    """What an attacker can choose between at a position.
-
-    Attributes:
-        dist: of actions: mean `[..., C, 2]`, log standard deviation that broadcasts to it.
-        slack: `[..., C, 2]` by how much the mean may differ; None where perturbations really cause it.
-    """
-
-    dist: Gaussian
-    slack: jax.Array | None = None
-
-
-Choose = Callable[[jax.Array], Choices]
-"""Choices at positions `[..., 2]`."""
 
 
 class Plan(NamedTuple):
@@ -112,76 +65,6 @@ class Truth(NamedTuple):
 
     returns: jax.Array
     estimate: jax.Array
-
-
-def polar_points(directions: int, shells: int) -> np.ndarray:
-    """The centre and points `[1 + shells * directions, 2]` of the unit disc, shell by shell outwards."""
-    angles = 2 * np.pi * np.arange(directions) / directions
-    circle = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    sizes = np.sin(np.pi / 2 * (1 + np.arange(shells)) / shells)
-    return np.concatenate([np.zeros((1, 2)), *(size * circle for size in sizes)]).astype(np.float32)
-
-
-def tried_choices(params: Params, budget: Budget, *, policy: Policy, config: PlanConfig) -> Choose:
-    """The perturbations that are tried: none, and some directions on each shell of the ball."""
-    points = jnp.asarray(polar_points(config.directions, config.shells))
-    return lambda position: _choices_at(params, position, points, budget, policy)
-
-
-def _choices_at(
-    params: Params, position: jax.Array, points: jax.Array, budget: Budget, policy: Policy
-) -> Choices:
-    """What perturbations cause, given as points `[C, 2]` of the unit disc."""
-    return Choices(policy.apply(params, position[..., None, :] + budget.radius * points * budget.units.scale))
-
-
-def relaxed_choices(
-    params: Params, budget: Budget, *, policy: Policy, config: PlanConfig, activation: str = "tanh"
-) -> Choose:
-    """Corners of a polar mesh that covers the ball, each with the slack of the cells around it.
-
-    Within a cell the mean is an affine function of the perturbation up to `Affine.error`, so it is within
-    twice that of the same mixture of the means at the cell's corners.
-
-    Args:
-        params: of `make_policy`.
-        budget: of the attack.
-        policy: the same policy.
-        config: sizes of the mesh.
-        activation: of the policy.
-    """
-    directions, shells = config.mesh_directions, config.mesh_shells
-    # Chords cut off a little of the disc: the polygon goes around it.
-    points = polar_points(directions, shells) / math.cos(math.pi / directions)
-    around = 1 + np.arange(shells * directions).reshape(shells, directions)
-    inner = np.concatenate([np.zeros((1, directions), int), around[:-1]])
-    cells = np.stack([inner, np.roll(inner, -1, axis=1), around, np.roll(around, -1, axis=1)], axis=-1)
-
-    def choose(position: jax.Array) -> Choices:
-        radius = accepted_radius(position, budget)[..., None, None]
-        offsets = radius * jnp.asarray(points) * budget.units.scale
-        corners = offsets[..., cells, :].reshape(*offsets.shape[:-2], shells * directions, 4, 2)
-        error = affine_bounds(params, position[..., None, :], corners, activation=activation).error
-        error = error.reshape(*error.shape[:-2], shells, directions, 2)
-        beside = jnp.maximum(error, jnp.roll(error, 1, axis=-2))
-        beyond = jnp.concatenate([beside[..., 1:, :, :], beside[..., -1:, :, :]], axis=-3)
-        on_shells = jnp.maximum(beside, beyond).reshape(*offsets.shape[:-2], -1, 2)
-        at_centre = jnp.max(error[..., 0, :, :], axis=-2, keepdims=True)
-        slack = 2 * jnp.concatenate([at_centre, on_shells], axis=-2)
-        return Choices(policy.apply(params, position[..., None, :] + offsets), slack)
-
-    return choose
-
-
-def axis_nodes(env: Navigation2D, config: PlanConfig) -> np.ndarray:
-    """Nodes `[G]` of an axis, out to what can be reached, symmetric around 0."""
-    reach = env.horizon * env.config.max_move
-    count, step = math.ceil(min(config.middle, reach) / config.spacing), config.spacing
-    nodes = [step * number for number in range(count + 1)]
-    while nodes[-1] < reach:
-        step *= config.growth
-        nodes.append(nodes[-1] + step)
-    return np.array([-x for x in nodes[:0:-1]] + nodes, np.float32)
 
 
 class Moves(NamedTuple):
@@ -343,7 +226,7 @@ def planned_attack(policy: Policy, env: Navigation2D, config: PlanConfig | None 
         at_goal = interpolate(values, *tents(params.nodes, params.goal))
 
         def best(points: jax.Array) -> jax.Array:
-            choices = _choices_at(scene.policy_params, obs, points, budget, policy)
+            choices = choices_at(scene.policy_params, obs, points, budget, policy)
             moves = expected_moves(obs, choices, params.goal, env=env, config=config)
             return points[jnp.argmin(look_ahead(moves, nearby, at_goal, env=env))]
 
