@@ -125,10 +125,24 @@ def test_verdicts_turn_with_the_returns() -> None:
     assert {code: found[code] for code in ("T1", "T1'", "T2", "T3", "C2", "A1", "N4", "S3")} == dict.fromkeys(
         ("T1", "T1'", "T2", "T3", "C2", "A1", "N4", "S3"), SUPPORTED
     )
-    assert found["W1"] == UNMEASURED and found["N1"] == UNDECIDED
+    assert found["W1"] == UNMEASURED and found["N1"] == UNDECIDED and found["W0"] == SUPPORTED
     reverse = {MAML: -15.0, RANDOM: -45.0, FGSM: -30.0, ADMRL: -60.0}
     found = verdicts(made_up(**reverse))
     assert {found[code] for code in ("T1", "T2", "T3", "A1")} == {CONTRADICTED}
+
+
+def test_the_strongest_attack_is_taken_seed_by_seed() -> None:
+    run = made_up(**{MAML: -15.0, RANDOM: -45.0, FGSM: -30.0, ADMRL: -60.0})
+    # Noise leaves -20 and takes MAML lower than its adGANs do; adMRL's adGANs are the stronger ones.
+    for method, least in ((MAML, -20.0), (ADMRL, -60.0)):
+        found = run.strongest(method)
+        assert sorted(found) == [0, 1, 2, 3] and all(
+            x == pytest.approx(least, abs=0.2) for x in found.values()
+        )
+    for row in run.results["rows"]:
+        if (row["method"], row["seed"], row["protocol"]) == (MAML, 2, "paper"):
+            row["post"] = -90.0
+    assert run.strongest(MAML)[2] == -90.0 and run.strongest(MAML)[1] == pytest.approx(-20, abs=0.2)
 
 
 def test_the_ledger_has_every_claim_and_says_what_is_missing() -> None:

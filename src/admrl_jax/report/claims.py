@@ -1,9 +1,10 @@
 """What the paper claims, how each claim is read and measured here, and what came out.
 
-The rule was fixed before the runs it judges. A claim is a number per seed that is above zero where the claim
-holds. It is supported where the 95 % t interval over seeds lies above zero, contradicted where it lies below,
-else undecided, as it always is below three seeds. A claim about several environments needs the support of all
-of them; one that contradicts is enough.
+The rule was fixed before the ten seeds of 2D navigation that it judges, and after one run of HalfCheetah-
+Dir and three seeds of older code; the reading of W0 was added afterwards. A claim is a number per seed that
+is above zero where the claim holds. It is supported where the 95 % t interval over seeds lies above zero,
+contradicted where it lies below, else undecided, as it always is below three seeds. A claim about several
+environments needs the support of all of them; one that contradicts is enough.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,8 @@ GAUSSIAN: Panel = ("gaussian", "")
 EQUAL_NOISE: Panel = ("l2_noise", "")
 FRESH: Panel = ("adgan", "adaptive")
 ONE_FOR_ALL: Panel = ("adgan", "paper")
+IN_BALL: tuple[Panel, ...] = (EQUAL_NOISE, FRESH, ONE_FOR_ALL, ("adgan_no_gan", "adaptive"))
+"""Attacks of the meta-test whose strength is the same L2 radius; not all are tried on every method."""
 Seeds = dict[int, float]
 
 
@@ -63,6 +66,16 @@ class Measured:
         """Return with support and query attacked, mean over strengths; empty where one was not measured."""
         rows = self.results["rows"]
         each = [cell_values(rows, panel, strength, CELLS[-1], method) for strength in strengths]
+        seeds = set.intersection(*(set(values) for values in each))
+        return {seed: float(np.mean([values[seed] for values in each])) for seed in sorted(seeds)}
+
+    def strongest(self, method: str, strengths: Sequence[float] = PAPER_STRENGTHS) -> Seeds:
+        """The lowest return under any attack of the L2 radius, seed by seed, mean over strengths."""
+        rows, each = self.results["rows"], []
+        for strength in strengths:
+            found = [cell_values(rows, panel, strength, CELLS[-1], method) for panel in IN_BALL]
+            seeds = set().union(*found)
+            each.append({seed: min(x[seed] for x in found if seed in x) for seed in seeds})
         seeds = set.intersection(*(set(values) for values in each))
         return {seed: float(np.mean([values[seed] for values in each])) for seed in sorted(seeds)}
 
@@ -305,6 +318,12 @@ CLAIMS: tuple[Claim, ...] = (
 """All of the paper's."""
 
 OURS: tuple[Claim, ...] = (
+    Claim(
+        "W0",
+        "adMRL beats MAML under the strongest attack of the meta-test",
+        "the lowest under L2 noise, adMRL's opponent and fresh adGANs, by seed and radius",
+        lambda run: paired(run.strongest(ADMRL), run.strongest(MAML)),
+    ),
     Claim(
         "W1",
         "adMRL beats MAML under the worst attacker of a suite",

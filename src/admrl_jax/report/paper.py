@@ -71,7 +71,8 @@ def paper_text(
         "A claim is a number per seed, above zero where it holds. *Supported*: its 95 % t interval over "
         "seeds is above zero; *contradicted*: below; *undecided*: neither, or fewer than "
         f"{WORDED_SEEDS} seeds. A claim about several environments needs all of them, and one that "
-        "contradicts is enough. W1 and W2 are questions that the paper does not ask.",
+        "contradicts is enough. Of a claim with several parts ('best of four') the smallest is given, with "
+        "the lowest ends of their intervals. W0 to W2 are questions that the paper does not ask.",
         claims_table(judged),
         "## Table I",
         f"Return after adaptation under adGAN of L2 radius {', '.join(map(str, PAPER_STRENGTHS))} on support "
