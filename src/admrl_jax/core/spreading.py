@@ -1,5 +1,6 @@
 """One function on several devices, each with its part of the arrays."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ def spread_over(
         out_specs: the same for results.
     """
 
+    @functools.wraps(function)
     def call(*arguments: Any) -> Any:
         leaves, structure = jax.tree.flatten(arguments)
         specs = _each_spec(in_specs, arguments)
