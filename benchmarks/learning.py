@@ -99,6 +99,8 @@ def main() -> None:
     files = [*arguments.runs.glob("*/metrics.csv*"), *arguments.runs.glob("learning/*/metrics.csv*")]
     for run in sorted({path.parent for path in files}, key=lambda path: path.name):
         name, pre, post = read_curves(run, arguments.steps)
+        if not post.size:
+            continue  # It went on from another run's pre-training.
         curves[run.name] = (pre, post)
         rows.append(
             summarise(name if run.name == name else f"{name} ({run.name})", post, pre, arguments.window)

@@ -338,6 +338,7 @@ def test_committed_policies_adapt_to_new_goals() -> None:
 def test_learning_is_read_from_packed_metrics() -> None:
     name, pre, post = learning.read_curves(RESULTS / "learning" / "reacher", 90)
     assert name == "reacher" and pre.shape == post.shape and pre.shape[0] == 90
+    assert learning.read_curves(RESULTS / "halfcheetah_dir_noise", 90)[2].size == 0, "pre-trained elsewhere"
     row = learning.summarise(name, post, pre, 10)
     assert row["outer steps"] == 90 and row["gain"] > 5 * row["standard error"]
     assert row["gain"] == pytest.approx(post[-10:].mean() - post[:10].mean())
@@ -354,8 +355,8 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     first = next(t for t in tests if t["method"] == "maml" and t["seed"] == 0)
     assert rows[0]["worst"] == pytest.approx(np.mean(first["returns"][first["worst"]]))
     panels = {ax.get_title(): ax for ax in robustness.draw(attacks).axes}
-    # Three runs share a panel, and a policy with memory has its own.
-    assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 9
+    # Four runs share a panel, and a policy with memory has its own.
+    assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 15
     assert len(panels["navigation_2d, with memory, radius 0.5"].collections) == 6
 
 
