@@ -45,14 +45,16 @@ class Arguments:
     method: str = "maml"
     seeds: int = 3
     """Victims of a run at most."""
-    attacks: tuple[str, ...] = ("adgan", "pipeline")
+    attacks: tuple[str, ...] = ("pipeline",)
+    """That learn."""
     radii: tuple[float, ...] = (0.2, 0.5, 0.8)
     starts: int = 2
     updates: int = 3
     """Of every attacker."""
     num_tasks: int = 8
-    """Per update, and episodes per task."""
+    """Per update."""
     num_trajectories: int = 20
+    """Episodes of a task."""
     json: Path | None = None
     """Also write the figures here (and a picture beside it)."""
 
