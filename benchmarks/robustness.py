@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from admrl_jax.defences.registry import UNDEFENDED
 from admrl_jax.report.attacked import Attacked
+from admrl_jax.report.compared import Difference, differences, kind_of, points
 from admrl_jax.report.figures import png
-from admrl_jax.stats.intervals import WORDED_SEEDS, t_interval
+from admrl_jax.stats.intervals import WORDED_SEEDS
 from benchmarks.common import DPI, markdown_table
 
 ROOT = Path(__file__).parent.parent
@@ -41,67 +41,12 @@ def read_attacks(runs: Path) -> dict[str, Attacked]:
     return {path.parents[1].name: Attacked(json.loads(path.read_text())) for path in found}
 
 
-def points(name: str, attacked: Attacked) -> list[dict[str, Any]]:
-    """A row per method, seed and radius: clean return, the worst of the suite, whether the checks hold."""
-    failed = {check.victim for check in attacked.checks() if not check.holds}
-    return [
-        {
-            "run": name,
-            "method": attacked.label(method),
-            "seed": seed,
-            "radius": radius,
-            "clean": attacked.mean(method, seed, 0),
-            "worst": attacked.mean(method, seed, radius),
-            "checks": "fail" if attacked.victim(method, seed) in failed else "hold",
-        }
-        for method in attacked.methods
-        for seed in attacked.seeds
-        for radius in attacked.radii
-    ]
-
-
-def differences(attacks: dict[str, Attacked]) -> list[dict[str, Any]]:
-    """A row per run, method and radius: its returns minus those of the method without a defence.
-
-    The two are paired by seed; they may be of several runs of one environment, under equal assumptions. Below
-    three common seeds there is no row.
-    """
-    found = [
-        row | {"kind": kind_of(attacked), "defence": defence_of(attacked, row["method"])}
-        for name, attacked in attacks.items()
-        for row in points(name, attacked)
-    ]
-    undefended = {
-        (row["kind"], row["radius"], row["seed"]): row for row in found if row["defence"] == UNDEFENDED
-    }
-    compared: dict[tuple, list[tuple[dict, dict]]] = {}
-    for row in found:
-        base = undefended.get((row["kind"], row["radius"], row["seed"]))
-        if row["defence"] not in (None, UNDEFENDED) and base is not None:
-            compared.setdefault((row["run"], row["method"], row["radius"]), []).append((row, base))
-    return [
-        {"run": run, "difference": f"{method} - {pairs[0][1]['method']}", "radius": radius}
-        | {"seeds": len(pairs)}
-        | {part: _interval([row[part] - base[part] for row, base in pairs]) for part in ("clean", "worst")}
-        for (run, method, radius), pairs in compared.items()
-        if len(pairs) >= WORDED_SEEDS
-    ]
-
-
-def _interval(values: list[float]) -> str:
-    low, high = t_interval(values)
-    return f"{sum(values) / len(values):.1f} [{low:.1f}, {high:.1f}]"
-
-
-def kind_of(attacked: Attacked) -> str:
-    """What can be compared: the environment, and whether it assumes something that attacks cannot move."""
-    return attacked.results["env"] + (", with memory" if attacked.results.get("assumption") else "")
-
-
-def defence_of(attacked: Attacked, label: str) -> str | None:
-    """The defence of a method, by its label; None for what is no method, such as a pre-trained policy."""
-    of = {attacked.label(method): attacked.results["methods"][method] for method in attacked.methods}
-    return of[label].get("defence")
+def as_row(row: Difference) -> dict[str, Any]:
+    """For a table."""
+    parts = {"clean": row.clean, "worst": row.worst}
+    intervals = {name: f"{x.value:.1f} [{x.low:.1f}, {x.high:.1f}]" for name, x in parts.items()}
+    of = {"run": row.run, "difference": f"{row.method} - {row.base}", "radius": row.radius}
+    return of | {"seeds": row.clean.seeds} | intervals
 
 
 def draw(attacks: dict[str, Attacked]) -> Figure:
@@ -160,8 +105,8 @@ def main() -> None:
     print(
         markdown_table([row for name, attacked in attacks.items() for row in points(name, attacked)], ".1f")
     )
-    if rows := differences(attacks):
-        print("\n" + markdown_table(rows, "g"))
+    if rows := [row for row in differences([*attacks.items()]) if row.clean.seeds >= WORDED_SEEDS]:
+        print("\n" + markdown_table([as_row(row) for row in rows], "g"))
     arguments.out.write_bytes(png(draw(attacks), DPI))
 
 

@@ -1,4 +1,4 @@
-"""The two presets that every environment has; 2D navigation has its own."""
+"""The presets that every environment has; 2D navigation has its own."""
 
 from dataclasses import replace
 
@@ -10,14 +10,16 @@ from admrl_jax.config import (
     LearnerConfigs,
     ScheduleConfig,
 )
+from admrl_jax.core.networks import PolicyConfig
 from admrl_jax.defences.adgan import AdGANTrainingConfig
+from admrl_jax.defences.smooth import SmoothConfig
 from admrl_jax.envs.base import BuiltInConfig, EnvConfig
 from admrl_jax.learners.maml_trpo import MAMLTRPOConfig
 from admrl_jax.sampling import SamplingConfig
 
 
 def presets_for(env: EnvConfig, *, inner_lr: float = 0.1) -> dict[str, Config]:
-    """`paper`: the paper's sizes, one seed. `quick`: every stage at toy size.
+    """`paper`: the paper's sizes, one seed. `quick`: every stage at toy size. `hardened`: see `hardened`.
 
     Args:
         env: the environment's numbers.
@@ -46,4 +48,37 @@ def presets_for(env: EnvConfig, *, inner_lr: float = 0.1) -> dict[str, Config]:
             attacker=AttackerConfig(steps=2, num_tasks=4, num_trajectories=4),
         ),
     )
-    return {"paper": paper, "quick": quick}
+    return {"paper": paper, "quick": quick, "hardened": hardened(paper)}
+
+
+def hardened(paper: Config) -> Config:
+    """Beyond the paper: only a small context adapts, and actions hardly follow what an attack can move.
+
+    docs/robust_training.md says what it is worth, and where.
+
+    Args:
+        paper: the settings that it starts from.
+    """
+    return replace(
+        paper,
+        methods=("maml", "smooth"),
+        # Wide actions tell support episodes more, and a wrong task costs more than they do.
+        policy=PolicyConfig(context_size=4, init_std=1.2, min_std=1.0),
+        sampling=SamplingConfig(num_tasks=20, gae_lambda=0.95),
+        learners=LearnerConfigs(
+            maml_trpo=MAMLTRPOConfig(inner_lr=30.0, adapts="context", pretrain_max_kl=0.03)
+        ),
+        defences=DefenceConfigs(
+            smooth=SmoothConfig(
+                query_weight=0.05,
+                support_weight=0.05,
+                radius=max(paper.eval.strengths),
+                ascent_steps=2,
+                holds_std=False,
+                is_bounded=True,
+            )
+        ),
+        eval=EvalConfig(
+            attacks=("l2_noise", "pgd"), undefended_attacks=(), curve_attacks=("l2_noise",), suite="standard"
+        ),
+    )

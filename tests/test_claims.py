@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from admrl_jax.methods import METHODS, PAPER_METHODS
+from admrl_jax.report.attacked import Attacked
 from admrl_jax.report.claims import ADMRL, CLAIMS, FGSM, MAML, PAPER_ENVS, RANDOM, Measured, judge
+from admrl_jax.report.compared import differences
 from admrl_jax.report.paper import paper_text
 from admrl_jax.stats.claims import (
     CONTRADICTED,
@@ -21,6 +23,7 @@ from admrl_jax.stats.claims import (
     spread_ratio,
     weakest,
 )
+from admrl_jax.stats.intervals import t_interval
 
 
 def test_a_verdict_follows_the_interval() -> None:
@@ -161,3 +164,70 @@ def test_the_ledger_has_every_claim_and_says_what_is_missing() -> None:
     assert "at the paper's sizes" not in text
     run.results["preset"] = "quick"
     assert "at the paper's sizes" in paper_text(judged, {"navigation_2d": run})
+
+
+DEFENCE_OF = {"maml": "none", "smooth": "smooth", "pretrain": None}
+
+
+def attacked(left: dict[str, dict[int, float]], memory: str = "") -> Attacked:
+    """2D navigation at radius 0.2: what every seed of a method is left; clean it returns 10 more."""
+    tests = [
+        {
+            "method": method,
+            "seed": seed,
+            "radius": 0.2,
+            "worst": "pgd",
+            "returns": {"none": [value + 10.0] * 3, "pgd": [value] * 3},
+        }
+        for method, values in left.items()
+        for seed, value in values.items()
+    ]
+    return Attacked(
+        {
+            "env": "navigation_2d",
+            "assumption": memory,
+            "plan": {
+                "suite": "standard",
+                "methods": [*left],
+                "seeds": sorted({t["seed"] for t in tests}),
+                "radii": [0.2],
+            },
+            "methods": {m: {"label": m.upper(), "defence": DEFENCE_OF[m]} for m in left},
+            "members": {},
+            "rows": [],
+            "strata": None,
+            "floor": -40.0,
+            "tests": tests,
+        }
+    )
+
+
+def test_methods_are_compared_by_seed_with_the_undefended_one() -> None:
+    maml = attacked({"maml": {0: -30.0, 1: -34.0, 2: -32.0}})
+    smooth = [
+        attacked({"smooth": {seed: left}, "pretrain": {seed: -1.0}})
+        for seed, left in ((0, -20.0), (1, -26.0), (2, -21.0), (7, 0.0))
+    ]
+    found = differences([("maml", maml), *(("hard", one) for one in smooth)])
+    # Seeds of several attacks come together; seed 7 has no partner, and a pre-trained policy no defence.
+    assert [(one.run, one.method, one.base, one.radius) for one in found] == [("hard", "SMOOTH", "MAML", 0.2)]
+    assert found[0].worst.value == pytest.approx((10 + 8 + 11) / 3) and found[0].worst.seeds == 3
+    low, high = t_interval([10.0, 8.0, 11.0])
+    assert (found[0].worst.low, found[0].worst.high) == pytest.approx((low, high))
+    assert found[0].clean == found[0].worst
+    # What remembers its actions is compared with what does, whatever else is there.
+    remembers = attacked({"maml": {0: -50.0}, "smooth": {0: -15.0}}, "a clock is safe")
+    (one,) = differences([("memory", remembers)], [("maml", maml)])
+    assert one.kind == "navigation_2d, with memory" and one.worst.value == pytest.approx(35)
+    # The undefended one is looked for among the bases first.
+    mine = attacked({"maml": {0: -50.0}, "smooth": {0: -15.0}})
+    assert differences([("mine", mine)])[0].worst.value == pytest.approx(35)
+    (one,) = differences([("mine", mine)], [("maml", maml)])
+    assert one.worst.value == pytest.approx(15)
+    run = made_up(**{MAML: -50.0, RANDOM: -45.0, FGSM: -60.0, ADMRL: -30.0})
+    run.attacks.append(maml)
+    text = paper_text([], {"navigation_2d": run}, {}, [("hard", one) for one in smooth])
+    line = next(line for line in text.splitlines() if line.startswith("| hard | navigation_2d |"))
+    assert line == (
+        "| hard | navigation_2d | SMOOTH - MAML | 0.2 | 9.67 [5.87, 13.46] | 9.67 [5.87, 13.46] | supported |"
+    )

@@ -551,7 +551,7 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
 ) -> None:
     out = tmp_path / "paper"
     shutil.copytree(units, out)
-    flags = ("--envs", "navigation_2d", "--suite", "none", "--out", str(out))
+    flags = ("--envs", "navigation_2d", "--suite", "none", "--out", str(out), "--presets", "paper")
     assert paper(*flags, "--seeds", "1") == 0
     assert not (out / "navigation_2d" / "all").exists(), "one seed is a run already"
     assert paper(*flags, "--seeds", "0", "1") == 0
@@ -580,6 +580,14 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
         (("--suite", "hard"), "suite: 'hard' is not accepted"),
         (("--runs", str(merged), str(merged)), "are both of navigation_2d; accepted: one of each"),
         (("--runs", str(tmp_path)), "has no config.json; accepted: directories of finished runs"),
+        (("--runs", str(merged), "--attacks", str(tmp_path)), "accepted: folders of finished attacks"),
+        (("--runs", str(merged), "--attacks", str(merged)), "is no attack but a run"),
+        (("--runs", str(merged), "--seeds", "1"), "seeds: nothing is run where --runs names finished runs"),
+        (("--attacks", str(merged)), "attacks: they are reported beside runs; name these with --runs"),
+        (
+            ("--presets", "paper", "quick"),
+            "presets: ('paper', 'quick') is not accepted; accepted: paper, hardened",
+        ),
     ):
         assert paper(*wrong) == 2
         error = capsys.readouterr().err
@@ -589,10 +597,10 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
 def test_units_of_the_paper_are_run_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ran, codes = [], iter([0, 143])
+    ran, codes = [], iter([0, 0, 143])
 
     def note(module: str, summary: str, presets: dict[str, Config], argv: list[str]) -> int:
-        ran.append((module, presets["paper"], argv))
+        ran.append((module, presets, argv))
         return next(codes)
 
     monkeypatch.setattr(paper_command, "main", note)
@@ -600,9 +608,12 @@ def test_units_of_the_paper_are_run_and_resumed(
     begun.mkdir(parents=True)
     (begun / "config.json").write_text("{}")
     assert paper("--envs", "navigation_2d", "reacher", "--seeds", "0", "--out", str(tmp_path)) == 143
-    (first, preset, flags), (second, _, resumed) = ran
+    (first, presets, flags), (beyond, hardened, others), (second, _, resumed) = ran
     assert first == "experiments.navigation_2d" and "--seeds=0" in flags and "--resume" not in flags
+    assert beyond == first and f"--run-dir={tmp_path / 'navigation_2d' / 'hardened' / 'seed-0'}" in others
+    assert hardened == {"hardened": PAPER_PRESETS["navigation_2d"]["hardened"]}
     # The paper's settings, with the suite that was asked for.
+    preset = presets["paper"]
     assert preset.eval.suite == "standard"
     same = replace(
         preset, eval=replace(preset.eval, suite=PAPER_PRESETS["navigation_2d"]["paper"].eval.suite)

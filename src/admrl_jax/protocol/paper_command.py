@@ -1,4 +1,4 @@
-"""The command line of the whole paper: units of one environment and one seed, and one report of all.
+"""The command line of the whole paper: units of one environment, seed and preset, and one report of all.
 
 A unit does not know the others, so they can be spread over machines: `--list` prints a command for each.
 Runs that are there already can be reported on as they are, with `--runs`.
@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from admrl_jax.config import Config
 from admrl_jax.core.settings import Accepts, ConfigError, check_fields, is_whole, one_of
 from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
 from admrl_jax.protocol.command_line import fail, main
 from admrl_jax.protocol.merge import merge_runs
-from admrl_jax.report.attacked import ATTACK_FOLDER
+from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
 from admrl_jax.report.claims import PAPER_ENVS, Measured
 from admrl_jax.report.paper import write_paper_report
 from admrl_jax.report.results import read_results
@@ -28,13 +28,20 @@ from admrl_jax.runs.files import DamagedFileError
 from admrl_jax.suites import SUITES
 
 UNTIL = ("units", "report")
+RESULTS = "results.json"
 MERGED = "all"
 """Folder of an environment in which its seeds are put together; made again where there are more."""
 
 ENVS = Accepts(lambda x: isinstance(x, tuple) and set(x) <= set(PAPER_ENVS), ", ".join(PAPER_ENVS))
+HARDENED = "hardened"
+"""The preset beyond the paper that a unit may run as well."""
+PRESETS = Accepts(
+    lambda x: x in (("paper", HARDENED), ("paper",), (HARDENED,), ("quick",)),
+    f"paper, {HARDENED}, both of them, or quick",
+)
 SEEDS = Accepts(lambda x: isinstance(x, tuple) and all(is_whole(y) and y >= 0 for y in x), "seeds from 0 on")
 
-RUNS = Accepts(lambda x: isinstance(x, tuple) and all(isinstance(y, Path) for y in x), "run directories")
+PATHS = Accepts(lambda x: isinstance(x, tuple) and all(isinstance(y, Path) for y in x), "directories")
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,12 @@ class Arguments:
     """Attackers that are tried on every unit's policies: none, quick, standard or claim."""
     until: Annotated[str, one_of(*UNTIL)] = "report"
     """Last stage: units, or the report on all of them."""
-    preset: Annotated[str, one_of("paper", "quick")] = "paper"
-    """Sizes of every unit."""
-    runs: Annotated[tuple[Path, ...], RUNS] = ()
+    presets: Annotated[tuple[str, ...], PRESETS] = ("paper", HARDENED)
+    """Settings of every environment and seed; hardened is beyond the paper."""
+    runs: Annotated[tuple[Path, ...], PATHS] = ()
     """Finished runs, one of each environment, that are reported on instead; nothing is run."""
+    attacks: Annotated[tuple[Path, ...], PATHS] = ()
+    """With runs: finished attacks on more policies of these environments, such as hardened ones."""
     list: bool = False
     """Prints the command of every unit that is not finished, one per line, and runs nothing."""
     out: Annotated[Path, DIRECTORY] = Path("runs/paper")
@@ -60,18 +69,23 @@ class Arguments:
     compilation_cache: Annotated[str, CACHE] = "auto"
     """Where compiled programs are kept: a directory, off, or auto."""
 
+OF_UNITS = ("envs", "seeds", "suite", "until", "presets", "list")
+"""Arguments about what is run."""
+
 
 class Unit(NamedTuple):
-    """One seed of an environment.
+    """One seed of an environment, by one preset.
 
     Attributes:
         env: its name.
         seed: its seed.
+        preset: its settings.
         directory: of its run.
     """
 
     env: str
     seed: int
+    preset: str
     directory: Path
 
     @property
@@ -90,8 +104,10 @@ def units_of(arguments: Arguments, seeds: Mapping[str, int]) -> Iterator[Unit]:
     wanted = {env: arguments.seeds or tuple(range(seeds[env])) for env in arguments.envs}
     for place in range(max(map(len, wanted.values()), default=0)):
         for env, numbers in wanted.items():
-            if place < len(numbers):
-                yield Unit(env, numbers[place], arguments.out / env / f"seed-{numbers[place]}")
+            for preset in arguments.presets:
+                if place < len(numbers):
+                    folder = arguments.out / env / (HARDENED if preset == HARDENED else "")
+                    yield Unit(env, numbers[place], preset, folder / f"seed-{numbers[place]}")
 
 
 def paper_main(
@@ -117,7 +133,12 @@ def paper_main(
     except ConfigError as error:
         return fail(str(error))
     if arguments.runs:
-        return _report(lambda: report_of_runs(arguments.out, arguments.runs))
+        unused = [name for name in OF_UNITS if getattr(arguments, name) != getattr(Arguments(), name)]
+        if unused:
+            return fail(f"{unused[0]}: nothing is run where --runs names finished runs; leave one out")
+        return _report(lambda: report_of_runs(arguments.out, arguments.runs, arguments.attacks))
+    if arguments.attacks:
+        return fail("attacks: they are reported beside runs; name these with --runs")
     units = list(units_of(arguments, seeds))
     if arguments.list:
         for unit in units:
@@ -143,26 +164,28 @@ def _report(write: Callable[[], Path]) -> int:
     return 0
 
 
-def report_of_runs(out: Path, directories: Sequence[Path]) -> Path:
+def report_of_runs(out: Path, directories: Sequence[Path], attacks: Sequence[Path] = ()) -> Path:
     """Writes the report on finished runs.
 
     Args:
         out: of the report.
         directories: of the runs, one of each environment.
+        attacks: finished attacks on more policies.
 
     Raises:
         RunError: one is not finished, is of no environment of the paper, or two are of the same.
     """
     runs, places = {}, {}
     for directory in directories:
-        env = read_run(directory, ("results.json",), "directories of finished runs").env.name
+        env = read_run(directory, (RESULTS,), "directories of finished runs").env.name
         if env not in PAPER_ENVS:
             raise RunError(f"runs: {directory} is of {env}; accepted: {', '.join(PAPER_ENVS)}")
         if env in runs:
             raise RunError(f"runs: {places[env]} and {directory} are both of {env}; accepted: one of each")
         runs[env], places[env] = _measured(directory, [directory]), directory
+    beyond = [(_name_of(folder), Attacked(_read_attack(folder))) for folder in attacks]
     out.mkdir(parents=True, exist_ok=True)
-    return write_paper_report(out, runs, places)
+    return write_paper_report(out, runs, places, beyond)
 
 
 def report_of_units(out: Path, units: Sequence[Unit]) -> Path:
@@ -175,37 +198,68 @@ def report_of_units(out: Path, units: Sequence[Unit]) -> Path:
     Raises:
         RunError: no unit is finished, or units do not fit together.
     """
-    runs, places = {}, {}
+    runs, places, beyond = {}, {}, []
     for env in dict.fromkeys(unit.env for unit in units):
         finished = [unit for unit in units if unit.env == env and unit.is_finished]
-        if not finished:
-            continue
-        places[env] = _merged(finished)
-        runs[env] = _measured(places[env], [unit.directory for unit in finished])
-    if not runs:
+        directories = [unit.directory for unit in finished if unit.preset != HARDENED]
+        hardened = _attacks_on([unit.directory for unit in finished if unit.preset == HARDENED])
+        beyond += [(f"{env}, {HARDENED}", Attacked(attack)) for attack in hardened]
+        if directories:
+            places[env] = _merged(directories)
+            runs[env] = _measured(places[env], directories)
+    if not runs and not beyond:
         raise RunError(f"out: {out} has no finished unit")
-    return write_paper_report(out, runs, places)
+    return write_paper_report(out, runs, places, beyond)
 
 
 def _measured(run: Path, attacked: Sequence[Path]) -> Measured:
     """A run, with the attacks of a suite on the runs that it was put together from."""
-    found = [directory / ATTACK_FOLDER / "results.json" for directory in attacked]
-    return Measured(read_results(run), [json.loads(path.read_text()) for path in found if path.exists()])
+    return Measured(read_results(run), _attacks_on(attacked))
 
 
-def _merged(units: Sequence[Unit]) -> Path:
+def _attacks_on(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """What the suite left of those runs that it attacked."""
+    return [_read_attack(run / ATTACK_FOLDER) for run in runs if (run / ATTACK_FOLDER / RESULTS).exists()]
+
+
+def _read_attack(folder: Path) -> dict[str, Any]:
+    """What a suite left.
+
+    Raises:
+        RunError: the folder is not that of a finished attack.
+    """
+    if not (folder / RESULTS).exists():
+        raise RunError(f"attacks: {folder} has no {RESULTS}; accepted: folders of finished attacks")
+    results = json.loads((folder / RESULTS).read_text())
+    if "plan" not in results:
+        raise RunError(f"attacks: {folder} is no attack but a run; accepted: folders of finished attacks")
+    return results
+
+
+def _name_of(attack: Path) -> str:
+    """An attack is called by its run where it lies inside it."""
+    return attack.parent.name if attack.name == ATTACK_FOLDER else attack.name
+
+
+def _merged(directories: Sequence[Path]) -> Path:
     """The directory in which the seeds of an environment are put together."""
-    if len(units) == 1:
-        return units[0].directory
-    place = units[0].directory.parent / MERGED
+    if len(directories) == 1:
+        return directories[0]
+    place = directories[0].parent / MERGED
     if (place / "report.md").exists():
         seeds = read_results(place)["config"]["seeds"]
-        if seeds == [unit.seed for unit in units]:
+        if seeds == [
+            seed for directory in directories for seed in read_results(directory)["config"]["seeds"]
+        ]:
             return place
     if place.exists():
         shutil.rmtree(place)
-    merge_runs([unit.directory for unit in units], place)
+    merge_runs(directories, place)
     return place
+
+
+def _seeds_of(run: Path) -> list[int]:
+    return read_results(run)["config"]["seeds"]
 
 
 def _run_units(units: Sequence[Unit], arguments: Arguments, presets: Mapping[str, dict[str, Config]]) -> int:
@@ -213,14 +267,15 @@ def _run_units(units: Sequence[Unit], arguments: Arguments, presets: Mapping[str
     for number, unit in enumerate(units, 1):
         if unit.is_finished:
             continue
-        print(f"unit {number} of {len(units)}: {unit.env}, seed {unit.seed}", file=sys.stderr)
-        preset = presets[unit.env][arguments.preset]
+        words = f"{unit.env}, seed {unit.seed}, preset {unit.preset}"
+        print(f"unit {number} of {len(units)}: {words}", file=sys.stderr)
+        preset = presets[unit.env][unit.preset]
         preset = replace(preset, eval=replace(preset.eval, suite=arguments.suite))
-        flags = [f"--preset={arguments.preset}", f"--seeds={unit.seed}", f"--run-dir={unit.directory}"]
+        flags = [f"--preset={unit.preset}", f"--seeds={unit.seed}", f"--run-dir={unit.directory}"]
         flags += [f"--eval.suite={arguments.suite}", f"--compilation-cache={arguments.compilation_cache}"]
         flags += ["--resume"] * (unit.directory / "config.json").exists()
         # How hard it is attacked in the end does not make it another protocol.
-        code = main(f"experiments.{unit.env}", "", {arguments.preset: preset}, flags)
+        code = main(f"experiments.{unit.env}", "", {unit.preset: preset}, flags)
         if code:
             return code
     return 0
@@ -229,5 +284,5 @@ def _run_units(units: Sequence[Unit], arguments: Arguments, presets: Mapping[str
 def _command_of(module: str, unit: Unit, arguments: Arguments) -> str:
     """What runs one unit alone, or goes on with it."""
     flags = ["--envs", unit.env, "--seeds", str(unit.seed), "--until", "units", "--out", str(arguments.out)]
-    flags += ["--suite", arguments.suite, "--preset", arguments.preset]
+    flags += ["--suite", arguments.suite, "--presets", unit.preset]
     return shlex.join(["python", "-m", module, *flags])

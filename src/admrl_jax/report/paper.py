@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from admrl_jax.methods import PAPER_METHODS
+from admrl_jax.report.attacked import Attacked
 from admrl_jax.report.attacks import spread
 from admrl_jax.report.claims import (
     FRESH,
@@ -18,6 +19,7 @@ from admrl_jax.report.claims import (
     Measured,
     judge,
 )
+from admrl_jax.report.compared import differences
 from admrl_jax.report.results import method_label
 from admrl_jax.report.tables import rounded, table
 from admrl_jax.runs.files import write_text
@@ -28,13 +30,19 @@ FIGURES = ("strength", "convergence_attacked", "convergence_clean")
 """Of every run, in the order of the paper's Figures 2 to 4."""
 
 
-def write_paper_report(folder: Path, runs: Mapping[str, Measured], places: Mapping[str, Path]) -> Path:
+def write_paper_report(
+    folder: Path,
+    runs: Mapping[str, Measured],
+    places: Mapping[str, Path],
+    beyond: Sequence[tuple[str, Attacked]] = (),
+) -> Path:
     """Writes `report.md` and `claims.json`.
 
     Args:
         folder: of both.
         runs: by environment.
         places: the runs' directories.
+        beyond: attacks on policies that are not the paper's, by name.
 
     Returns:
         Path of `report.md`.
@@ -43,7 +51,7 @@ def write_paper_report(folder: Path, runs: Mapping[str, Measured], places: Mappi
     write_text(folder / "claims.json", json.dumps([one.as_row() for one in judged], indent=1) + "\n")
     path = folder / "report.md"
     figures = {env: _figures_of(place, folder) for env, place in places.items()}
-    write_text(path, paper_text(judged, runs, figures))
+    write_text(path, paper_text(judged, runs, figures, beyond))
     return path
 
 
@@ -51,6 +59,7 @@ def paper_text(
     judged: Sequence[Judged],
     runs: Mapping[str, Measured],
     figures: Mapping[str, Sequence[Path]] | None = None,
+    beyond: Sequence[tuple[str, Attacked]] = (),
 ) -> str:
     """The report in Markdown.
 
@@ -58,6 +67,7 @@ def paper_text(
         judged: the claims.
         runs: by environment.
         figures: of the runs, by environment.
+        beyond: attacks on policies that are not the paper's, by name.
     """
     blocks = [
         "# The paper, reproduced",
@@ -82,6 +92,7 @@ def paper_text(
         "## Without an attack",
         clean_table(runs),
         *_suite_section(runs),
+        *_beyond_section(runs, beyond),
         *_figures_section(figures or {}),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -184,6 +195,32 @@ def _suite_section(runs: Mapping[str, Measured]) -> list[str]:
         "## Under the worst attacker of a suite",
         f"Suite {', '.join(sorted(suites))}, mean over the radii. Only seeds whose checks all hold count.",
         table(["environment", "method", "return", "seeds whose checks hold"], body, 2),
+    ]
+
+
+def _beyond_section(runs: Mapping[str, Measured], beyond: Sequence[tuple[str, Attacked]]) -> list[str]:
+    """What other training buys, against MAML."""
+    bases = [(env, attacked) for env, run in runs.items() for attacked in run.attacks]
+    body = [
+        (
+            one.run,
+            one.kind,
+            f"{one.method} - {one.base}",
+            f"{one.radius:g}",
+            *(effect_text(effect) for effect in (one.clean, one.worst)),
+            one.worst.verdict if one.worst.seeds >= WORDED_SEEDS else "-",
+        )
+        for one in differences(beyond, bases)
+    ]
+    if not body:
+        return []
+    return [
+        "## Beyond the paper",
+        "What other training keeps more than MAML without it, paired by seed. Worst: under the worst "
+        "attacker of the suite, at each radius, whether the suite's checks hold or not. MAML is the paper's "
+        "where a suite attacked it, else that of these attacks. Policies with memory are compared with MAML "
+        "with memory. The verdict is on 'more than MAML under the worst'.",
+        table(["run", "environment", "difference", "radius", "clean", "worst", "verdict"], body, 3),
     ]
 
 
