@@ -62,7 +62,7 @@ HARDENED = replace(
     env=NavigationConfig(remembers_actions=True),
     methods=("maml", "smooth"),
     defences=DefenceConfigs(
-        smooth=SmoothConfig(query_weight=1.0, support_weight=1.0, radius=0.5, ascent_steps=2)
+        smooth=SmoothConfig(query_weight=1.0, support_weight=1.0, radius=0.5, ascent_steps=2, num_episodes=5)
     ),
     eval=EvalConfig(
         num_tasks=200,

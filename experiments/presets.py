@@ -74,6 +74,7 @@ def hardened(paper: Config) -> Config:
                 support_weight=0.05,
                 radius=max(paper.eval.strengths),
                 ascent_steps=2,
+                num_episodes=5,
                 holds_std=False,
                 is_bounded=True,
             )

@@ -645,7 +645,14 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "defences.population.fit.knows_task": False,
         },
     ),
-    "smooth": ("smooth", {"defences.smooth.is_bounded": True, "defences.smooth.holds_std": False}),
+    "smooth": (
+        "smooth",
+        {
+            "defences.smooth.is_bounded": True,
+            "defences.smooth.holds_std": False,
+            "defences.smooth.num_episodes": 1,
+        },
+    ),
     "context": ("maml", {"policy.context_size": 10_000, "learners.maml_trpo.adapts": "context"}),
     "population query": ("population", {"defences.population.fit.through": "query"}),
 }

@@ -10,6 +10,7 @@ import pytest
 from helpers import (
     assert_no_leaf_is_zero,
     assert_trees_close,
+    assert_trees_equal,
     finite_differences,
     random_experience,
     random_like,
@@ -107,6 +108,25 @@ def divergences(learner, params, batch, shifts, pair) -> jax.Array:
             mean = jnp.sum(gaussian.kl(before, after) * taken.mask) / jnp.sum(taken.mask)
             total = total.at[index].add(mean / 2)
     return total
+
+
+def test_some_episodes_are_shifted_as_if_they_were_all(x64: None) -> None:
+    learner = LEARNERS["maml_trpo"]()
+    batch = meta_batch(learner)
+    task = jax.tree.map(lambda x: x[0], (batch.adapted_params, batch.support, batch.query))
+
+    def shifted(num_episodes: int, take: int) -> tuple[Shifted, Shifted]:
+        adapted, support, query = task
+        support = jax.tree.map(lambda x: x[:, :take], support)
+        query = jax.tree.map(lambda x: x[:take], query)
+        term = smooth_term(VICTIM, SmoothConfig(num_episodes=num_episodes))
+        return term.prepare(KEY, start(), adapted, support, query)
+
+    # Of three episodes of four steps.
+    assert_trees_equal(shifted(2, 3), shifted(0, 2))
+    assert shifted(2, 3)[1].obs.shape == (8, 2) and shifted(0, 3)[1].obs.shape == (12, 2)
+    np.testing.assert_allclose(jnp.sum(shifted(2, 3)[0].weight), 1)
+    assert_trees_equal(shifted(5, 3), shifted(0, 3))
 
 
 @pytest.mark.parametrize(("is_bounded", "holds_std"), [(False, True), (True, False)])

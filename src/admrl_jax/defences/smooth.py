@@ -11,7 +11,7 @@ from admrl_jax.attacks.threat import project_l2
 from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.linalg import safe_norm
-from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, REPEATS
+from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, REPEATS, whole_from
 from admrl_jax.core.types import Experience, Params, flatten_steps
 from admrl_jax.defences.base import Defence, DefenceSpec
 from admrl_jax.defences.fixed import no_defence
@@ -30,6 +30,9 @@ class SmoothConfig:
     """L2 bound of d, in raw observation units, over what an attack can move."""
     ascent_steps: Annotated[int, REPEATS] = 1
     """Gradient steps that look for the worst d."""
+    num_episodes: Annotated[int, whole_from(0, 10_000)] = 0
+    """Episodes of each task whose observations are shifted; 0 takes all. A quarter of them makes the
+    regulariser a quarter as dear."""
     holds_std: bool = True
     """The standard deviation counts as a constant. If it does not, it also widens: that lowers the
     divergence, and hides what is left of it in noise."""
@@ -92,7 +95,8 @@ def smooth_term(victim: Victim, config: SmoothConfig) -> LossTerm:
     policy = victim.policy
 
     def shift(params: Params, key: jax.Array, experience: Experience) -> Shifted:
-        taken = flatten_steps(experience).trajectory
+        some = jax.tree.map(lambda x: x[: config.num_episodes or None], experience)
+        taken = flatten_steps(some).trajectory
         weight = taken.mask / jnp.maximum(jnp.sum(taken.mask), 1.0)
         return Shifted(taken.obs, worst_shift(victim, params, key, taken.obs, config), weight)
 

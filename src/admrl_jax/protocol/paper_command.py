@@ -69,6 +69,7 @@ class Arguments:
     compilation_cache: Annotated[str, CACHE] = "auto"
     """Where compiled programs are kept: a directory, off, or auto."""
 
+
 OF_UNITS = ("envs", "seeds", "suite", "until", "presets", "list")
 """Arguments about what is run."""
 
