@@ -1,11 +1,12 @@
 """What robustness costs, from committed attacks: `python -m benchmarks.robustness`.
 
-Reads `attack/results.json` of every run in `results/`, draws the clean return of each policy against what the
-worst attacker leaves it, and prints the same as a table. One point per method and seed. A second table has
-each method minus the undefended one, paired by seed, wherever the two share enough seeds.
+Reads what the suite `standard` left of every run in `results/`, draws the clean return of each policy against
+what the worst attacker leaves it, and prints the same as a table. One point per method and seed. A second
+table has each method minus the undefended one, paired by seed, wherever the two share enough seeds.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,22 @@ class Arguments:
     """Where the figure goes."""
 
 
-def read_attacks(runs: Path) -> dict[str, Attacked]:
-    """Attacks by the name of their run."""
-    found = sorted(runs.glob("*/attack/results.json"))
-    return {path.parents[1].name: Attacked(json.loads(path.read_text())) for path in found}
+def read_attacks(runs: Path, suite: str = "standard") -> list[tuple[str, Attacked]]:
+    """Attacks on support and query data, with the names of their runs; a run may have several.
+
+    Args:
+        runs: folder of run directories.
+        suite: whose attacks are read.
+    """
+    read = [
+        (path.parents[1].name, json.loads(path.read_text())) for path in runs.glob("*/attack*/results.json")
+    ]
+    found = [
+        (run, Attacked(results))
+        for run, results in sorted(read, key=lambda x: (x[0], x[1]["plan"]["seeds"]))
+        if (results["plan"]["suite"], results["plan"]["side"]) == (suite, "both")
+    ]
+    return found
 
 
 def as_row(row: Difference) -> dict[str, Any]:
@@ -49,19 +62,19 @@ def as_row(row: Difference) -> dict[str, Any]:
     return of | {"seeds": row.clean.seeds} | intervals
 
 
-def draw(attacks: dict[str, Attacked]) -> Figure:
+def draw(attacks: Sequence[tuple[str, Attacked]]) -> Figure:
     """A panel per environment and radius; runs that make other assumptions are on panels of their own."""
-    panels: dict[tuple[str, float], list[str]] = {}
-    for name, attacked in attacks.items():
+    panels: dict[tuple[str, float], list[tuple[str, Attacked]]] = {}
+    for run, attacked in attacks:
         for radius in attacked.radii:
-            panels.setdefault((kind_of(attacked), radius), []).append(name)
+            panels.setdefault((kind_of(attacked), radius), []).append((run, attacked))
     columns = min(3, -(-len(panels) // 2)) if len(panels) > 3 else len(panels)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.3 * columns, 4.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax, ((kind, radius), names) in zip(axes, sorted(panels.items()), strict=False):
-        _panel(ax, {name: attacks[name] for name in names}, radius)
+    for ax, (kind, radius) in zip(axes, sorted(panels), strict=False):
+        _panel(ax, panels[kind, radius], radius)
         ax.set_title(f"{kind}, radius {radius:g}", fontsize=10)
     for ax in axes[len(panels) :]:
         ax.remove()
@@ -70,22 +83,23 @@ def draw(attacks: dict[str, Attacked]) -> Figure:
     return figure
 
 
-def _panel(ax: Axes, attacks: dict[str, Attacked], radius: float) -> None:
+def _panel(ax: Axes, attacks: Sequence[tuple[str, Attacked]], radius: float) -> None:
     """A marker per run, a colour per method; what failed a check is hollow."""
-    ends = [next(iter(attacks.values())).floor]
-    for number, (name, attacked) in enumerate(attacks.items()):
+    ends = [attacks[0][1].floor]
+    runs = [*dict.fromkeys(run for run, _ in attacks)]
+    named: set[tuple[str, str]] = set()
+    for run, attacked in attacks:
         colours = {attacked.label(m): attacked.results["methods"][m]["colour"] for m in attacked.methods}
-        named: set[str] = set()
-        for row in points(name, attacked):
+        for row in points(run, attacked):
             if row["radius"] != radius:
                 continue
-            method, x, y = row["method"], row["clean"], row["worst"]
-            label = None if method in named else method + (f" ({name})" if number else "")
+            number, method, x, y = runs.index(run), row["method"], row["clean"], row["worst"]
+            label = None if (run, method) in named else method + (f" ({run})" if number else "")
             face = colours[method] if row["checks"] == "hold" else "none"
             ax.scatter(
                 x, y, s=45, marker=MARKERS[number], facecolor=face, edgecolor=colours[method], label=label
             )
-            named.add(method)
+            named.add((run, method))
             ends += [x, y]
     margin = 0.06 * (max(ends) - min(ends))
     limits = (min(ends) - margin, max(ends) + margin)
@@ -102,10 +116,8 @@ def main() -> None:
     attacks = read_attacks(arguments.runs)
     if not attacks:
         raise SystemExit(f"error: no attacked runs in {arguments.runs}")
-    print(
-        markdown_table([row for name, attacked in attacks.items() for row in points(name, attacked)], ".1f")
-    )
-    if rows := [row for row in differences([*attacks.items()]) if row.clean.seeds >= WORDED_SEEDS]:
+    print(markdown_table([row for run, attacked in attacks for row in points(run, attacked)], ".1f"))
+    if rows := [row for row in differences(attacks) if row.clean.seeds >= WORDED_SEEDS]:
         print("\n" + markdown_table([as_row(row) for row in rows], "g"))
     arguments.out.write_bytes(png(draw(attacks), DPI))
 

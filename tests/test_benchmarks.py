@@ -348,13 +348,16 @@ def test_learning_is_read_from_packed_metrics() -> None:
 
 def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     attacks = robustness.read_attacks(RESULTS)
-    assert {"halfcheetah_dir", "halfcheetah_dir_hardened", "navigation_2d_hardened"} <= attacks.keys()
-    rows = points("run", attacks["navigation_2d_hardened"])
+    of = dict(attacks)
+    assert {"halfcheetah_dir", "halfcheetah_dir_hardened", "navigation_2d_hardened"} <= of.keys()
+    # On both sides only, and by one suite.
+    assert "navigation_2d" not in of and {x.results["plan"]["suite"] for _, x in attacks} == {"standard"}
+    rows = points("run", of["navigation_2d_hardened"])
     assert len(rows) == 6 and all(row["worst"] < row["clean"] for row in rows)
-    tests = attacks["navigation_2d_hardened"].results["tests"]
+    tests = of["navigation_2d_hardened"].results["tests"]
     first = next(t for t in tests if t["method"] == "maml" and t["seed"] == 0)
     assert rows[0]["worst"] == pytest.approx(np.mean(first["returns"][first["worst"]]))
-    mine = [("run", attacks["navigation_2d_hardened"])]
+    mine = [("run", of["navigation_2d_hardened"])]
     row = next(row for row in map(robustness.as_row, differences(mine)) if row["radius"] == 0.5)
     assert row["difference"] == "MAML, smooth - MAML" and row["seeds"] == 3 and row["worst"].startswith("33.")
     panels = {ax.get_title(): ax for ax in robustness.draw(attacks).axes}

@@ -238,8 +238,8 @@ def _read_attack(folder: Path) -> dict[str, Any]:
 
 
 def _name_of(attack: Path) -> str:
-    """An attack is called by its run where it lies inside it."""
-    return attack.parent.name if attack.name == ATTACK_FOLDER else attack.name
+    """An attack is called by its run where it lies inside it; a run may have several."""
+    return attack.parent.name if (attack.parent / "config.json").exists() else attack.name
 
 
 def _merged(directories: Sequence[Path]) -> Path:
