@@ -32,7 +32,7 @@ from admrl_jax.protocol.attack_results import (
 from admrl_jax.protocol.attack_strongest import read_strongest, write_strongest
 from admrl_jax.protocol.attack_victims import Victims, load_victims
 from admrl_jax.report.attacked import Attacked
-from admrl_jax.runs.files import write_text
+from admrl_jax.runs.files import write_rows
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted, StopRequest
 from admrl_jax.suite import (
@@ -103,7 +103,7 @@ class AttackRun:
         files = {cell: self.file(cell) for cell in self.cells}
         results = attack_results(self.plan, self.suite, self.victims, files)
         write_strongest(self.folder, results["env"], self._strongest())
-        write_text(self.folder / "results.json", json.dumps(results, indent=1) + "\n")
+        write_rows(self.folder / "results.json", results)
         return results
 
     def _check_stop(self) -> None:

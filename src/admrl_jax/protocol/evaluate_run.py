@@ -20,7 +20,7 @@ from admrl_jax.evaluation import do_nothing_returns
 from admrl_jax.learners.registry import LEARNERS
 from admrl_jax.methods import METHODS
 from admrl_jax.runs.artefact import Trained, load_policy, read_policies
-from admrl_jax.runs.files import write_text
+from admrl_jax.runs.files import write_rows
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.versions import versions
 from admrl_jax.sampling import SamplingConfig, collect_tasks, episode_returns, score_tasks, unadapted
@@ -269,5 +269,5 @@ def evaluate_policies(plan: EvaluationPlan, folder: Path) -> dict[str, Any]:
         "rows": rows,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "evaluation.json", json.dumps(results, indent=1) + "\n")
+    write_rows(folder / "evaluation.json", results)
     return results

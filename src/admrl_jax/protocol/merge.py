@@ -19,7 +19,7 @@ from admrl_jax.config import Config, config_difference, to_dict
 from admrl_jax.report.write import write_report
 from admrl_jax.runs.artefact import ATTACKERS, POLICIES, digest, read_policies
 from admrl_jax.runs.directory import RunError, read_run
-from admrl_jax.runs.files import read_arrays, write_arrays, write_text
+from admrl_jax.runs.files import read_arrays, write_arrays, write_rows, write_text
 from admrl_jax.runs.numerics import FILE, read_settings
 
 Tree = dict[str, Any]
@@ -103,7 +103,7 @@ def _merge_results(sources: Sequence[Path], config: Config, out: Path) -> None:
         merged[part] = _in_order(
             [one[part] for one in results], lambda row: [row.get(name, "") for name in what]
         )
-    write_text(out / "results.json", json.dumps(merged, indent=1) + "\n")
+    write_rows(out / "results.json", merged)
 
 
 def _in_order(parts: Sequence[list[Tree]], group: Callable[[Tree], list[Any]]) -> list[Tree]:

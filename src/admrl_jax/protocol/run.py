@@ -35,7 +35,7 @@ from admrl_jax.report.attacks import write_attack_report
 from admrl_jax.report.write import write_report
 from admrl_jax.runs.artefact import ATTACKERS, POLICIES, TRAINED, save_attackers, save_policies
 from admrl_jax.runs.devices import make_lanes
-from admrl_jax.runs.files import write_text
+from admrl_jax.runs.files import write_rows, write_text
 from admrl_jax.runs.versions import versions
 
 UNTIL = ("pretrain", "finetune", "report")
@@ -163,7 +163,7 @@ def save_results(
         "rows": rows,
         "curves": curves,
     }
-    write_text(session.directory / "results.json", json.dumps(results, indent=1) + "\n")
+    write_rows(session.directory / "results.json", results)
     path = session.directory / "timing.json"
     before = json.loads(path.read_text()) if path.exists() else {"seconds": {}}
     timing = {

@@ -1,8 +1,10 @@
 """Atomic file writes: a kill leaves either the old or the new file, whole. Arrays are checked when read."""
 
 import io
+import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of a text, in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def write_rows(path: Path, results: Mapping[str, Any]) -> None:
+    """`write_bytes` of results in JSON: a line for each of them, and for each row of a table."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+            return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+        return json.dumps(value)
+
+    lines = [f"{json.dumps(name)}: {text(value)}" for name, value in results.items()]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
