@@ -57,7 +57,8 @@ def hardened(paper: Config) -> Config:
     docs/robust_training.md says what it is worth, and where.
 
     Args:
-        paper: the settings that it starts from.
+        paper: the settings that it starts from; a context takes larger steps than weights, so that its own
+            step size of adaptation is not kept.
     """
     return replace(
         paper,

@@ -230,8 +230,12 @@ def test_who_went_on_from_the_worst_in_vain_shows_that_it_had_converged(attacked
     # Of another start, or stronger: another attacker.
     assert end_of_line([first, in_vain | {"origin": "start 1"}], first) is first
     assert end_of_line([first, further], first) is first
-    # Two updates do not vouch for three.
-    assert end_of_line([first, in_vain | {"effort": [-5.0] * 2}], first) is first
+    # Two updates do not vouch for three, but two and another two do.
+    few = in_vain | {"effort": [-5.0] * 2}
+    assert end_of_line([first, few], first) is first
+    again = few | {"entry": "on again"}
+    assert end_of_line([first, few, again], first) is again
+    assert end_of_line([first, few, again | {"origin": "on"}], first) is first
 
 
 @pytest.mark.parametrize("stronger", ["l2_noise", "transferred", "refined"])

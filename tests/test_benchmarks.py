@@ -359,7 +359,11 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     assert rows[0]["worst"] == pytest.approx(np.mean(first["returns"][first["worst"]]))
     mine = [("run", of["navigation_2d_hardened"])]
     row = next(row for row in map(robustness.as_row, differences(mine)) if row["radius"] == 0.5)
-    assert row["difference"] == "MAML, smooth - MAML" and row["seeds"] == 3 and row["worst"].startswith("34.")
+    assert (
+        row["difference"] == "MAML, smooth - MAML of run"
+        and row["seeds"] == 3
+        and row["worst"].startswith("34.")
+    )
     panels = {ax.get_title(): ax for ax in robustness.draw(attacks).axes}
     # Four runs share a panel, and a policy with memory has its own.
     assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 15

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from admrl_jax.report.attacked import Attacked
 from admrl_jax.stats.checks import (
     BEATS_UNTRAINED,
     CONVERGED,
@@ -15,7 +14,6 @@ from admrl_jax.stats.checks import (
     TRANSFER,
     UNTRAINED,
     WHITE_BOX,
-    Check,
     Score,
     converged,
     is_claim_sound,
@@ -83,31 +81,3 @@ def test_effort_is_flat_or_not() -> None:
     assert not converged("maml", 0.8, "fit", [300, 290, 280, 260, 240, 200], clean=300).holds
     # A lower batch by chance does not count twice: the lowest so far is compared.
     assert converged("maml", 0.8, "fit", [100, 250, 120, 104, 101, 180], clean=300).holds
-
-
-def curve_of(left: list[float], clean: list[float], effort: list[float]) -> Check:
-    """The check on effort of one victim, with an attacker's curve and what it left of each test task."""
-    row = {"method": "maml", "seed": 0, "radius": 0.2, "entry": "fit", "member": "fit", "origin": "start 0"}
-    row |= {"validation": effort[-1], "final": None, "effort": effort}
-    returns = {"none": clean, "fit": left}
-    test = {"method": "maml", "seed": 0, "radius": 0.2, "worst": "fit", "returns": returns}
-    results = {
-        "plan": {"methods": ["maml"], "seeds": [0], "radii": [0.2]},
-        "methods": {"maml": {"label": "MAML"}},
-        "members": {"fit": {"kind": LEARNED}},
-        "strata": None,
-        "rows": [row],
-        "tests": [test],
-    }
-    (check,) = [check for check in Attacked(results).checks() if check.name == CONVERGED]
-    return check
-
-
-def test_a_curve_that_falls_by_chance_alone_is_no_failure() -> None:
-    clean, falling = [100.0, 80.0, 120.0, 110.0], [100.0, 101.0, 102.0, 99.0, 97.0, 95.0]
-    # It takes 0.5 of 102.5, give or take as much: nothing to converge to.
-    none = curve_of([98.0, 81.0, 119.0, 110.0], clean, falling)
-    assert none.holds and "nothing beyond chance (0.50 +- 0.65)" in none.detail
-    # As little, but from every task; and much, but from one: the curve counts.
-    assert not curve_of([99.0, 79.1, 118.9, 109.0], clean, falling).holds
-    assert not curve_of([100.0, 80.0, 120.0, 10.0], clean, falling).holds

@@ -9,7 +9,7 @@ import pytest
 from admrl_jax.methods import METHODS, PAPER_METHODS
 from admrl_jax.report.attacked import Attacked
 from admrl_jax.report.claims import ADMRL, CLAIMS, FGSM, MAML, PAPER_ENVS, RANDOM, Measured, judge
-from admrl_jax.report.compared import differences
+from admrl_jax.report.compared import TwiceError, differences
 from admrl_jax.report.paper import paper_text
 from admrl_jax.stats.claims import (
     CONTRADICTED,
@@ -169,7 +169,7 @@ def test_the_ledger_has_every_claim_and_says_what_is_missing() -> None:
 DEFENCE_OF = {"maml": "none", "smooth": "smooth", "pretrain": None}
 
 
-def attacked(left: dict[str, dict[int, float]], memory: str = "") -> Attacked:
+def attacked(left: dict[str, dict[int, float]], memory: str = "", side: str = "both") -> Attacked:
     """2D navigation at radius 0.2: what every seed of a method is left; clean it returns 10 more."""
     tests = [
         {
@@ -188,6 +188,8 @@ def attacked(left: dict[str, dict[int, float]], memory: str = "") -> Attacked:
             "assumption": memory,
             "plan": {
                 "suite": "standard",
+                "side": side,
+                "units": "paper",
                 "methods": [*left],
                 "seeds": sorted({t["seed"] for t in tests}),
                 "radii": [0.2],
@@ -210,7 +212,10 @@ def test_methods_are_compared_by_seed_with_the_undefended_one() -> None:
     ]
     found = differences([("maml", maml), *(("hard", one) for one in smooth)])
     # Seeds of several attacks come together; seed 7 has no partner, and a pre-trained policy no defence.
-    assert [(one.run, one.method, one.base, one.radius) for one in found] == [("hard", "SMOOTH", "MAML", 0.2)]
+    assert [(one.run, one.method, one.base, one.radius) for one in found] == [
+        ("hard", "SMOOTH", "MAML of maml", 0.2)
+    ]
+    assert found[0].failed == 0
     assert found[0].worst.value == pytest.approx((10 + 8 + 11) / 3) and found[0].worst.seeds == 3
     low, high = t_interval([10.0, 8.0, 11.0])
     assert (found[0].worst.low, found[0].worst.high) == pytest.approx((low, high))
@@ -223,11 +228,24 @@ def test_methods_are_compared_by_seed_with_the_undefended_one() -> None:
     mine = attacked({"maml": {0: -50.0}, "smooth": {0: -15.0}})
     assert differences([("mine", mine)])[0].worst.value == pytest.approx(35)
     (one,) = differences([("mine", mine)], [("maml", maml)])
-    assert one.worst.value == pytest.approx(15)
+    assert one.worst.value == pytest.approx(15) and one.base == "MAML of maml"
+    # One MAML, or the other: seeds that the base lacks are left out, not taken from elsewhere.
+    more = attacked({"maml": {0: -50.0, 9: -60.0}, "smooth": {0: -15.0, 9: -15.0}})
+    (one,) = differences([("mine", more)], [("maml", maml)])
+    assert (one.worst.seeds, one.worst.value) == (1, pytest.approx(15))
+    # Attacked otherwise, it is no partner; and no policy counts twice.
+    query = attacked({"smooth": {0: -12.0}}, side="query")
+    assert not differences([("query", query)], [("maml", maml)])
+    with pytest.raises(TwiceError, match="mine has MAML, seed 0"):
+        differences([("mine", mine), ("mine", mine)])
     run = made_up(**{MAML: -50.0, RANDOM: -45.0, FGSM: -60.0, ADMRL: -30.0})
     run.attacks.append(maml)
     text = paper_text([], {"navigation_2d": run}, {}, [("hard", one) for one in smooth])
     line = next(line for line in text.splitlines() if line.startswith("| hard | navigation_2d |"))
-    assert line == (
-        "| hard | navigation_2d | SMOOTH - MAML | 0.2 | 9.67 [5.87, 13.46] | 9.67 [5.87, 13.46] | supported |"
+    numbers = "9.67 [5.87, 13.46] | 9.67 [5.87, 13.46]"
+    assert (
+        line == f"| hard | navigation_2d | SMOOTH - MAML of navigation_2d | 0.2 | 3 | {numbers} | supported |"
+    )
+    assert "With nothing to compare with: query." in paper_text(
+        [], {"navigation_2d": run}, {}, [("query", query)]
     )

@@ -569,6 +569,23 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
     assert (again / "report.md").read_text() == text.replace(
         "](navigation_2d/all/", "](../paper/navigation_2d/all/"
     )
+    # Attacks on other policies, by the names of their runs.
+    attack = Path(__file__).parent.parent / "results" / "navigation_2d_hardened" / "attack"
+    assert paper("--runs", str(merged), "--attacks", str(attack), "--out", str(again)) == 0
+    text = (again / "report.md").read_text()
+    mine = "navigation_2d_hardened"
+    line = f"| {mine} | navigation_2d, with memory | MAML, smooth - MAML of {mine} |"
+    assert text.count(line) == 3 and "With nothing to compare with" not in text
+    # So do units that are finished and were attacked.
+    beyond = out / "navigation_2d" / "hardened" / "seed-0"
+    shutil.copytree(attack, beyond / "attack")
+    (beyond / "report.md").write_text("whole")
+    both = ("--envs", "navigation_2d", "--out", str(out), "--until", "report", "--seeds", "0")
+    (out / "navigation_2d" / "seed-0" / "report.md").touch()
+    assert paper(*both) == 0
+    mine = "navigation_2d, hardened"
+    line = f"| {mine} | navigation_2d, with memory | MAML, smooth - MAML of {mine} |"
+    assert (out / "report.md").read_text().count(line) == 3
     capsys.readouterr()
     # What is left to do, a command each.
     assert paper(*flags, "--seeds", "0", "1", "2", "--list") == 0
@@ -578,11 +595,12 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
         (("--envs", "ant_goal"), "envs: ('ant_goal',) is not accepted; accepted: navigation_2d, "),
         (("--out", str(tmp_path / "empty"), "--seeds", "9", "--envs"), "has no finished unit"),
         (("--suite", "hard"), "suite: 'hard' is not accepted"),
-        (("--runs", str(merged), str(merged)), "are both of navigation_2d; accepted: one of each"),
+        (("--runs", str(merged), str(merged.parent / "seed-1")), "are both of navigation_2d; accepted: one"),
         (("--runs", str(tmp_path)), "has no config.json; accepted: directories of finished runs"),
         (("--runs", str(merged), "--attacks", str(tmp_path)), "accepted: folders of finished attacks"),
         (("--runs", str(merged), "--attacks", str(merged)), "is no attack but a run"),
         (("--runs", str(merged), "--seeds", "1"), "seeds: nothing is run where --runs names finished runs"),
+        (("--runs", str(merged), "--attacks", str(attack), str(attack)), "attacks: ("),
         (("--attacks", str(merged)), "attacks: they are reported beside runs; name these with --runs"),
         (
             ("--presets", "paper", "quick"),
@@ -692,7 +710,7 @@ def tiny(preset: Config, **changes) -> Config:
 def test_every_experiment_trains_under_attack(name: str) -> None:
     """What its presets are made of takes a step under attack; stages are the same for all environments."""
     module = importlib.import_module(f"experiments.{name}")
-    assert set(module.PRESETS) == {"paper", "quick"}
+    assert set(module.PRESETS) == {"paper", "quick", "hardened"}
     assert module.PRESETS["paper"].env.name == name
     parts = build_parts(tiny(module.PRESETS["quick"], num_threads=1))
     setup, defence = parts.setup("admrl"), parts.defence("admrl")

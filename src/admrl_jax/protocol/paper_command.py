@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from admrl_jax.config import Config
-from admrl_jax.core.settings import Accepts, ConfigError, check_fields, is_whole, one_of
+from admrl_jax.core.settings import Accepts, ConfigError, check_fields, distinct, is_whole, one_of
 from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
 from admrl_jax.protocol.command_line import fail, main
 from admrl_jax.protocol.merge import merge_runs
 from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
 from admrl_jax.report.claims import PAPER_ENVS, Measured
+from admrl_jax.report.compared import TwiceError
 from admrl_jax.report.paper import write_paper_report
 from admrl_jax.report.results import read_results
 from admrl_jax.runs.artefact import ArtefactError
@@ -36,12 +37,12 @@ ENVS = Accepts(lambda x: isinstance(x, tuple) and set(x) <= set(PAPER_ENVS), ", 
 HARDENED = "hardened"
 """The preset beyond the paper that a unit may run as well."""
 PRESETS = Accepts(
-    lambda x: x in (("paper", HARDENED), ("paper",), (HARDENED,), ("quick",)),
+    lambda x: set(x) in ({"paper"}, {HARDENED}, {"paper", HARDENED}, {"quick"}) and len(set(x)) == len(x),
     f"paper, {HARDENED}, both of them, or quick",
 )
 SEEDS = Accepts(lambda x: isinstance(x, tuple) and all(is_whole(y) and y >= 0 for y in x), "seeds from 0 on")
 
-PATHS = Accepts(lambda x: isinstance(x, tuple) and all(isinstance(y, Path) for y in x), "directories")
+PATHS = distinct(Accepts(lambda x: isinstance(x, Path), "a directory"), "directories", may_be_empty=True)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Arguments:
     until: Annotated[str, one_of(*UNTIL)] = "report"
     """Last stage: units, or the report on all of them."""
     presets: Annotated[tuple[str, ...], PRESETS] = ("paper", HARDENED)
-    """Settings of every environment and seed; hardened is beyond the paper."""
+    """Settings of every environment and seed; hardened is beyond the paper, and not run without a suite."""
     runs: Annotated[tuple[Path, ...], PATHS] = ()
     """Finished runs, one of each environment, that are reported on instead; nothing is run."""
     attacks: Annotated[tuple[Path, ...], PATHS] = ()
@@ -106,8 +107,9 @@ def units_of(arguments: Arguments, seeds: Mapping[str, int]) -> Iterator[Unit]:
     for place in range(max(map(len, wanted.values()), default=0)):
         for env, numbers in wanted.items():
             for preset in arguments.presets:
-                if place < len(numbers):
-                    folder = arguments.out / env / (HARDENED if preset == HARDENED else "")
+                # Nothing but what a suite leaves of hardened policies is reported.
+                if place < len(numbers) and (preset != HARDENED or arguments.suite != "none"):
+                    folder = arguments.out / env / ("" if preset == "paper" else preset)
                     yield Unit(env, numbers[place], preset, folder / f"seed-{numbers[place]}")
 
 
@@ -160,7 +162,7 @@ def _report(write: Callable[[], Path]) -> int:
     """Says where the report is, or what is wrong; an exit code."""
     try:
         print(f"report: {write()}")
-    except (RunError, ArtefactError, DamagedFileError, OSError) as error:
+    except (RunError, ArtefactError, DamagedFileError, TwiceError, OSError) as error:
         return fail(str(error))
     return 0
 
@@ -228,10 +230,14 @@ def _read_attack(folder: Path) -> dict[str, Any]:
 
     Raises:
         RunError: the folder is not that of a finished attack.
+        DamagedFileError: the file cannot be read.
     """
     if not (folder / RESULTS).exists():
         raise RunError(f"attacks: {folder} has no {RESULTS}; accepted: folders of finished attacks")
-    results = json.loads((folder / RESULTS).read_text())
+    try:
+        results = json.loads((folder / RESULTS).read_text())
+    except ValueError as error:
+        raise DamagedFileError(f"{folder / RESULTS} is damaged") from error
     if "plan" not in results:
         raise RunError(f"attacks: {folder} is no attack but a run; accepted: folders of finished attacks")
     return results
@@ -239,6 +245,7 @@ def _read_attack(folder: Path) -> dict[str, Any]:
 
 def _name_of(attack: Path) -> str:
     """An attack is called by its run where it lies inside it; a run may have several."""
+    attack = attack.resolve()
     return attack.parent.name if (attack.parent / "config.json").exists() else attack.name
 
 
@@ -247,12 +254,9 @@ def _merged(directories: Sequence[Path]) -> Path:
     if len(directories) == 1:
         return directories[0]
     place = directories[0].parent / MERGED
-    if (place / "report.md").exists():
-        seeds = read_results(place)["config"]["seeds"]
-        if seeds == [
-            seed for directory in directories for seed in read_results(directory)["config"]["seeds"]
-        ]:
-            return place
+    wanted = [seed for directory in directories for seed in _seeds_of(directory)]
+    if (place / "report.md").exists() and _seeds_of(place) == wanted:
+        return place
     if place.exists():
         shutil.rmtree(place)
     merge_runs(directories, place)

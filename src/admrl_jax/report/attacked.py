@@ -7,17 +7,7 @@ import numpy as np
 
 from admrl_jax.attacks.registry import CLEAN
 from admrl_jax.stats import scores
-from admrl_jax.stats.checks import (
-    CHANCE,
-    CONVERGED,
-    LEARNED,
-    NO_DROP,
-    TRANSFER,
-    Check,
-    Score,
-    converged,
-    sanity_checks,
-)
+from admrl_jax.stats.checks import LEARNED, TRANSFER, Check, Score, converged, sanity_checks
 from admrl_jax.suite import is_from_elsewhere
 
 Row = Mapping[str, Any]
@@ -110,29 +100,10 @@ class Attacked:
         """The sanity checks, and whether the worst attacker of each cell that learns had converged."""
         found = sanity_checks(self.scores())
         for test in self.results["tests"]:
-            cell = (test["method"], test["seed"], test["radius"])
-            worst = self.end_of_effort(*cell)
+            worst = self.end_of_effort(test["method"], test["seed"], test["radius"])
             if worst is not None:
-                found.append(self.had_converged(worst) if self.is_harmed(*cell) else self._no_harm(*cell))
+                found.append(self.had_converged(worst))
         return found
-
-    def is_harmed(self, method: str, seed: int, radius: float) -> bool:
-        """Whether the worst attacker took something on test tasks: beyond chance, or `NO_DROP`."""
-        clean = self.mean(method, seed, 0)
-        harm, error = self._harm(method, seed, radius)
-        return harm > CHANCE * error or harm > NO_DROP * abs(clean)
-
-    def _harm(self, method: str, seed: int, radius: float) -> tuple[float, float]:
-        """What the worst attacker took on test tasks, and its standard error, task by task."""
-        clean, left = (self.returns(method, seed, r) for r in (0, radius))
-        assert clean is not None and left is not None
-        return self.mean(method, seed, 0) - self.mean(method, seed, radius), self.error(clean - left)
-
-    def _no_harm(self, method: str, seed: int, radius: float) -> Check:
-        """Against effort, the return of an attacker that does no harm falls by chance alone."""
-        harm, error = self._harm(method, seed, radius)
-        detail = f"radius {radius:g}: the worst takes nothing beyond chance ({harm:.2f} +- {error:.2f})"
-        return Check(CONVERGED, self.victim(method, seed), True, detail)
 
     def end_of_effort(self, method: str, seed: int, radius: float) -> Row | None:
         """The end of the line of the worst attacker that learns in steps; None if none does.
@@ -158,7 +129,7 @@ def lowest(rows: Sequence[Row]) -> Row:
 
 
 def end_of_line(rows: Sequence[Row], row: Row) -> Row:
-    """The last that went on from an attacker, for as long at least, and found nothing stronger.
+    """The last that went on from an attacker in vain, if those that did had as many updates together.
 
     What is stronger is told on the final tasks, or on fewer where one of the two was not judged there.
 
@@ -166,11 +137,14 @@ def end_of_line(rows: Sequence[Row], row: Row) -> Row:
         rows: of one cell, in the order in which they were found.
         row: the attacker where the line begins.
     """
+    spent = 0
     for later in rows[rows.index(row) + 1 :]:
         if later["final"] is not None and row["final"] is not None:
             is_in_vain = later["final"] >= row["final"]
         else:
             is_in_vain = later["validation"] == row["validation"]
-        if later["origin"] == row["entry"] and is_in_vain and len(later["effort"]) >= len(row["effort"]):
-            row = later
+        if later["origin"] == row["entry"] and is_in_vain:
+            spent += len(later["effort"])
+            if spent >= len(row["effort"]):
+                row, spent = later, 0
     return row

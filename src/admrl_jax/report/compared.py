@@ -5,7 +5,14 @@ from typing import Any, NamedTuple
 
 from admrl_jax.defences.registry import UNDEFENDED
 from admrl_jax.report.attacked import Attacked
-from admrl_jax.stats.claims import Effect, effect_of
+from admrl_jax.stats.claims import Effect, paired
+
+Runs = Sequence[tuple[str, Attacked]]
+"""Attacks, each with the name of its run."""
+
+
+class TwiceError(ValueError):
+    """A policy was attacked twice alike, so that it would count as two seeds."""
 
 
 class Difference(NamedTuple):
@@ -15,10 +22,11 @@ class Difference(NamedTuple):
         run: name of the method's run.
         kind: of the environment, as in `kind_of`.
         method: label of the method.
-        base: label of the undefended one.
+        base: label of the undefended one, with the names of its runs.
         radius: of the attack.
         clean: difference of the clean returns.
         worst: difference under the worst attackers.
+        failed: seeds of the method for which a check of the attack fails: theirs may be too high.
     """
 
     run: str
@@ -28,6 +36,7 @@ class Difference(NamedTuple):
     radius: float
     clean: Effect
     worst: Effect
+    failed: int
 
 
 def points(name: str, attacked: Attacked) -> list[dict[str, Any]]:
@@ -54,37 +63,35 @@ def points(name: str, attacked: Attacked) -> list[dict[str, Any]]:
     ]
 
 
-def differences(
-    attacks: Sequence[tuple[str, Attacked]], bases: Sequence[tuple[str, Attacked]] = ()
-) -> list[Difference]:
-    """Every method, run and radius against the undefended method of the same seeds.
+def differences(attacks: Runs, bases: Runs = ()) -> list[Difference]:
+    """Every defended method, run and radius against the undefended method of the same seeds.
 
-    The two may be of several runs of one environment, under equal assumptions.
+    The two may be of several runs of one environment, under equal assumptions, attacked alike.
 
     Args:
-        attacks: by name of the run; a run's seeds may come in several of one name.
-        bases: where the undefended method is looked for first; then in `attacks`.
+        attacks: a run's seeds may come in several.
+        bases: where the undefended method is looked for; in `attacks` where these have none.
+
+    Raises:
+        TwiceError: a policy is there twice.
     """
-    undefended: dict[tuple, dict[str, Any]] = {}
-    for row in _rows([*bases, *attacks]):
-        if row["defence"] == UNDEFENDED:
-            undefended.setdefault((row["kind"], row["radius"], row["seed"]), row)
-    compared: dict[tuple, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
-    for row in _rows(attacks):
-        base = undefended.get((row["kind"], row["radius"], row["seed"]))
-        if base is not None and row["defence"] not in (None, UNDEFENDED):
-            compared.setdefault((row["run"], row["method"], row["radius"]), []).append((row, base))
-    return [
-        Difference(
-            run,
-            pairs[0][0]["kind"],
-            method,
-            pairs[0][1]["method"],
-            radius,
-            *(effect_of([row[part] - base[part] for row, base in pairs]) for part in ("clean", "worst")),
-        )
-        for (run, method, radius), pairs in compared.items()
-    ]
+    first, others = _groups(bases), _groups(attacks)
+    found = []
+    for (attack, run, method, defence), mine in others.items():
+        if defence in (None, UNDEFENDED):
+            continue
+        base = _undefended(first, attack, mine) or _undefended(others, attack, mine)
+        if base:
+            rows = [mine[seed] for seed in mine if seed in base]
+            runs = dict.fromkeys(base[row["seed"]]["run"] for row in rows)
+            label = f"{base[rows[0]['seed']]['method']} of {', '.join(runs)}"
+            clean, worst = (
+                paired(*({seed: row[part] for seed, row in of.items()} for of in (mine, base)))
+                for part in ("clean", "worst")
+            )
+            failed = sum(row["checks"] == "fail" for row in rows)
+            found.append(Difference(run, attack[0], method, label, attack[1], clean, worst, failed))
+    return found
 
 
 def kind_of(attacked: Attacked) -> str:
@@ -92,15 +99,31 @@ def kind_of(attacked: Attacked) -> str:
     return attacked.results["env"] + (", with memory" if attacked.results.get("assumption") else "")
 
 
-def _rows(attacks: Sequence[tuple[str, Attacked]]) -> list[dict[str, Any]]:
-    """All points, with what they can be compared with."""
-    found = []
-    for name, attacked in attacks:
+Group = dict[int, dict[str, Any]]
+"""Points of a method and radius, by seed."""
+
+
+def _groups(attacks: Runs) -> dict[tuple, Group]:
+    """By `((kind, radius, suite, side, units), run, method, defence)`."""
+    found: dict[tuple, Group] = {}
+    for run, attacked in attacks:
         # A victim that is no method, such as a pre-trained policy, has no defence.
-        methods = attacked.results["methods"]
+        methods, plan = attacked.results["methods"], attacked.results["plan"]
         defences = {attacked.label(method): methods[method].get("defence") for method in attacked.methods}
-        found += [
-            row | {"kind": kind_of(attacked), "defence": defences[row["method"]]}
-            for row in points(name, attacked)
-        ]
+        for row in points(run, attacked):
+            attack = (kind_of(attacked), row["radius"], plan["suite"], plan["side"], plan["units"])
+            group = found.setdefault((attack, run, row["method"], defences[row["method"]]), {})
+            if row["seed"] in group:
+                words = f"{row['method']}, seed {row['seed']}, radius {row['radius']:g}"
+                raise TwiceError(f"attacks: {run} has {words} twice; accepted: every policy once")
+            group[row["seed"]] = row
     return found
+
+
+def _undefended(groups: dict[tuple, Group], attack: tuple, like: Group) -> Group:
+    """The undefended policies under an attack, by seed; none where no seed is shared. The first run wins."""
+    found: Group = {}
+    for (other, _, _, defence), group in groups.items():
+        if other == attack and defence == UNDEFENDED:
+            found = group | found
+    return found if found.keys() & like.keys() else {}

@@ -52,11 +52,7 @@ BEATS_UNTRAINED = "learned attackers do at least as much harm as noise and gradi
 CONVERGED = "more effort does no more harm"
 
 
-CHANCE = 2.0
-"""Standard errors within which a difference may be chance."""
-
-
-def sanity_checks(scores: Iterable[Score], *, errors: float = CHANCE) -> list[Check]:
+def sanity_checks(scores: Iterable[Score], *, errors: float = 2.0) -> list[Check]:
     """Every check that the scores allow, victim by victim.
 
     A difference within `errors` standard errors of the two means is no failure.
@@ -82,14 +78,10 @@ FLAT_SHARE = 0.05
 """Share of the whole drop that the last third of an attacker's updates may bring, where it counts as flat."""
 
 
-NO_DROP = 0.02
-"""A drop of less than this share of the clean return is within the noise."""
-
-
 def last_third(returns: Sequence[float], clean: float) -> float:
     """Share of the whole drop that the last third of the updates brought.
 
-    A drop of less than `NO_DROP` of the clean return counts as one of that size.
+    A drop of less than 2 % of the clean return counts as one of 2 %: it is within the noise.
 
     Args:
         returns: `[T]` what was left, update by update; the lowest so far counts.
@@ -97,7 +89,7 @@ def last_third(returns: Sequence[float], clean: float) -> float:
     """
     best = np.minimum.accumulate(np.asarray(returns, float))
     start, end = best[max(0, len(best) * 2 // 3 - 1)], best[-1]
-    return float((start - end) / max(clean - end, NO_DROP * abs(clean), 1e-12))
+    return float((start - end) / max(clean - end, 0.02 * abs(clean), 1e-12))
 
 
 NEARLY = 0.9
