@@ -117,7 +117,7 @@ def main() -> None:
     if not attacks:
         raise SystemExit(f"error: no attacked runs in {arguments.runs}")
     print(markdown_table([row for run, attacked in attacks for row in points(run, attacked)], ".1f"))
-    if rows := [row for row in differences(attacks) if row.clean.seeds >= WORDED_SEEDS]:
+    if rows := [row for row in differences(attacks, attacks) if row.clean.seeds >= WORDED_SEEDS]:
         print("\n" + markdown_table([as_row(row) for row in rows], "g"))
     arguments.out.write_bytes(png(draw(attacks), DPI))
 

@@ -350,8 +350,11 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     attacks = robustness.read_attacks(RESULTS)
     of = dict(attacks)
     assert {"halfcheetah_dir", "halfcheetah_dir_hardened", "navigation_2d_hardened"} <= of.keys()
+    assert [x.seeds for run, x in attacks if run == "halfcheetah_dir_hardened"] == [[0, 1, 2], [3, 4]]
     # On both sides only, and by one suite.
     assert "navigation_2d" not in of and {x.results["plan"]["suite"] for _, x in attacks} == {"standard"}
+    hardened = [x for x in differences(attacks, attacks) if x.run == "halfcheetah_dir_hardened"]
+    assert [(x.radius, x.worst.seeds, x.failed) for x in hardened] == [(0.5, 3, 0), (0.8, 3, 0)]
     rows = points("run", of["navigation_2d_hardened"])
     assert len(rows) == 18 and all(row["worst"] < row["clean"] for row in rows)
     tests = of["navigation_2d_hardened"].results["tests"]
@@ -365,8 +368,8 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
         and row["worst"].startswith("34.")
     )
     panels = {ax.get_title(): ax for ax in robustness.draw(attacks).axes}
-    # Four runs share a panel, and a policy with memory has its own.
-    assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 15
+    # Four runs share a panel, one in two attacks; a policy with memory has its own.
+    assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 17
     assert len(panels["navigation_2d, with memory, radius 0.5"].collections) == 6
 
 

@@ -210,7 +210,7 @@ def test_methods_are_compared_by_seed_with_the_undefended_one() -> None:
         attacked({"smooth": {seed: left}, "pretrain": {seed: -1.0}})
         for seed, left in ((0, -20.0), (1, -26.0), (2, -21.0), (7, 0.0))
     ]
-    found = differences([("maml", maml), *(("hard", one) for one in smooth)])
+    found = differences([("hard", one) for one in smooth], [("maml", maml)])
     # Seeds of several attacks come together; seed 7 has no partner, and a pre-trained policy no defence.
     assert [(one.run, one.method, one.base, one.radius) for one in found] == [
         ("hard", "SMOOTH", "MAML of maml", 0.2)

@@ -70,7 +70,7 @@ def differences(attacks: Runs, bases: Runs = ()) -> list[Difference]:
 
     Args:
         attacks: a run's seeds may come in several.
-        bases: where the undefended method is looked for; in `attacks` where these have none.
+        bases: where the undefended method is looked for; in the method's own run where these have none.
 
     Raises:
         TwiceError: a policy is there twice.
@@ -80,7 +80,8 @@ def differences(attacks: Runs, bases: Runs = ()) -> list[Difference]:
     for (attack, run, method, defence), mine in others.items():
         if defence in (None, UNDEFENDED):
             continue
-        base = _undefended(first, attack, mine) or _undefended(others, attack, mine)
+        own = {key: group for key, group in others.items() if key[1] == run}
+        base = _undefended(first, attack, mine) or _undefended(own, attack, mine)
         if base:
             rows = [mine[seed] for seed in mine if seed in base]
             runs = dict.fromkeys(base[row["seed"]]["run"] for row in rows)
@@ -92,6 +93,11 @@ def differences(attacks: Runs, bases: Runs = ()) -> list[Difference]:
             failed = sum(row["checks"] == "fail" for row in rows)
             found.append(Difference(run, attack[0], method, label, attack[1], clean, worst, failed))
     return found
+
+
+def is_base(attacked: Attacked) -> bool:
+    """Whether an attack is on undefended methods alone."""
+    return all(attacked.results["methods"][m].get("defence") == UNDEFENDED for m in attacked.methods)
 
 
 def kind_of(attacked: Attacked) -> str:
