@@ -46,12 +46,11 @@ def read_attacks(runs: Path, suite: str = "standard") -> list[tuple[str, Attacke
     read = [
         (path.parents[1].name, json.loads(path.read_text())) for path in runs.glob("*/attack*/results.json")
     ]
-    found = [
+    return [
         (run, Attacked(results))
         for run, results in sorted(read, key=lambda x: (x[0], x[1]["plan"]["seeds"]))
         if (results["plan"]["suite"], results["plan"]["side"]) == (suite, "both")
     ]
-    return found
 
 
 def as_row(row: Difference) -> dict[str, Any]:

@@ -712,6 +712,13 @@ def test_every_experiment_trains_under_attack(name: str) -> None:
     module = importlib.import_module(f"experiments.{name}")
     assert set(module.PRESETS) == {"paper", "quick", "hardened"}
     assert module.PRESETS["paper"].env.name == name
+    # The hardened preset's parts fit together: its step can be traced.
+    hardened = build_parts(tiny(module.PRESETS["hardened"], num_threads=1))
+    beyond, smooth = hardened.setup("smooth"), hardened.defence("smooth")
+    traced = jax.eval_shape(
+        lambda: outer_step(init_train_state(jax.random.key(0), beyond, smooth), setup=beyond, defence=smooth)
+    )
+    assert smooth.loss_term is not None and "context" in traced[0].learner.meta_params
     parts = build_parts(tiny(module.PRESETS["quick"], num_threads=1))
     setup, defence = parts.setup("admrl"), parts.defence("admrl")
     state = init_train_state(jax.random.key(0), setup, defence)
