@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_trees_close, assert_trees_equal, random_like, tiny_policy
+from helpers import assert_trees_close, assert_trees_equal, random_experience, random_like, tiny_policy
 
 from admrl_jax.attacks.base import Attack, Victim
 from admrl_jax.attacks.learned.adgan import AdGANConfig
@@ -33,6 +33,7 @@ from admrl_jax.sampling import (
     episode_returns,
     expose,
     rollout,
+    score_tasks,
 )
 
 
@@ -281,3 +282,17 @@ def test_a_meta_batch_records_each_policy_that_collected_it() -> None:
         dist = dist._replace(log_std=dist.log_std[:, None, None])
         expected = gaussian.log_prob(dist, taken.action)
         np.testing.assert_allclose(taken.log_prob, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_actions_before_and_after_adaptation_are_scored_by_discounts_of_their_own() -> None:
+    episodes = jax.tree.map(lambda x: x[None], random_experience(5, (4, 6)).trajectory)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def score(config: SamplingConfig, is_query: bool) -> jax.Array:
+        return score_tasks(episodes, config, is_query).advantage
+
+    both = SamplingConfig(discount=0.9, support_discount=0.4)
+    assert_trees_equal(score(both, True), score(SamplingConfig(discount=0.9), True))
+    before = score(both, False)
+    np.testing.assert_allclose(before, score(SamplingConfig(discount=0.4), False), rtol=1e-5, atol=1e-6)
+    assert np.abs(before - score(both, True)).max() > 0.1

@@ -34,6 +34,9 @@ class SamplingConfig:
     """Of rewards, per step."""
     gae_lambda: Annotated[float, UNIT] = 1.0
     """Trace parameter of the advantage estimate: 1 gives return minus baseline."""
+    support_discount: Annotated[float, UNIT] = 0.0
+    """Discount of the rewards that a policy adapts with; 0 takes `discount`. A short view tells what the
+    action itself did, and an attack that shifts whole episodes changes it little."""
     support_spread: Annotated[float, NOT_NEGATIVE] = 0.0
     """Advantages that a policy adapts with are divided by this; 0 takes their standard deviation, which an
     attack on support data changes, and with it the length of the step."""
@@ -308,11 +311,16 @@ def score_tasks(
         config: how they are estimated.
         is_query: `[]` whether the policies have adapted.
     """
+
+
+    def on_support(value: float, elsewhere: float) -> jax.Array | float:
+        return jnp.where(is_query | (value == 0), elsewhere, value) if is_on(value) else elsewhere
+
     score = functools.partial(
         estimate_advantages,
-        discount=config.discount,
+        discount=on_support(config.support_discount, config.discount),
         gae_lambda=config.gae_lambda,
-        spread=jnp.where(is_query, 0.0, config.support_spread) if is_on(config.support_spread) else 0.0,
+        spread=on_support(config.support_spread, 0.0),
     )
     return jax.vmap(score)(episodes)
 
