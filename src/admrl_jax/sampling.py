@@ -312,7 +312,6 @@ def score_tasks(
         is_query: `[]` whether the policies have adapted.
     """
 
-
     def on_support(value: float, elsewhere: float) -> jax.Array | float:
         return jnp.where(is_query | (value == 0), elsewhere, value) if is_on(value) else elsewhere
 

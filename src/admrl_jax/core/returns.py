@@ -22,13 +22,13 @@ SUM_BLOCK = 64
 """Samples per block: products are summed within blocks first, then over blocks."""
 
 
-def discounted_returns(reward: jax.Array, mask: jax.Array, discount: float) -> jax.Array:
+def discounted_returns(reward: jax.Array, mask: jax.Array, discount: jax.Array | float) -> jax.Array:
     """Return-to-go `[..., H]` of rewards `[..., H]`: `R_t = r_t + discount * R_{t+1}`."""
     return gae(reward, jnp.zeros_like(reward), mask, discount, 1.0)
 
 
 def gae(
-    reward: jax.Array, value: jax.Array, mask: jax.Array, discount: float, gae_lambda: float
+    reward: jax.Array, value: jax.Array, mask: jax.Array, discount: jax.Array | float, gae_lambda: float
 ) -> jax.Array:
     """Generalised advantage estimates `[..., H]` (Schulman et al. 2016, eq. 16).
 
@@ -118,7 +118,7 @@ def normalise_advantages(advantage: jax.Array, mask: jax.Array, spread: jax.Arra
 
 
 def estimate_advantages(
-    trajectory: Trajectory, *, discount: float, gae_lambda: float, spread: jax.Array | float = 0.0
+    trajectory: Trajectory, *, discount: jax.Array | float, gae_lambda: float, spread: jax.Array | float = 0.0
 ) -> Experience:
     """Scores one task's episodes with a baseline fitted to those same episodes.
 
