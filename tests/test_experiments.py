@@ -706,19 +706,30 @@ def tiny(preset: Config, **changes) -> Config:
     return replace(preset, **settings | changes)
 
 
+def assert_hardened_step_traces(preset: Config, method: str, *, has_term: bool) -> None:
+    """A preset's parts fit together: a step of a policy with a context can be traced."""
+    parts = build_parts(tiny(preset, num_threads=1))
+    setup, defence = parts.setup(method), parts.defence(method)
+    traced = jax.eval_shape(
+        lambda: outer_step(init_train_state(jax.random.key(0), setup, defence), setup=setup, defence=defence)
+    )
+    assert (defence.loss_term is not None) == has_term and "context" in traced[0].learner.meta_params
+
+
+@pytest.mark.parametrize("method", ["maml", "random", "admrl"])
+def test_navigation_is_hardened_without_memory_too(method: str) -> None:
+    preset = navigation_2d.PRESETS["hardened_memoryless"]
+    assert method in preset.methods and not preset.env.remembers_actions
+    assert_hardened_step_traces(preset, method, has_term=False)
+
+
 @pytest.mark.parametrize("name", sorted(ENVS.keys() - {"navigation_2d", "halfcheetah_dir", "custom"}))
 def test_every_experiment_trains_under_attack(name: str) -> None:
     """What its presets are made of takes a step under attack; stages are the same for all environments."""
     module = importlib.import_module(f"experiments.{name}")
     assert set(module.PRESETS) == {"paper", "quick", "hardened"}
     assert module.PRESETS["paper"].env.name == name
-    # The hardened preset's parts fit together: its step can be traced.
-    hardened = build_parts(tiny(module.PRESETS["hardened"], num_threads=1))
-    beyond, smooth = hardened.setup("smooth"), hardened.defence("smooth")
-    traced = jax.eval_shape(
-        lambda: outer_step(init_train_state(jax.random.key(0), beyond, smooth), setup=beyond, defence=smooth)
-    )
-    assert smooth.loss_term is not None and "context" in traced[0].learner.meta_params
+    assert_hardened_step_traces(module.PRESETS["hardened"], "smooth", has_term=True)
     parts = build_parts(tiny(module.PRESETS["quick"], num_threads=1))
     setup, defence = parts.setup("admrl"), parts.defence("admrl")
     state = init_train_state(jax.random.key(0), setup, defence)

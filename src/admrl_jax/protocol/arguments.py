@@ -31,7 +31,7 @@ class Arguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: str = "paper"
     """paper: the paper's sizes. quick: everything at toy size in under two minutes.
-    hardened: beyond the paper, see docs/robust_training.md."""
+    hardened: beyond the paper, see docs/robust_training.md; 2D navigation has hardened_memoryless too."""
     run_dir: Annotated[Path | None, DIRECTORY] = None
     """Where the run is kept. Default: runs/<environment>-<preset>."""
     resume: bool = False
