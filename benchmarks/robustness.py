@@ -53,6 +53,13 @@ def read_attacks(runs: Path, suite: str = "standard") -> list[tuple[str, Attacke
     ]
 
 
+def paired_rows(attacks: Sequence[tuple[str, Attacked]]) -> list[Difference]:
+    """Each method minus the undefended one of its own run; of the others where its own has none."""
+    found = differences(attacks)
+    alone = {row.run for row in found}
+    return found + differences([x for x in attacks if x[0] not in alone], attacks)
+
+
 def as_row(row: Difference) -> dict[str, Any]:
     """For a table."""
     parts = {"clean": row.clean, "worst": row.worst}
@@ -93,7 +100,7 @@ def _panel(ax: Axes, attacks: Sequence[tuple[str, Attacked]], radius: float) -> 
             if row["radius"] != radius:
                 continue
             number, method, x, y = runs.index(run), row["method"], row["clean"], row["worst"]
-            label = None if (run, method) in named else method + (f" ({run})" if number else "")
+            label = None if (run, method) in named else method + (f" ({run})" if len(runs) > 1 else "")
             face = colours[method] if row["checks"] == "hold" else "none"
             ax.scatter(
                 x, y, s=45, marker=MARKERS[number], facecolor=face, edgecolor=colours[method], label=label
@@ -116,7 +123,7 @@ def main() -> None:
     if not attacks:
         raise SystemExit(f"error: no attacked runs in {arguments.runs}")
     print(markdown_table([row for run, attacked in attacks for row in points(run, attacked)], ".1f"))
-    if rows := [row for row in differences(attacks, attacks) if row.clean.seeds >= WORDED_SEEDS]:
+    if rows := [row for row in paired_rows(attacks) if row.clean.seeds >= WORDED_SEEDS]:
         print("\n" + markdown_table([as_row(row) for row in rows], "g"))
     arguments.out.write_bytes(png(draw(attacks), DPI))
 

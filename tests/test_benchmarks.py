@@ -353,7 +353,11 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     assert [x.seeds for run, x in attacks if run == "halfcheetah_dir_hardened"] == [[0, 1, 2], [3, 4]]
     # On both sides only, and by one suite.
     assert "navigation_2d" not in of and {x.results["plan"]["suite"] for _, x in attacks} == {"standard"}
-    hardened = [x for x in differences(attacks, attacks) if x.run == "halfcheetah_dir_hardened"]
+    compared = robustness.paired_rows(attacks)
+    hardened = [x for x in compared if x.run == "halfcheetah_dir_hardened"]
+    # A run with an undefended method is compared with that, and with no other run's.
+    bases = {x.base for x in compared if x.run == "navigation_2d_noise"}
+    assert bases == {"MAML of navigation_2d_noise"}
     assert [(x.radius, x.worst.seeds, x.failed) for x in hardened] == [(0.5, 3, 0), (0.8, 3, 0)]
     rows = points("run", of["navigation_2d_hardened"])
     assert len(rows) == 18 and all(row["worst"] < row["clean"] for row in rows)
