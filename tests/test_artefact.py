@@ -59,6 +59,8 @@ def test_a_trained_attack_is_loaded():
         load_attacker(NAVIGATION, trained, "adgan", "0.3")
     with pytest.raises(admrl.ArtefactError, match="there is no"):
         load_attacker(NAVIGATION / "figures", trained, "adgan", "0.2")
+    with pytest.raises(admrl.ConfigError, match="seed: 99 is not accepted; accepted: 0, 1, "):
+        load_attacker(NAVIGATION, trained, "adgan", "0.2", seed=99)
 
 
 def test_the_artefact_of_a_toy_run_is_its_config_and_policies(finished: Path):

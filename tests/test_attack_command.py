@@ -119,6 +119,11 @@ def test_the_worst_attacker_is_trained_until_it_is_flat_or_has_had_its_rounds(at
     assert more
 
 
+def test_a_seed_counts_once(attacked: Path, finished: Path, capsys) -> None:
+    assert attack(finished, *RADII, "--seeds", "0", "0", "0", "--out", str(attacked)) == 2
+    assert "seeds: (0, 0, 0) is not accepted; accepted: different seeds of the run" in capsys.readouterr().err
+
+
 def test_the_worst_attackers_can_be_loaded(attacked: Path, finished: Path) -> None:
     plan = make_plan(finished, suite="quick", radii=(0.1, 0.3), methods=("maml", "admrl"))
     run = AttackRun(plan, attacked)

@@ -12,7 +12,7 @@ from helpers import assert_trees_close, assert_trees_equal, random_experience, r
 from homing import INPUTS, META_PARAMS, SETUP
 
 from admrl_jax.attacking import AttackerState, attack_update_step, init_attacker, train_attacker
-from admrl_jax.attacks.base import Attack
+from admrl_jax.attacks.base import Attack, Scene
 from admrl_jax.attacks.generator import GeneratorParams
 from admrl_jax.attacks.learned.adgan import AdGANConfig
 from admrl_jax.attacks.learned.black_box import BlackBoxConfig
@@ -25,7 +25,9 @@ from admrl_jax.attacks.learned.snoop import SnoopConfig
 from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.registry import make_attack, make_attack_trainer
 from admrl_jax.attacks.threat import Budget, Units
-from admrl_jax.core.types import MetaBatch
+from admrl_jax.core import gaussian
+from admrl_jax.core.settings import ConfigError
+from admrl_jax.core.types import Experience, MetaBatch
 from admrl_jax.evaluation import evaluate
 from admrl_jax.sampling import SamplingConfig, expose
 
@@ -139,6 +141,56 @@ def test_starts_and_what_they_have_in_common() -> None:
     for radius in range(2):
         assert_trees_equal(pick(mixed, radius, 0), given)
         assert_trees_equal(pick(mixed, radius, 1), pick(fresh, radius, 1))
+
+
+def test_no_update_is_refused() -> None:
+    with pytest.raises(ConfigError, match="steps: 0 is not accepted; accepted: 1 or more"):
+        train("adgan", steps=0)
+
+
+@pytest.mark.parametrize("side", ["neither", "support", "query"])
+def test_a_pipeline_learns_from_the_side_that_it_attacks(side: str) -> None:
+    made = trainer("pipeline")
+    state = made.init(jax.random.key(0), INPUTS)
+    radii = {name: jnp.full(3, 0.8 * (name == side)) for name in ("support", "query")}
+
+    def collected(seed: int, name: str, lead: tuple[int, ...]) -> Experience:
+        """Episodes as the homing policy takes them under the fresh attacker, if that side is attacked."""
+        found = random_experience(seed, lead)
+        taken, scene = found.trajectory, Scene((), jnp.zeros(1), name == "query")
+        seen, _ = made.attack.perturb(
+            made.params(state), (), jax.random.key(2), taken.obs, scene, Budget(radii[name][0])
+        )
+        log_prob = gaussian.log_prob(VICTIM.policy.apply(META_PARAMS, seen), taken.action)
+        return found._replace(trajectory=taken._replace(log_prob=log_prob))
+
+    victims = jax.tree.map(lambda x: jnp.broadcast_to(x, (3, *x.shape)), META_PARAMS)
+    before = jax.tree.map(lambda x: jnp.broadcast_to(x, (3, 1, *x.shape)), META_PARAMS)
+    batch = MetaBatch(
+        collected(4, "support", (3, 1, 2, 4)),
+        collected(5, "query", (3, 2, 4)),
+        victims,
+        before,
+        jnp.zeros((3, 1)),
+    )
+    batch = batch._replace(support_radius=radii["support"], query_radius=radii["query"])
+    budget = Budget(jnp.float32(0.8), Units(jnp.zeros(2), jnp.ones(2)))
+    new, _ = jax.jit(made.update)(state, jax.random.key(1), META_PARAMS, batch, budget)
+    change = jax.tree.map(lambda a, b: np.abs(a - b).max(), new.params.network, state.params.network)
+    # Where nothing is attacked there is nothing to learn.
+    assert (max(jax.tree.leaves(change)) > 1e-3) == (side != "neither")
+
+
+def test_a_critic_reads_support_as_it_was_fitted() -> None:
+    attack, params = trainer("critic").attack, trainer("critic").init(jax.random.key(0), INPUTS).params
+    obs, key = random_experience(5, (2, 4)).trajectory.obs[0, 0], jax.random.key(2)
+    scene = Scene(SETUP.learner.policy_params(META_PARAMS), jnp.zeros(1), False)
+    seen = [
+        attack.perturb(params, (), key, obs, scene._replace(is_query=is_query), Budget(0.5))[0]
+        for is_query in (False, True)
+    ]
+    np.testing.assert_array_equal(*seen)
+    assert np.all(seen[0] != obs)
 
 
 def test_an_attacker_among_others_is_the_one_alone() -> None:

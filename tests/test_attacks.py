@@ -64,6 +64,14 @@ def test_dimensions_of_scale_zero_never_move(name: str) -> None:
         assert np.all(perturbed[:, :2] != OBS[:, :2])
 
 
+def test_whoever_moves_what_cannot_be_moved_breaks_the_budget() -> None:
+    budget = Budget(0.5, Units(jnp.zeros(3), SCALE))
+    moved = OBS.at[1, 2].add(0.001)
+    for norm, excess in (("l2", np.inf), ("linf", np.inf), ("none", 0)):
+        found = measure_by(norm)(OBS, moved, budget).excess
+        assert found[1] == excess and np.all(np.delete(found, 1) == 0)
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_keeps_its_budget(name: str) -> None:
     for radius, scale in ((0.1, jnp.ones(3)), (0.8, SCALE)):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,15 +12,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from admrl_jax.attacks.threat import Budget
+from admrl_jax.core.networks import PolicyConfig, make_policy
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.envs.half_cheetah import HalfCheetahDir, HalfCheetahDirConfig
 from admrl_jax.envs.registry import make_env
+from admrl_jax.judging import Case
+from admrl_jax.learners.maml_trpo import make_maml_trpo
+from admrl_jax.learners.promp import ProMPConfig
 from admrl_jax.protocol import film
-from admrl_jax.protocol.evaluate_command import evaluate_main
+from admrl_jax.protocol.evaluate_command import Arguments, evaluate_main, make_evaluation_plan
 from admrl_jax.protocol.evaluate_run import Adapter, read_tasks, with_step_size
 from admrl_jax.report import render
-from admrl_jax.runs.artefact import load_policy
+from admrl_jax.runs.artefact import load_policy, save_policies
+from admrl_jax.sampling import SamplingConfig, expose
 from admrl_jax.simulators.models import load_model
+from admrl_jax.suite import Found, SuiteRunner
+from admrl_jax.suites import SUITES, untrained
+from admrl_jax.training import Setup
 
 
 def evaluate(source: Path, *flags: str) -> int:
@@ -148,6 +159,57 @@ def test_films_fall_back_to_lines_where_nothing_renders(tmp_path: Path, monkeypa
     assert "libosmesa6" in capsys.readouterr().err
     with Image.open(path) as saved:
         assert saved.n_frames == 3
+
+
+def test_a_driver_that_hangs_does_not_end_a_report(tmp_path: Path, monkeypatch) -> None:
+    def hang(*args, timeout: float, **kwargs):
+        raise subprocess.TimeoutExpired(args[0], timeout)
+
+    monkeypatch.setattr(render.subprocess, "run", hang)
+    model = load_model(HalfCheetahDir.model)
+    assert not render.render(tmp_path / "film.gif", model, [model.qpos0[None]], ["still"])
+
+
+def test_an_attack_is_filmed_as_it_is_judged(monkeypatch) -> None:
+    env = make_env(HalfCheetahDirConfig(horizon=3), simulator="mujoco")
+    policy = make_policy(env.obs_size, env.action_size, PolicyConfig(hidden_sizes=(4,)))
+    setup = Setup(env, policy, make_maml_trpo(policy), SamplingConfig(num_tasks=1, num_trajectories=2))
+    suite = replace(SUITES["quick"], members=untrained("pgd_linf"))
+    runner = SuiteRunner(suite, setup)
+    case = Case(policy.init(jax.random.key(0)), jax.random.key(1), 0.8, side="query")
+    found = Found("pgd_linf", "-", (), np.zeros(1))
+    used: dict[str, Budget] = {}
+
+    def exposed(attack, params, support, query=None, *, num_tasks):
+        used.update(support=support, query=query)
+        return expose(attack, params, support, query, num_tasks=num_tasks)
+
+    monkeypatch.setattr(film, "expose", exposed)
+    qpos, _ = film.film_episode(runner, case, found)
+    assert qpos.shape == (3, len(env.simulator.qpos0))
+    # In the ball of that radius, and on query data only.
+    np.testing.assert_allclose(used["query"].radius, 0.8 / env.obs_size**0.5, rtol=1e-6)
+    assert used["support"].radius == 0
+
+
+def test_methods_that_adapt_with_different_steps_are_not_given_one(finished: Path, capsys) -> None:
+    assert evaluate(finished, "--step-sizes", "101") == 2
+    words = "step_sizes: (101.0,) is not accepted; accepted: numbers from 1e-06 to 100"
+    assert words in capsys.readouterr().err
+    config = replace(load_policy(finished, "maml").config, methods=("maml", "promp"))
+    learners = replace(config.learners, promp=ProMPConfig(inner_lr=0.7))
+    config = replace(config, learners=learners)
+    saved = {name: load_policy(finished, "maml").params for name in config.methods}
+    folder = finished.parent / "two_learners"
+    folder.mkdir()
+    save_policies(folder / "policies.npz", config, saved, load_policy(finished, "maml").inputs, config.seeds)
+    assert evaluate(folder) == 2
+    words = "step_sizes: the run has 0.1 of maml_trpo, 0.7 of promp; accepted: one for all methods"
+    assert words in capsys.readouterr().err
+    plan = make_evaluation_plan(folder, Arguments(methods=("promp",), steps=2))
+    assert plan.step_sizes == (0.7, 0.7)
+    # A size that the presets use.
+    assert make_evaluation_plan(folder, Arguments(step_sizes=(30.0,))).step_sizes == (30.0,)
 
 
 def test_a_body_is_as_large_as_what_moves() -> None:

@@ -591,6 +591,8 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
     assert paper(*flags, "--seeds", "0", "1", "2", "--list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 and "--envs navigation_2d --seeds 2 --until units" in lines[0]
+    assert paper(*flags, "--seeds", "2", "--list", "--compilation-cache", "off") == 0
+    assert capsys.readouterr().out.strip().endswith(" --compilation-cache off")
     for wrong, words in (
         (("--envs", "ant_goal"), "envs: ('ant_goal',) is not accepted; accepted: navigation_2d, "),
         (("--out", str(tmp_path / "empty"), "--seeds", "9", "--envs"), "has no finished unit"),

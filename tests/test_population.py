@@ -21,8 +21,9 @@ from admrl_jax.attacks.learned.counter_action import (
 from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.networks import Policy
+from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.task_axis import TaskAxis
-from admrl_jax.core.types import Experience, MetaBatch, Trajectory
+from admrl_jax.core.types import Experience, Trajectory
 from admrl_jax.defences.base import Defence
 from admrl_jax.defences.population import PopulationConfig, population_defence
 from admrl_jax.envs.navigation import Navigation2D, NavigationConfig
@@ -85,6 +86,16 @@ def test_radii_are_dealt_out_and_ramped() -> None:
         np.testing.assert_allclose(np.sort(radius), share * levels, rtol=1e-6)
     first, second = (defence.expose(state, jnp.int32(step), UNITS, 8).support.radius for step in (8, 9))
     assert np.all(first != second)
+
+
+@pytest.mark.parametrize("num_tasks", [20, 40, 110])
+def test_every_radius_is_dealt_out_whatever_the_number_of_tasks(num_tasks: int) -> None:
+    defence = make(all_radii=True, task_share=0.7)
+    state, attacked = defence.init(jax.random.key(0), UNITS), round(0.7 * num_tasks)
+    radius = np.asarray(defence.expose(state, jnp.int32(3), UNITS, num_tasks).query.radius)
+    levels = 0.4 * np.arange(1, attacked + 1) / attacked
+    np.testing.assert_allclose(np.sort(radius[:attacked]), levels, rtol=1e-6)
+    np.testing.assert_array_equal(radius[attacked:], 0)
 
 
 def test_some_attacked_tasks_meet_noise_of_the_same_size() -> None:
@@ -167,6 +178,14 @@ def test_the_oldest_starts_afresh_when_it_is_due(updates: int, fresh: int | None
     np.testing.assert_array_equal(np.flatnonzero(is_fresh), [] if fresh is None else [fresh])
 
 
+def test_one_task_has_no_other() -> None:
+    setup = SETUP._replace(sampling=SamplingConfig(num_tasks=1, num_trajectories=3))
+    defence = make()
+    state = init_train_state(jax.random.key(0), setup, defence)
+    with pytest.raises(ConfigError, match="target: 'other_task' is not accepted with one task; accepted: 2"):
+        jax.eval_shape(functools.partial(outer_step, setup=setup, defence=defence), state)
+
+
 def test_the_policy_of_the_task_that_differs_most_is_chosen() -> None:
     policy = Policy(lambda key: (), lambda params, obs: Gaussian(params * obs, jnp.zeros(2)))
     victim = SETUP.victim._replace(policy=policy)
@@ -174,14 +193,12 @@ def test_the_policy_of_the_task_that_differs_most_is_chosen() -> None:
     obs = jax.random.normal(jax.random.key(0), (3, 5, 2))
     zeros = jnp.zeros((3, 5))
     taken = Trajectory(obs, obs, obs, zeros, zeros, jnp.ones((3, 5)), zeros)
-    batch = MetaBatch(
-        support=Experience(taken, zeros), query=Experience(taken, zeros), adapted_params=jnp.ones(2)
-    )
+    query = Experience(taken, zeros)
     everyone = jnp.array([[1.0, 1.0], [-0.5, 0.5], [-1.0, -2.0], [0.1, 0.1]])
-    np.testing.assert_array_equal(least_alike(fitted, everyone, batch), [-1.0, -2.0])
+    np.testing.assert_array_equal(least_alike(fitted, everyone, jnp.ones(2), query), [-1.0, -2.0])
     # Away from the one and towards the other.
-    same = agreement(fitted, jnp.ones(2), jnp.ones(2), batch.query, lambda x: x)
-    both = agreement(fitted, jnp.ones(2), jnp.ones(2), batch.query, lambda x: x, instead=-jnp.ones(2))
+    same = agreement(fitted, jnp.ones(2), jnp.ones(2), query, lambda x: x)
+    both = agreement(fitted, jnp.ones(2), jnp.ones(2), query, lambda x: x, instead=-jnp.ones(2))
     np.testing.assert_allclose(same, jnp.mean(jnp.sum(obs**2, axis=-1)), rtol=1e-6)
     np.testing.assert_allclose(both, 2 * same, rtol=1e-6)
 

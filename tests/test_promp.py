@@ -106,6 +106,13 @@ def surrogate_return(learner: Learner, params: Params, batch: MetaBatch) -> jax.
     return -surrogate_loss(batch.query, query_weights(batch.query))(new, old)
 
 
+def test_the_loss_after_an_update_is_that_of_the_new_policy(run) -> None:
+    _, state, batch, update = run
+    new, metrics = update(state, batch, 0.0)
+    _, again = update(new, batch, 0.0)
+    np.testing.assert_allclose(metrics["train/loss_after"], again["train/loss_before"], rtol=1e-5)
+
+
 def test_an_update_raises_the_surrogate_return_and_moves_adam(run) -> None:
     learner, state, batch, update = run
     new, metrics = update(state, batch)

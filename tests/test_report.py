@@ -12,7 +12,7 @@ from admrl_jax.methods import PAPER_METHODS
 from admrl_jax.protocol.run import describe_attack, describe_method
 from admrl_jax.report.figures import draw, frame
 from admrl_jax.report.results import cell_values
-from admrl_jax.report.tables import mean_and_range, rounded, table
+from admrl_jax.report.tables import equal_size_table, mean_and_range, rounded, table, table_1
 from admrl_jax.report.write import report_text, write_report
 from admrl_jax.runs.metrics import read_metrics
 
@@ -24,6 +24,7 @@ PANELS = (
     ("adgan", "adaptive"),
     ("adgan_no_gan", "adaptive"),
 )
+OTHERS = ("black_box", "stuck_sensor", "sensor_bias")
 FLOOR = -38.3
 STRENGTHS = (0.2, 0.5, 0.8)
 RESISTANCE = {"maml": 1.0, "random": 0.6, "fgsm": 0.9, "admrl": 0.5}
@@ -181,6 +182,25 @@ def test_figures_are_written_and_embedded(report: Path):
     for name in names:
         assert f"](figures/{name}.png)" in text
         assert (report.parent / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_without_a_learned_attack_has_a_table_1_too() -> None:
+    results = make_results()
+    results["rows"] = [row for row in results["rows"] if row["attack"] in ("none", "l2_noise")]
+    lines = table_1(results).splitlines()
+    assert lines[0] == "| row | paper, printed | L2 noise, 0.2 | L2 noise, 0.5 | L2 noise, 0.8 |"
+    # -13 - 60 * 0.2 * 0.5
+    assert line_with(lines[-1], "adMRL").split("|")[3].strip().startswith("-19.00 [")
+
+
+def test_only_noise_of_exactly_the_radius_is_noise_of_that_size() -> None:
+    results = make_results()
+    noise = [row for row in results["rows"] if row["attack"] == "l2_noise"]
+    results["rows"] += [row | {"attack": name} for row in noise for name in OTHERS]
+    results["attacks"] |= {name: describe_attack(name) for name in OTHERS}
+    header = equal_size_table(results).splitlines()[0]
+    assert "L2 noise, same radius" in header and "sensor bias, same radius" in header
+    assert "black box" not in header and "stuck sensor" not in header
 
 
 def test_numbers_in_the_tables(report: Path):

@@ -12,6 +12,7 @@ from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.noise import no_attack
 from admrl_jax.attacks.threat import Budget, Sides, Units
 from admrl_jax.core.lanes import Lanes
+from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params, where_tree
 from admrl_jax.envs.base import raw_units
@@ -294,7 +295,12 @@ def train_attacker(
         `(params, history)`: the strongest parameters of each, leading axes `[R, restarts]`, by the return
         of their own training batches (of an attack that learns offline, the newest), and what was measured,
         `[R, restarts, steps]`. Judge them on new tasks with `evaluate`.
+
+    Raises:
+        ConfigError: there is no step.
     """
+    if steps < 1:
+        raise ConfigError(f"steps: {steps} is not accepted; accepted: 1 or more")
     training = AttackerTraining(trainer, setup, axis, lanes)
     shape = (len(radii), restarts)
     states = training.start(

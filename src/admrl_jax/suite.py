@@ -67,7 +67,8 @@ class MemberResult(NamedTuple):
 
     Attributes:
         best: its strongest attacker by validation.
-        starts: `[starts]` what each start left after its trial, or at its end.
+        starts: what each start left after its trial, `[starts]`; without a trial what every candidate left at
+            the end, of which a start has up to three, and those that it went on from.
         effort: `[T]` return against updates, the lowest among the starts that went on: of the batches of the
             last few updates; of an attack that learns offline, on the tasks that rank. Empty where nothing
             is learned.

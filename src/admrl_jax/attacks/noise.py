@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from admrl_jax.attacks.base import Attack, AttackSpec, NoSettings, Scene, memoryless
-from admrl_jax.attacks.threat import Budget, Units, make_threat, project_l2
+from admrl_jax.attacks.threat import L2_SIZE, Budget, Units, make_threat, project_l2
 from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.types import Params
 
@@ -15,7 +15,7 @@ GAUSSIAN_NOISE = make_threat(
 )
 UNIFORM_NOISE = make_threat(label="uniform noise", norm="linf", strength="L-inf radius", knowledge="none")
 CORNER_NOISE = make_threat(label="corner noise", norm="linf", strength="L-inf size", knowledge="none")
-L2_NOISE = make_threat(label="L2 noise", norm="l2", strength="L2 size", knowledge="none")
+L2_NOISE = make_threat(label="L2 noise", norm="l2", strength=L2_SIZE, knowledge="none")
 
 
 def no_attack() -> Attack:

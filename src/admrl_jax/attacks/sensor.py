@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from admrl_jax.attacks.base import Attack, AttackSpec, Memory, NoSettings, Scene, memoryless
-from admrl_jax.attacks.threat import Budget, make_threat, project_l2
+from admrl_jax.attacks.threat import L2_SIZE, Budget, make_threat, project_l2
 from admrl_jax.core.linalg import safe_norm
 from admrl_jax.core.settings import REPEATS, UNIT
 from admrl_jax.core.types import Params
 
 DROPOUT = make_threat(label="sensor dropout", norm="l2", strength="L2 radius", knowledge="none")
-BIAS = make_threat(label="sensor bias", norm="l2", strength="L2 size", knowledge="none")
+BIAS = make_threat(label="sensor bias", norm="l2", strength=L2_SIZE, knowledge="none")
 DELAY = make_threat(label="sensor delay", norm="l2", strength="L2 radius", knowledge="none")
 
 

@@ -12,6 +12,8 @@ NORMS = ("none", "l2", "linf")
 KNOWLEDGE = ("none", "actions", "policy", "policy and task", "pipeline")
 """Of an attack: nothing; the actions it has seen; the policy that acts; that and the task; that and how the
 policy adapts."""
+L2_SIZE = "L2 size"
+"""Strength of noise whose L2 norm is the radius itself, not only bounded by it."""
 
 
 class Units(NamedTuple):
@@ -98,7 +100,8 @@ class ThreatModel(NamedTuple):
         """Sizes of perturbations, and by how much they break the budget.
 
         Adding a perturbation to an observation rounds at the observation's magnitude, so a few units
-        in the last place of that magnitude are forgiven. Anything not finite has infinite excess.
+        in the last place of that magnitude are forgiven. Anything not finite has infinite excess, and so
+        has whatever moves what cannot be moved, unless nothing bounds the attack.
 
         Args:
             obs: `[..., O]`.
@@ -112,6 +115,8 @@ class ThreatModel(NamedTuple):
         radius = jnp.asarray(budget.radius)
         radius = radius.reshape(radius.shape + (1,) * (size.ndim - radius.ndim))
         excess = jnp.maximum(size - radius - slack, 0.0)
+        is_moved = (perturbed_obs != obs) & (jnp.asarray(budget.units.scale) <= 0)
+        excess = jnp.where(jnp.any(is_moved, axis=-1), jnp.inf, excess)
         if self.norm == "none":
             excess = jnp.zeros_like(size)
         return Measurement(size, jnp.where(jnp.isfinite(size), excess, jnp.inf))

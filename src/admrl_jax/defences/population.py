@@ -99,6 +99,16 @@ class PopulationState(NamedTuple):
     updates: jax.Array
 
 
+STRIDES = (7, 11, 13, 17, 19)
+"""No number of tasks is a multiple of all."""
+
+
+def stride(count: jax.Array) -> jax.Array:
+    """A step `[]` that visits all of `count` `[]` places in turn, in no simple order."""
+    steps = jnp.asarray(STRIDES)
+    return steps[jnp.argmax(jnp.gcd(steps, count) == 1)]
+
+
 def train_against_population(trainer: AttackTrainer, config: PopulationConfig) -> Defence:
     """Training against several attackers of one kind, each task of a batch under one of them.
 
@@ -116,10 +126,11 @@ def train_against_population(trainer: AttackTrainer, config: PopulationConfig) -
         state: PopulationState, step: jax.Array, units: Units, num_tasks: int, axis: TaskAxis = TaskAxis()
     ) -> Exposure:
         place = axis.share(jnp.arange(num_tasks))
-        num_attacked = jnp.maximum(1, jnp.round(config.task_share * num_tasks))
+        num_attacked = jnp.maximum(1, jnp.round(config.task_share * num_tasks)).astype(int)
         full = config.radius * ramp(step, config.ramp_steps)
         # Radii are dealt out in another order at every step, so that each generator meets all of them.
-        level = ((place * 7 + step) % num_attacked + 1) / num_attacked if config.all_radii else 1.0
+        dealt = (place * stride(num_attacked) + step) % num_attacked
+        level = (dealt + 1) / num_attacked if config.all_radii else 1.0
         budget = Budget(jnp.where(place < num_attacked, full * level, 0.0), units)
         mine = (place + step) % count
         generators = jax.tree.map(lambda x: x[mine], jax.vmap(trainer.params)(state.members))

@@ -126,7 +126,7 @@ def make_promp(policy: Policy, config: ProMPConfig | None = None) -> Learner:
         (params, opt_state), (losses, norms, skipped) = jax.lax.scan(epoch, start, length=config.num_epochs)
         metrics = {
             "train/loss_before": losses[0],
-            "train/loss_after": losses[-1],
+            "train/loss_after": axis.total(loss(params)),
             "train/gradient_norm": norms[0],
             "train/skipped": jnp.mean(skipped),
             "train/std": mean_std(policy, params, batch),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from admrl_jax.attacks.threat import SIDES
 from admrl_jax.config import UNITS
-from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, is_number, is_whole, one_of
+from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, distinct, is_number, one_of
 from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
 from admrl_jax.protocol.attack_plan import make_plan
 from admrl_jax.protocol.attack_run import AttackRun
@@ -28,10 +28,9 @@ from admrl_jax.runs.signals import Interrupted
 from admrl_jax.simulators import SimulatorError
 from admrl_jax.suites import SUITES
 
-NAMES = Accepts(lambda x: isinstance(x, tuple) and all(isinstance(y, str) for y in x), "names")
-SEEDS = Accepts(lambda x: isinstance(x, tuple) and all(is_whole(y) and y >= 0 for y in x), "seeds of the run")
+NAMES = distinct(Accepts(lambda x: isinstance(x, str), "a name"), "names", may_be_empty=True)
+SEEDS = distinct(SEED, "seeds of the run", may_be_empty=True)
 RADII = Accepts(lambda x: isinstance(x, tuple) and all(is_number(y) and y > 0 for y in x), "numbers above 0")
-BY_RUN = "; as in the run by default"
 
 
 @dataclass(frozen=True)

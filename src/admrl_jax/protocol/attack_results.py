@@ -137,12 +137,11 @@ def _row(entry: str, file: CellFile) -> dict[str, Any]:
 def _card(member: Member, runner: SuiteRunner) -> dict[str, Any]:
     """A member's threat model, for the report."""
     spec = attack_spec(member.attack)
-    threat = runner.attacks[member.name].threat
     is_learned = spec.make_trainer is not None
-    kind = LEARNED if is_learned else NOISE if threat.knowledge == "none" else UNTRAINED
+    kind = LEARNED if is_learned else NOISE if spec.threat.knowledge == "none" else UNTRAINED
     return {
         "attack": member.attack,
         "colour": spec.colour,
         "kind": kind,
-        **threat._asdict(),
+        **spec.threat._asdict(),
     }

@@ -8,12 +8,11 @@ from typing import Annotated
 
 from admrl_jax.core.settings import (
     COUNT,
+    INNER_STEP_SIZE,
     SEED,
-    STEP_SIZE,
     Accepts,
     ConfigError,
     check_fields,
-    is_number,
     is_whole,
     one_of,
     whole_from,
@@ -35,8 +34,7 @@ SHOTS = Accepts(
     "whole numbers from 1 to 10000",
 )
 SIZES = Accepts(
-    lambda x: isinstance(x, tuple) and all(is_number(y) and STEP_SIZE.test(y) for y in x),
-    "numbers from 1e-06 to 10",
+    lambda x: isinstance(x, tuple) and all(map(INNER_STEP_SIZE.test, x)), "numbers from 1e-06 to 100"
 )
 FILE = Accepts(lambda x: x is None or isinstance(x, Path), "one file")
 
@@ -119,6 +117,26 @@ def _main(module: str, summary: str, argv: list[str]) -> int:
     return 0
 
 
+def _own_step_sizes(source: Path, methods: Sequence[str]) -> tuple[float, ...]:
+    """The step size that these methods were trained to adapt with.
+
+    Raises:
+        ConfigError: one has none, or they differ.
+    """
+    found: dict[str, float] = {}
+    for method in methods:
+        trained = load_policy(source, method)
+        learner = trained.learner_name
+        size = getattr(getattr(trained.config.learners, learner), "inner_lr", None)
+        if size is None:
+            raise ConfigError(f"step_sizes: {learner} has no step size of adaptation; accepted: --steps 0")
+        found[learner] = size
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{size:g} of {learner}" for learner, size in found.items())
+        raise ConfigError(f"step_sizes: the run has {each}; accepted: one for all methods, or fewer methods")
+    return tuple(set(found.values()))
+
+
 def make_evaluation_plan(source: Path, arguments: Arguments) -> EvaluationPlan:
     """What is evaluated; what is not given is as in the run.
 
@@ -134,11 +152,7 @@ def make_evaluation_plan(source: Path, arguments: Arguments) -> EvaluationPlan:
     seeds = arguments.seeds or found
     check_known("methods", methods, known)
     check_known("seeds", seeds, found)
-    learner = load_policy(source, methods[0]).learner_name
-    own = getattr(getattr(config.learners, learner), "inner_lr", None)
-    sizes = arguments.step_sizes or (() if own is None else (own,))
-    if arguments.steps and not sizes:
-        raise ConfigError(f"step_sizes: {learner} has no step size of adaptation; accepted: --steps 0")
+    sizes = arguments.step_sizes or (_own_step_sizes(source, methods) if arguments.steps else ())
     sizes = (*sizes[: arguments.steps], *sizes[-1:] * (arguments.steps - len(sizes)))
     tasks = None
     if arguments.tasks is not None:

@@ -10,17 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from admrl_jax.attacks.base import Attack
-from admrl_jax.attacks.threat import Budget
+from admrl_jax.attacks.threat import SIDES, Budget
 from admrl_jax.core.networks import Policy
 from admrl_jax.core.types import Params, Task, Trajectory
 from admrl_jax.judging import Case
+from admrl_jax.protocol.attack_results import worst_entries
 from admrl_jax.protocol.attack_run import AttackRun
 from admrl_jax.report.style import own_style
 from admrl_jax.sampling import collect_meta_batch, expose, rollout
 from admrl_jax.simulators import Model
-from admrl_jax.suite import SuiteRunner
-
-FILM = "episode.gif"
+from admrl_jax.suite import Found, SuiteRunner
 
 
 def film_section(run: AttackRun) -> Iterator[str]:
@@ -34,15 +33,12 @@ def film_section(run: AttackRun) -> Iterator[str]:
     cell = [cell for cell in run.cells if cell[:2] == run.cells[0][:2]][-1]
     victims, file = run.victims[cell.method], run.file(cell)
     runner, case = victims.runner, victims.case(run.plan, cell)
-    path = run.folder / "figures" / FILM
+    # Of this cell: the folder may get larger radii later.
+    path = run.folder / "figures" / f"episode-{cell.stem}.gif"
     if not path.exists():
-        entry = min(file.results, key=lambda name: file.results[name].best.left)
-        best = file.results[entry].best
+        best = file.results[worst_entries(file)["worst"]].best
         path.parent.mkdir(exist_ok=True)
-        pair = [
-            film_episode(runner, case._replace(radius=radius), runner.attacks[best.member], best.params)
-            for radius in (0.0, cell.radius)
-        ]
+        pair = [film_episode(runner, case._replace(radius=radius), best) for radius in (0.0, cell.radius)]
         shoot(
             path,
             body,
@@ -52,23 +48,30 @@ def film_section(run: AttackRun) -> Iterator[str]:
             ],
         )
     yield (
-        f"## One episode\n\n![episode](figures/{FILM})\n\n*{cell}: the same task, clean and under the worst "
-        "attacker, each after adapting to data of the same kind.*"
+        f"## One episode\n\n![episode](figures/{path.name})\n\n*{cell}: the same task, clean and under "
+        "the worst attacker, each after adapting to data of the same kind.*"
     )
 
 
-def film_episode(runner: SuiteRunner, case: Case, attack: Attack, params: Params) -> tuple[np.ndarray, float]:
-    """`(qpos [H, Q], return)` of the first test task, adapted and run at the case's radius."""
-    setup = runner.setup
+def film_episode(runner: SuiteRunner, case: Case, found: Found) -> tuple[np.ndarray, float]:
+    """`(qpos [H, Q], return)` of the first test task, adapted and run as the judge would.
+
+    Args:
+        runner: of the suite.
+        case: the victim, the radius and the data under attack.
+        found: the attacker.
+    """
+    setup, attack, params = runner.setup, runner.attacks[found.member], found.params
     tasks = jax.tree.map(lambda x: x[:1], runner.judge.test_tasks(case))
-    budget = Budget(jnp.asarray(case.radius, float), case.units)
+    radius = runner.judge.radius(found.member, case)
+    support, query = (Budget(jnp.asarray(radius * side, float), case.units) for side in SIDES[case.side])
     batch = jax.jit(
         lambda meta_params, tasks: (
             collect_meta_batch(
                 meta_params,
                 case.key,
                 tasks,
-                expose(attack, params, budget, num_tasks=1),
+                expose(attack, params, support, query, num_tasks=1),
                 env=setup.env,
                 policy=setup.policy,
                 learner=setup.learner,
@@ -77,7 +80,7 @@ def film_episode(runner: SuiteRunner, case: Case, attack: Attack, params: Params
         )
     )(case.meta_params, tasks)
     adapted, task = jax.tree.map(lambda x: x[0], (batch, tasks))
-    taken, qpos = play(setup.env, setup.policy, adapted, case.key, task, attack, params, budget)
+    taken, qpos = play(setup.env, setup.policy, adapted, case.key, task, attack, params, query)
     return qpos, float(taken.reward.sum())
 
 

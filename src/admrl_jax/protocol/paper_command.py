@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from admrl_jax.config import Config
-from admrl_jax.core.settings import Accepts, ConfigError, check_fields, distinct, is_whole, one_of
+from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, distinct, one_of
 from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
 from admrl_jax.protocol.command_line import fail, main
 from admrl_jax.protocol.merge import merge_runs
@@ -40,7 +40,7 @@ PRESETS = Accepts(
     lambda x: set(x) in ({"paper"}, {HARDENED}, {"paper", HARDENED}, {"quick"}) and len(set(x)) == len(x),
     f"paper, {HARDENED}, both of them, or quick",
 )
-SEEDS = Accepts(lambda x: isinstance(x, tuple) and all(is_whole(y) and y >= 0 for y in x), "seeds from 0 on")
+SEEDS = distinct(SEED, "seeds from 0 on", may_be_empty=True)
 
 PATHS = distinct(Accepts(lambda x: isinstance(x, Path), "a directory"), "directories", may_be_empty=True)
 
@@ -290,4 +290,6 @@ def _command_of(module: str, unit: Unit, arguments: Arguments) -> str:
     """What runs one unit alone, or goes on with it."""
     flags = ["--envs", unit.env, "--seeds", str(unit.seed), "--until", "units", "--out", str(arguments.out)]
     flags += ["--suite", arguments.suite, "--presets", unit.preset]
+    if arguments.compilation_cache != Arguments().compilation_cache:
+        flags += ["--compilation-cache", arguments.compilation_cache]
     return shlex.join(["python", "-m", module, *flags])

@@ -67,6 +67,6 @@ def save_paths(session: Session, arms: dict[str, Arm], attackers: dict[str, Atta
             batch = alone.run(Program(f"paths {setup.learner.name}", collect), *arguments)
             before = jax.tree.map(lambda x: x[:, 0], batch.support.trajectory)
             for phase, taken in (("pre", before), ("post", batch.query.trajectory)):
-                arrays[f"{method}/{cell}/{phase}"] = np.asarray(taken.obs)[:, :4]
+                arrays[f"{method}/{cell}/{phase}"] = np.asarray(taken.obs)[:, :4, ..., :2]
                 arrays[f"{method}/{cell}/{phase}/mask"] = np.asarray(taken.mask)[:, :4]
     write_arrays(path, **arrays)

@@ -96,7 +96,7 @@ def _attack(session: Session) -> None:
         return
     config, folder = session.config, session.directory / ATTACK_FOLDER
     plan = make_plan(session.directory, suite=config.eval.suite, methods=config.methods)
-    run = AttackRun(plan, folder, make_lanes(), session.stop)
+    run = AttackRun(plan, folder, make_lanes(config.num_devices), session.stop)
     write_attack_report(folder, run.run(), film_section(run))
 
 

@@ -32,10 +32,6 @@ class Journal:
         self.log = MetricsLog(directory, writes=self.writes)
         self.seconds: dict[str, float] = {}
 
-    def exists(self, path: Path) -> bool:
-        """Whether `path` exists, as seen by process 0."""
-        return bool(hosts.from_first(int(path.exists())))
-
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Progress]:
         """Progress of a stage, shown by the process that writes; its time counts if it ends well."""

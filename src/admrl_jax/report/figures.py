@@ -293,7 +293,7 @@ def _draw_outer_steps(axes: Sequence[Axes], results: Row, metrics: Sequence[Row]
         if key == "train/post_return":
             _floor(ax, results["floor"])
         thin = key != "train/accepted"
-        series = _series(metrics, "step", key, stage="pretrain")
+        series = _series(metrics, "step", key, stage="pretrain", method="pretrain")
         _draw(ax, series, GREY, "shared pre-training", noisy=True, thin=thin)
         for method in methods_of(results, metrics):
             series = _series(metrics, "step", key, stage="finetune", method=method)

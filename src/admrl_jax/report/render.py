@@ -45,13 +45,16 @@ def render(path: Path, model: Any, episodes: Sequence[np.ndarray], titles: Seque
         arrays = {str(i): np.asarray(qpos) for i, qpos in enumerate(episodes)}
         np.savez(given, allow_pickle=False, titles=np.array(titles), **arrays)
         for library in (chosen,) if chosen else LIBRARIES:
-            done = subprocess.run(
-                [sys.executable, "-m", __name__, str(binary), str(given), str(film)],
-                env=os.environ | {"MUJOCO_GL": library},
-                capture_output=True,
-                timeout=TIMEOUT,
-                check=False,
-            )
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-m", __name__, str(binary), str(given), str(film)],
+                    env=os.environ | {"MUJOCO_GL": library},
+                    capture_output=True,
+                    timeout=TIMEOUT,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                continue
             if done.returncode == 0 and film.is_file():
                 path.write_bytes(film.read_bytes())
                 return True

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from admrl_jax.attacks.registry import CLEAN
+from admrl_jax.attacks.threat import L2_SIZE
 from admrl_jax.report.results import (
     CELLS,
     CLEAN_PANEL,
+    PROTOCOLS,
     Cell,
     Panel,
     Row,
@@ -124,10 +126,10 @@ def clean_table(results: Row) -> str:
 
 
 def table_1(results: Row) -> str:
-    """The paper's Table I: a learned attack on support and query data, by both protocols."""
+    """The paper's Table I: one attack on support and query data; a learned one by both protocols."""
     rows, panels = results["rows"], panels_of(results)
     name = headline_panel(results)[0]
-    columns = [((name, p), s) for p in ("paper", "adaptive") for s in panels.get((name, p), [])]
+    columns = [((name, p), s) for p in PROTOCOLS for s in panels.get((name, p), [])]
     body = []
     for method in methods_of(results, rows):
         part = results["methods"][method]
@@ -135,7 +137,9 @@ def table_1(results: Row) -> str:
         cells = [cell_values(rows, panel, s, ("attacked", "attacked"), method) for panel, s in columns]
         scores = (mean_and_range(values, results["floor"]) for values in cells)
         body.append((part["paper_row"] or part["label"], printed, *scores))
-    return table(["row", "paper, printed", *(f"{panel[1]} protocol, {s:g}" for panel, s in columns)], body)
+    titles = [f"{panel[1]} protocol" if panel[1] else panel_label(results, panel) for panel, _ in columns]
+    header = [f"{title}, {s:g}" for title, (_, s) in zip(titles, columns, strict=True)]
+    return table(["row", "paper, printed", *header], body)
 
 
 def grid(results: Row) -> Iterable[tuple[Panel, float, Cell]]:
@@ -197,9 +201,11 @@ def equal_size_table(results: Row) -> str:
     it is.
     """
     rows, panels, floor, body = results["rows"], panels_of(results), results["floor"], []
-    untrained = [p for p in panels if results["attacks"][p[0]]["knowledge"] == "none"]
-    unbounded = [p for p in untrained if results["attacks"][p[0]]["norm"] == "none"]
-    on_sphere = [p for p in untrained if results["attacks"][p[0]]["norm"] == "l2"]
+    attacks, learned = results["attacks"], learned_panels(results)
+    untrained = [p for p in panels if attacks[p[0]]["knowledge"] == "none" and p not in learned]
+    unbounded = [p for p in untrained if attacks[p[0]]["norm"] == "none"]
+    # Of faulty sensors and the like the radius is a bound only.
+    on_sphere = [p for p in untrained if attacks[p[0]]["strength"] == L2_SIZE]
 
     def value(panel: Panel, strength: float, method: str, field: str) -> float:
         cell = CELLS[3] if strength else CELLS[0]
@@ -214,7 +220,7 @@ def equal_size_table(results: Row) -> str:
         )
         return float(np.interp(size, sizes, returns, right=np.nan))
 
-    for panel, strength in ((p, s) for p in learned_panels(results) for s in panels[p]):
+    for panel, strength in ((p, s) for p in learned for s in panels[p]):
         for method in methods_under(results, panel):
             size, post = (value(panel, strength, method, field) for field in ("attack_size", "post"))
             scores = [rounded(size, digits=3), rounded(post, floor)]

@@ -262,11 +262,15 @@ def load_attacker(
 
     Raises:
         ArtefactError: there is no such attacker, or the file is damaged.
+        ConfigError: the run does not have the seed.
     """
     path = Path(path)
     path = path / ATTACKERS if path.is_dir() else path
     if not path.is_file():
         raise ArtefactError(f"attacker: there is no {path}; a run writes it once attackers are trained")
+    seeds = trained.config.seeds
+    if seed is not None:
+        check_known("seed", (seed,), seeds)
     arrays = read_attackers(path)
     prefix = f"attacker/{victim}/{attack}/{label}/"
     if not any(name.startswith(prefix) for name in arrays):
@@ -277,7 +281,7 @@ def load_attacker(
     like = empty_params(built.init, env.obs_size)
     params = unflatten_params(arrays, prefix, like)
     if seed is not None:
-        params = jax.tree.map(lambda x: x[trained.config.seeds.index(seed)], params)
+        params = jax.tree.map(lambda x: x[seeds.index(seed)], params)
     return params
 
 

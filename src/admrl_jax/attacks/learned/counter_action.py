@@ -90,8 +90,10 @@ def make_counter_action(config: CounterActionConfig, victim: Victim) -> AttackTr
     Raises:
         ConfigError: through adaptation, and the victim has none.
     """
-    if victim.adapt_step is None and (config.through == "adaptation" or config.under_attack):
-        raise ConfigError("through: 'adaptation' is not accepted for a victim that does not adapt")
+    if victim.adapt_step is None:
+        for name, refused in (("through", "adaptation"), ("under_attack", True)):
+            if getattr(config, name) == refused:
+                raise ConfigError(f"{name}: {refused!r} is not accepted for a victim that does not adapt")
     fitted = Fit(
         config,
         victim,
@@ -156,12 +158,12 @@ def agreement(
     return jnp.sum(product * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
-def least_alike(fitted: Fit, everyone: Params, batch: MetaBatch) -> Params:
-    """Of one task: the adapted policy of all tasks, leading axis `N`, that agrees least with its own."""
-    query = jax.tree.map(lambda x: x[:, :: max(1, x.shape[1] // SEEN_STEPS)], batch.query)
+def least_alike(fitted: Fit, everyone: Params, meant: Params, query: Experience) -> Params:
+    """Of one task: the policy of all tasks, leading axis `N`, that agrees least with its own on its query."""
+    seen = jax.tree.map(lambda x: x[:, :: max(1, x.shape[1] // SEEN_STEPS)], query)
 
     def score(other: Params) -> jax.Array:
-        return agreement(fitted, other, batch.adapted_params, query, lambda obs: obs)
+        return agreement(fitted, other, meant, seen, lambda obs: obs)
 
     scores = jax.vmap(score)(everyone)
     return jax.tree.map(lambda x: x[jnp.argmin(scores)], everyone)
@@ -197,7 +199,7 @@ def fit_loss(
         acting = adapt(fitted, meta_params, support[0][0], support, moving(False))
     if fitted.config.through != "query":
         total += sum(agreement(fitted, policy, policy, batch, moving(False)) for policy, batch in support)
-    return total + agreement(fitted, acting, task.adapted, task.query, moving(True), task.instead)
+    return total + agreement(fitted, acting, task.meant, task.query, moving(True), task.instead)
 
 
 def update(
@@ -210,21 +212,22 @@ def update(
     axis: TaskAxis = TaskAxis(),
 ) -> tuple[CounterActionState, Metrics]:
     """Adam steps on a meta-batch, see `UpdateFn`."""
-    config, instead = fitted.config, None
+    config, meant, instead = fitted.config, batch.adapted_params, None
     num_tasks = batch.query.advantage.shape[0] * axis.num_devices
     if config.under_attack:
         meant = axis.map(lambda one: meant_policy(fitted, meta_params, one), batch)
-        batch = batch._replace(adapted_params=meant)
     if config.target == "other_task":
-        everyone = axis.every(batch.adapted_params)
-        instead = axis.map(lambda one: least_alike(fitted, everyone, one), batch)
+        if num_tasks < 2:
+            raise ConfigError("target: 'other_task' is not accepted with one task; accepted: 2 or more")
+        everyone = axis.every(meant)
+        instead = axis.map(lambda one: least_alike(fitted, everyone, *one), (meant, batch.query))
 
     def value_and_grad(network: Params, key: jax.Array) -> tuple[jax.Array, Params]:
         def of_task(drawn: tuple) -> tuple[jax.Array, Params]:
             task = draw(drawn, config.num_samples)
             return jax.value_and_grad(fit_loss)(network, fitted, state.params, meta_params, budget, task)
 
-        drawn = (axis.split_key(key, num_tasks), batch, instead)
+        drawn = (axis.split_key(key, num_tasks), batch, meant, instead)
         summed = axis.total(axis.sum_tasks(of_task, drawn))
         return jax.tree.map(lambda x: x / num_tasks, summed)
 
@@ -247,6 +250,7 @@ class OneTask(NamedTuple):
 
     Attributes:
         adapted: policy that collected the query data.
+        meant: policy whose actions the attack is to prevent.
         instead: policy of another task; None if it does not matter.
         query: fields `[1, M, ...]`.
         policies: that collected the support data, leading axis `S`.
@@ -255,6 +259,7 @@ class OneTask(NamedTuple):
     """
 
     adapted: Params
+    meant: Params
     instead: Params | None
     query: Experience
     policies: Params
@@ -262,14 +267,14 @@ class OneTask(NamedTuple):
     task: Any
 
 
-def draw(drawn: tuple[jax.Array, MetaBatch, Params | None], num_samples: int) -> OneTask:
+def draw(drawn: tuple[jax.Array, MetaBatch, Params, Params | None], num_samples: int) -> OneTask:
     """Random steps of one task.
 
     Args:
-        drawn: a key, its entry of a meta-batch, the policy to act as instead.
+        drawn: a key, its entry of a meta-batch, the policy that is meant, the one to act as instead.
         num_samples: steps of every experience.
     """
-    key, batch, instead = drawn
+    key, batch, meant, instead = drawn
     key_query, key_support = jax.random.split(key)
 
     def some(key: jax.Array, experience: Experience) -> Experience:
@@ -282,7 +287,7 @@ def draw(drawn: tuple[jax.Array, MetaBatch, Params | None], num_samples: int) ->
     keys = jax.random.split(key_support, batch.support.advantage.shape[0])
     support = jax.vmap(some)(keys, batch.support)
     query = some(key_query, batch.query)
-    return OneTask(batch.adapted_params, instead, query, batch.support_params, support, batch.tasks)
+    return OneTask(batch.adapted_params, meant, instead, query, batch.support_params, support, batch.tasks)
 
 
 SPEC = AttackSpec(

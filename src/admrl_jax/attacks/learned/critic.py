@@ -95,8 +95,11 @@ def make_critic(config: CriticConfig, victim: Victim) -> AttackTrainer:
     def perturb(
         params: GeneratorParams, key: jax.Array, obs: jax.Array, scene: Scene, budget: Budget
     ) -> jax.Array:
+        # It was fitted on query episodes only.
+        known = scene._replace(is_query=True)
+
         def harm(x: jax.Array) -> jax.Array:
-            return -critic.value(params, obs, victim.policy.apply(scene.policy_params, x).mean, scene)
+            return -critic.value(params, obs, victim.policy.apply(scene.policy_params, x).mean, known)
 
         return ascend(harm, key, obs, budget, steps=config.steps)
 

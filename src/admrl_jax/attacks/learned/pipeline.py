@@ -160,7 +160,7 @@ def one_task(
         pipeline: constants.
         params: of the generator; its network is not used.
         meta_params: of the victim.
-        budget: of the attack.
+        budget: of the attack; its radius is that of the data.
         data: the task's entry of a meta-batch, and how it came out.
     """
     config, victim = pipeline.config, pipeline.victim
@@ -169,7 +169,9 @@ def one_task(
 
     def moved(experience: Experience, is_query: bool) -> jax.Array:
         scene = Scene((), batch.tasks, is_query)
-        return pipeline.generator.perturb(params, experience.trajectory.obs, scene, budget)
+        # As the data were collected: one of the two sides may not be attacked.
+        there = budget._replace(radius=batch.query_radius if is_query else batch.support_radius)
+        return pipeline.generator.perturb(params, experience.trajectory.obs, scene, there)
 
     steps = range(batch.support.advantage.shape[0])
     support = [jax.tree.map(lambda x, s=s: x[s], (batch.support_params, batch.support)) for s in steps]
