@@ -352,7 +352,8 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     assert {"halfcheetah_dir", "halfcheetah_dir_hardened", "navigation_2d_hardened"} <= of.keys()
     assert [x.seeds for run, x in attacks if run == "halfcheetah_dir_hardened"] == [[0, 1, 2], [3, 4]]
     # On both sides only, and by one suite.
-    assert "navigation_2d" not in of and {x.results["plan"]["suite"] for _, x in attacks} == {"standard"}
+    plans = [x.results["plan"] for _, x in attacks]
+    assert {(plan["side"], plan["suite"]) for plan in plans} == {("both", "standard")}
     compared = robustness.paired_rows(attacks)
     hardened = [x for x in compared if x.run == "halfcheetah_dir_hardened"]
     # A run with an undefended method is compared with that, and with no other run's.
