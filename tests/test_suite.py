@@ -58,14 +58,12 @@ def runner() -> SuiteRunner:
 
 
 @pytest.fixture(scope="module")
-def found(runner: SuiteRunner):
-    """What the members achieve, and what they said on the way."""
-    heard: list[tuple[str, int, float]] = []
-    return runner.run(CASE, on_update=lambda *said: heard.append(said)), heard
+def members(runner: SuiteRunner):
+    """What the members achieve."""
+    return runner.run(CASE)
 
 
-def test_learned_attackers_are_the_worst_and_all_is_accounted_for(runner: SuiteRunner, found) -> None:
-    members, heard = found
+def test_learned_attackers_are_the_worst_and_all_is_accounted_for(runner: SuiteRunner, members) -> None:
     assert list(members) == ["l2_noise", "pgd", "fit", "gan"]
     noise, clean = members["l2_noise"].best.left, runner.judge.clean(CASE)
     first, second = finalists(members, 2)
@@ -82,10 +80,7 @@ def test_learned_attackers_are_the_worst_and_all_is_accounted_for(runner: SuiteR
     for name in ("fit", "gan"):
         result = members[name]
         assert result.best.validation.shape == (4, 12)
-        updates = [number for member, number, _ in heard if member == name]
-        assert len(updates) == len(result.effort) <= {"fit": 16, "gan": 10}[name]
-        lefts = [left for member, _, left in heard if member == name]
-        np.testing.assert_allclose(lefts, np.minimum.accumulate(result.effort), rtol=1e-6)
+        assert 0 < len(result.effort) <= {"fit": 16, "gan": 10}[name]
     assert members["fit"].starts.shape == (3,) and members["gan"].starts.shape == (2 * 3 + 1,)
     # Clean batches serve all starts; others collect their own. 4 tasks, 12 episodes, 2 phases, 10 steps.
     each = 4 * 12 * 2 * 10
@@ -94,8 +89,7 @@ def test_learned_attackers_are_the_worst_and_all_is_accounted_for(runner: SuiteR
     assert members["pgd"].env_steps == 0 and len(members["pgd"].effort) == 0
 
 
-def test_a_member_that_goes_on_does_not_lose_what_it_was_given(found) -> None:
-    members, _ = found
+def test_a_member_that_goes_on_does_not_lose_what_it_was_given(members) -> None:
     assert members["gan"].best.left <= members["fit"].best.left + 1e-4
 
 
@@ -107,9 +101,8 @@ def test_training_that_is_flat_ends_early(runner: SuiteRunner) -> None:
 
 
 def test_attackers_from_elsewhere_are_judged_as_they_are_and_what_is_done_is_kept(
-    runner: SuiteRunner, found
+    runner: SuiteRunner, members
 ) -> None:
-    members, _ = found
     best = members["fit"].best
     done = {name: result for name, result in members.items() if name != "gan"}
     asked = []
@@ -126,8 +119,7 @@ def test_attackers_from_elsewhere_are_judged_as_they_are_and_what_is_done_is_kep
         np.testing.assert_allclose(mine.validation, theirs.validation, rtol=1e-4, atol=1e-4)
 
 
-def test_sides(runner: SuiteRunner, found) -> None:
-    members, _ = found
+def test_sides(runner: SuiteRunner, members) -> None:
     best = members["fit"].best
     # This policy hardly adapts: what happens to its support data does not matter.
     left = {
@@ -173,8 +165,7 @@ def test_the_worst_attacker_is_trained_on_while_it_gains(monkeypatch: pytest.Mon
     assert list(attack(suite=suite).members) == ["fit"]
 
 
-def test_references_and_the_tasks_of_a_report(runner: SuiteRunner, found) -> None:
-    members, _ = found
+def test_references_and_the_tasks_of_a_report(runner: SuiteRunner, members) -> None:
     tested = runner.judge.test(CASE, "fit", members["fit"].best.params)
     # The origin is all that the blind policy sees: it stays where its own noise takes it.
     blind, clean = runner.judge.test(CASE, BLIND), runner.judge.test(CASE, CLEAN)
@@ -183,8 +174,8 @@ def test_references_and_the_tasks_of_a_report(runner: SuiteRunner, found) -> Non
     assert not np.array_equal(jax.random.key_data(keys.validate), jax.random.key_data(keys.test))
 
 
-def test_parameters_keep_the_units_that_they_read(found) -> None:
-    params = found[0]["fit"].best.params
+def test_parameters_keep_the_units_that_they_read(members) -> None:
+    params = members["fit"].best.params
     assert isinstance(params, GeneratorParams)
     np.testing.assert_allclose(params.inputs.scale, jnp.full(2, 0.3))
 

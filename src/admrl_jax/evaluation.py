@@ -69,7 +69,11 @@ def evaluate(
     return EvalResult(returns, sizes.size, sizes.excess)
 
 
-def observation_units(batch: MetaBatch, axis: TaskAxis = TaskAxis(), *, min_std: float = 1e-3) -> Units:
+CONSTANT_STD = 1e-3
+"""An observation's dimension whose standard deviation is smaller counts as constant."""
+
+
+def observation_units(batch: MetaBatch, axis: TaskAxis = TaskAxis()) -> Units:
     """Mean and standard deviation `[O]` of true observations over the valid steps of a meta-batch.
 
     Dimensions that hardly vary get standard deviation 0, which keeps every attack off them.
@@ -77,7 +81,6 @@ def observation_units(batch: MetaBatch, axis: TaskAxis = TaskAxis(), *, min_std:
     Args:
         batch: of this device's tasks; the units are those of all.
         axis: how tasks are computed.
-        min_std: smaller standard deviations count as constant.
     """
     taken = [x.trajectory for x in (batch.support, batch.query)]
     obs = jnp.concatenate([x.obs.reshape(-1, x.obs.shape[-1]) for x in taken])
@@ -85,7 +88,7 @@ def observation_units(batch: MetaBatch, axis: TaskAxis = TaskAxis(), *, min_std:
     count = jnp.maximum(axis.total(jnp.sum(mask)), 1.0)
     mean = axis.total(jnp.sum(obs * mask, axis=0)) / count
     std = jnp.sqrt(axis.total(jnp.sum(jnp.square(obs - mean) * mask, axis=0)) / count)
-    return Units(mean, jnp.where(std < min_std, 0.0, std))
+    return Units(mean, jnp.where(std < CONSTANT_STD, 0.0, std))
 
 
 def do_nothing_returns(key: jax.Array, tasks: Task, *, env: Env, num_trajectories: int) -> jax.Array:

@@ -161,7 +161,6 @@ class SuiteRunner:
         seeds: Mapping[str, Sequence[tuple[str, Params]]] | None = None,
         done: Mapping[str, MemberResult] | None = None,
         on_member: Callable[[MemberResult], None] = lambda result: None,
-        on_update: Callable[[str, int, float], None] = lambda member, number, left: None,
     ) -> dict[str, MemberResult]:
         """Attacks a victim with every member.
 
@@ -171,7 +170,6 @@ class SuiteRunner:
                 goes on from them, and they are judged as they are.
             done: what members have achieved in this case before.
             on_member: called as members are done.
-            on_update: called with a member's name, its updates so far and the return that it leaves.
         """
         results: dict[str, MemberResult] = dict(done or {})
         clean = self.judge.clean(case)
@@ -181,7 +179,7 @@ class SuiteRunner:
             earlier = [results[name].best for name in member.goes_on_from if name in results]
             given = [(found.member, found.params) for found in sorted(earlier, key=lambda found: found.left)]
             given += list((seeds or {}).get(member.name, []))
-            results[member.name] = self.run_member(case, member, given, clean=clean, on_update=on_update)
+            results[member.name] = self.run_member(case, member, given, clean=clean)
             on_member(results[member.name])
         return results
 
@@ -193,7 +191,6 @@ class SuiteRunner:
         *,
         clean: float,
         again: int = 0,
-        on_update: Callable[[str, int, float], None] = lambda member, number, left: None,
     ) -> MemberResult:
         """What one member achieves.
 
@@ -203,12 +200,11 @@ class SuiteRunner:
             seeds: where it goes on from, with their origins.
             clean: return of the victim without attack.
             again: how often it has been run in this case before; it then meets other batches.
-            on_update: called with the member's name, updates so far and the return that it leaves.
         """
         if member.name not in self.trainings:
             candidates, starts, effort, env_steps = [("-", ())], None, np.zeros(0), 0
         else:
-            tried = self._train(case, member, seeds, clean, again, on_update)
+            tried = self._train(case, member, seeds, clean, again)
             candidates, starts, effort, env_steps = tried
         scores = self.judge.validation(case, member.name, [params for _, params in candidates])
         means = scores.mean(axis=(1, 2))
@@ -249,7 +245,6 @@ class SuiteRunner:
         seeds: Sequence[tuple[str, Params]],
         clean: float,
         again: int,
-        on_update: Callable[[str, int, float], None],
     ) -> tuple[list[tuple[str, Params]], np.ndarray | None, np.ndarray, int]:
         """`(candidates, starts, effort, env_steps)`; those that it started from are among the candidates."""
         training = self.trainings[member.name]
@@ -292,7 +287,6 @@ class SuiteRunner:
                 batches.append(left)
                 left = np.mean(batches[-SMOOTHED:], axis=0)
             effort.append(float(np.min(left)))
-            on_update(member.name, number + 1, min(effort))
             if len(effort) >= MIN_UPDATES and last_third(effort, clean) <= FLAT_SHARE:
                 break
         if not training.trainer.is_offline:

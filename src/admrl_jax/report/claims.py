@@ -69,10 +69,10 @@ class Measured:
         seeds = set.intersection(*(set(values) for values in each))
         return {seed: float(np.mean([values[seed] for values in each])) for seed in sorted(seeds)}
 
-    def strongest(self, method: str, strengths: Sequence[float] = PAPER_STRENGTHS) -> Seeds:
-        """The lowest return under any attack of the L2 radius, seed by seed, mean over strengths."""
+    def strongest(self, method: str) -> Seeds:
+        """The lowest return under any attack of an L2 radius, by seed, mean over the paper's strengths."""
         rows, each = self.results["rows"], []
-        for strength in strengths:
+        for strength in PAPER_STRENGTHS:
             found = [cell_values(rows, panel, strength, CELLS[-1], method) for panel in IN_BALL]
             seeds = set().union(*found)
             each.append({seed: min(x[seed] for x in found if seed in x) for seed in seeds})
@@ -107,9 +107,9 @@ class Measured:
                     found[seed] = float(np.mean([attacked.mean(method, seed, r) for r in attacked.radii]))
         return found
 
-    def gain(self, method: str = MAML) -> Seeds:
-        """What a method brings without an attack, over doing nothing."""
-        return {seed: value - self.results["floor"] for seed, value in self.clean(method).items()}
+    def gain(self) -> Seeds:
+        """What MAML brings without an attack, over doing nothing."""
+        return {seed: value - self.results["floor"] for seed, value in self.clean(MAML).items()}
 
     def paper_clean(self, method: str) -> float:
         """The paper's clean return; NaN where it prints none, or the method was not run."""
@@ -365,15 +365,14 @@ class Judged(NamedTuple):
         }
 
 
-def judge(runs: Mapping[str, Measured], claims: Sequence[Claim] = (*CLAIMS, *OURS)) -> list[Judged]:
+def judge(runs: Mapping[str, Measured]) -> list[Judged]:
     """Every claim with its effects and verdict.
 
     Args:
         runs: by environment; those that are missing are not measured.
-        claims: what is judged.
     """
     judged = []
-    for claim in claims:
+    for claim in (*CLAIMS, *OURS):
         test = claim.test
         if test is None:
             judged.append(Judged(claim, {}, UNMEASURED))
