@@ -76,7 +76,7 @@ HARDENED = replace(
 )
 
 # The same without a clock and own actions. What to adapt to is read from the rewards that follow an action at
-# once, which an attack shifts little; only a context adapts, by a step whose length no attack can change.
+# once, which an attack shifts little; only a context adapts, by a large step that is cut to one length.
 MEMORYLESS = replace(
     HARDENED,
     env=NavigationConfig(),
