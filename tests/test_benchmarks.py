@@ -359,7 +359,7 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     # A run with an undefended method is compared with that, and with no other run's.
     bases = {x.base for x in compared if x.run == "navigation_2d_noise"}
     assert bases == {"MAML of navigation_2d_noise"}
-    assert [(x.radius, x.worst.seeds, x.failed) for x in hardened] == [(0.5, 3, 0), (0.8, 3, 0)]
+    assert [(x.radius, x.worst.seeds, x.failed) for x in hardened] == [(0.5, 5, 0), (0.8, 5, 0)]
     rows = points("run", of["navigation_2d_hardened"])
     assert len(rows) == 18 and all(row["worst"] < row["clean"] for row in rows)
     tests = of["navigation_2d_hardened"].results["tests"]
@@ -373,8 +373,8 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
         and row["worst"].startswith("34.")
     )
     panels = {ax.get_title(): ax for ax in robustness.draw(attacks).axes}
-    # Four runs share a panel, one in two attacks; a policy with memory has its own.
-    assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 17
+    # Five runs share a panel, one in two attacks; a policy with memory has its own.
+    assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 19
     assert len(panels["navigation_2d, with memory, radius 0.5"].collections) == 6
 
 
