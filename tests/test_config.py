@@ -266,6 +266,22 @@ def test_choices_and_flags_are_accepted() -> None:
         ),
         (
             "navigation_2d",
+            {"sampling.num_tasks": 1, "methods": ("maml", "population")},
+            "sampling.num_tasks: 1 is not accepted; accepted: 2 or more where "
+            "defences.population.fit.target is other_task",
+        ),
+        (
+            "navigation_2d",
+            {
+                "eval.attacker.num_tasks": 1,
+                "eval.attacks": ("counter_action",),
+                "attacks.counter_action.target": "other_task",
+            },
+            "eval.attacker.num_tasks: 1 is not accepted; accepted: 2 or more where "
+            "attacks.counter_action.target is other_task",
+        ),
+        (
+            "navigation_2d",
             {"num_devices": 3},
             "num_devices: 3 is not accepted; accepted: 0 or a divisor of sampling.num_tasks (40)",
         ),
@@ -291,6 +307,15 @@ def test_settings_that_do_not_fit_each_other(kind: str, changes: dict[str, Any],
     with pytest.raises(ConfigError) as error:
         validate(with_settings(CONFIGS[kind], changes))
     assert str(error.value) == message
+
+
+def test_one_task_is_accepted_where_nothing_needs_another() -> None:
+    for changes in (
+        {"sampling.num_tasks": 1, "eval.attacker.num_tasks": 1},
+        {"sampling.num_tasks": 1, "methods": ("population",), "defences.population.fit.target": "opposite"},
+        {"eval.attacker.num_tasks": 1, "attacks.counter_action.target": "other_task"},
+    ):
+        validate(with_settings(NAVIGATION, changes))
 
 
 def test_a_hard_floor_may_be_touched() -> None:
@@ -473,6 +498,8 @@ def accepted(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(CONFIGS)) -> Config
     if config.policy.init_std < 1e-5:
         repairs["policy.init_std"], repairs["policy.min_std"] = 1e-5, 1e-6
     repairs |= {name: 1 for name in flatten(config) if name.endswith("num_minibatches")}
+    if 1 in (config.sampling.num_tasks, config.eval.attacker.num_tasks):
+        repairs |= {name: "opposite" for name, value in flatten(config).items() if value == "other_task"}
     for name in ("checkpoint_every", "snapshot_every"):
         repairs[f"schedule.{name}"] = getattr(config.schedule, name) * config.schedule.chunk_steps
     for low, high in (("min_velocity", "max_velocity"), ("min_height", "max_height")):

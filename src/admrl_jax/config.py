@@ -5,7 +5,7 @@ those of a new part appear by themselves.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -214,12 +214,24 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def check(self, prefix: str) -> None:
-        """Devices divide tasks, and what adapts is there."""
+        """Devices divide tasks, what adapts is there, and so are the other tasks that an attack needs."""
         if self.learners.maml_trpo.adapts == "context" and not self.policy.context_size:
             raise refusal("policy.context_size", 0, "1 or more where learners.maml_trpo.adapts is context")
+        for tasks, setting in self._where_other_tasks_are_met():
+            if task_counts(self)[tasks] == 1:
+                raise refusal(tasks, 1, f"2 or more where {setting} is other_task")
         for name, tasks in task_counts(self).items():
             if self.num_devices and tasks % self.num_devices:
                 raise refusal("num_devices", self.num_devices, f"0 or a divisor of {name} ({tasks})")
+
+    def _where_other_tasks_are_met(self) -> Iterator[tuple[str, str]]:
+        """Numbers of tasks, and settings by which attackers of so many lead one task towards another."""
+        opponents = {METHODS[name].defence for name in self.methods}
+        if "population" in opponents and self.defences.population.fit.target == "other_task":
+            yield "sampling.num_tasks", "defences.population.fit.target"
+        for name in self.eval.all_attacks:
+            if getattr(getattr(self.attacks, name), "target", "") == "other_task":
+                yield "eval.attacker.num_tasks", f"attacks.{name}.target"
 
 
 def task_counts(config: Config) -> dict[str, int]:
