@@ -9,6 +9,7 @@ import pytest
 from helpers import assert_trees_equal
 
 from admrl_jax.attacks.base import Attack
+from admrl_jax.attacks.once import once
 from admrl_jax.attacks.stuck_sensor import StuckSensorConfig, stuck_sensor
 from admrl_jax.attacks.threat import Budget, make_threat
 from admrl_jax.core.gaussian import Gaussian
@@ -51,6 +52,24 @@ def test_memory_goes_from_step_to_step_and_starts_anew_with_every_episode() -> N
     assert np.all(taken.mask == 1)
     seen = taken.perturbed_obs - taken.obs
     np.testing.assert_allclose(seen, np.broadcast_to(np.arange(HORIZON)[:, None], seen.shape), atol=1e-5)
+
+
+def test_an_attack_on_one_step_goes_on_unseen_on_the_others() -> None:
+    taken = episodes(once(COUNTER._replace(record=lambda memory: memory), HORIZON))
+    shift = np.asarray(taken.perturbed_obs - taken.obs)[..., 0]
+    np.testing.assert_allclose(taken.attack_record, np.broadcast_to(np.arange(1, HORIZON + 1), shift.shape))
+    # Where it acts, it moves by the number of the step: what it carries has counted all of them.
+    rows, steps = np.nonzero(shift > 0.5)
+    np.testing.assert_allclose(shift[rows, steps], steps, atol=1e-5)
+    assert len(set(rows)) == len(rows) >= 7, "one step of an episode (its first moves by 0)"
+    assert len(set(steps)) > 4, "each its own"
+
+
+def test_every_step_is_attacked_as_often() -> None:
+    attack = once(COUNTER._replace(reset=lambda key: jnp.float32(1.0)), 4)
+    keys = jax.random.split(jax.random.key(3), 4000)
+    drawn = np.bincount(jax.vmap(lambda key: attack.reset(key)[1])(keys), minlength=4)
+    assert drawn.size == 4 and np.all(np.abs(drawn - 1000) < 4 * np.sqrt(750))
 
 
 def test_memory_stands_still_once_an_episode_has_ended() -> None:

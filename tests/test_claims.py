@@ -101,6 +101,7 @@ def made_up(**attacked: float) -> Measured:
         "simulator": "none",
         "versions": {"jax": "0"},
         "methods": {method: METHODS[method]._asdict() for method in PAPER_METHODS},
+        "attacks": {name: {"label": name.upper()} for name in ("gaussian", "l2_noise", "adgan")},
         "config": {
             "seeds": [0, 1, 2, 3],
             "env": {"horizon": 100},
@@ -110,7 +111,14 @@ def made_up(**attacked: float) -> Measured:
         "rows": rows,
         "curves": curves,
     }
-    return Measured(json.loads(json.dumps(results)))
+    # One attacked decision: harm of about a quarter by adGAN, half of that by noise.
+    decisions = [
+        {"seed": seed, "attack": attack, "strength": s, "worse": 0.5 + x, "better": 0.5 - harm, "change": -x}
+        for seed, x in enumerate(noise)
+        for attack, harm in (("adgan", 0.25), ("l2_noise", 0.125))
+        for s in (0.2, 0.8)
+    ]
+    return Measured(json.loads(json.dumps(results)), decisions=json.loads(json.dumps(decisions)))
 
 
 def verdicts(run: Measured) -> dict[str, str]:
@@ -128,6 +136,7 @@ def test_verdicts_turn_with_the_returns() -> None:
     assert {code: found[code] for code in ("T1", "T1'", "T2", "T3", "C2", "A1", "N4", "S3")} == dict.fromkeys(
         ("T1", "T1'", "T2", "T3", "C2", "A1", "N4", "S3"), SUPPORTED
     )
+    assert found["A4"] == found["A4'"] == SUPPORTED
     assert found["W1"] == UNMEASURED and found["N1"] == UNDECIDED and found["W0"] == SUPPORTED
     reverse = {MAML: -15.0, RANDOM: -45.0, FGSM: -30.0, ADMRL: -60.0}
     found = verdicts(made_up(**reverse))
@@ -146,6 +155,16 @@ def test_the_strongest_attack_is_taken_seed_by_seed() -> None:
         if (row["method"], row["seed"], row["protocol"]) == (MAML, 2, "paper"):
             row["post"] = -90.0
     assert run.strongest(MAML)[2] == -90.0 and run.strongest(MAML)[1] == pytest.approx(-20, abs=0.2)
+
+
+def test_one_attacked_decision_is_told_in_shares() -> None:
+    run = made_up(**{MAML: -50.0, RANDOM: -45.0, FGSM: -60.0, ADMRL: -30.0})
+    assert run.made_worse("adgan") == pytest.approx({0: 0.25, 1: 0.35, 2: 0.15, 3: 0.3})
+    assert run.made_worse("gaussian") == {}
+    lines = paper_text([], {"navigation_2d": run}).splitlines()
+    assert "| navigation_2d | ADGAN | 0.8 | 51.2 % | 25.0 % | -0.01 [-0.15, 0.12] |" in lines
+    assert sum(line.startswith("| navigation_2d | L2_NOISE |") for line in lines) == 2
+    assert "## One attacked decision" not in paper_text([], {"navigation_2d": Measured(run.results)})
 
 
 def test_the_ledger_has_every_claim_and_says_what_is_missing() -> None:

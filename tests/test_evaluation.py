@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 from helpers import assert_trees_equal, random_experience, random_like, tiny_policy
 
-from admrl_jax.attacks.base import Victim
+from admrl_jax.attacks.base import Victim, memoryless
+from admrl_jax.attacks.noise import no_attack
 from admrl_jax.attacks.registry import make_attack
 from admrl_jax.attacks.threat import Budget
+from admrl_jax.core.gaussian import Gaussian
+from admrl_jax.core.networks import Policy
 from admrl_jax.core.types import MetaBatch
 from admrl_jax.envs.navigation import Navigation2D, NavigationConfig
-from admrl_jax.evaluation import EvalResult, do_nothing_returns, evaluate, observation_units
+from admrl_jax.evaluation import (
+    EvalResult,
+    attacked_decisions,
+    do_nothing_returns,
+    evaluate,
+    observation_units,
+)
 from admrl_jax.learners.maml_trpo import make_maml_trpo
 from admrl_jax.sampling import SamplingConfig, expose
 from admrl_jax.training import Setup
@@ -89,3 +98,27 @@ def test_observation_units_are_those_of_valid_steps() -> None:
     assert len(valid) < 60
     np.testing.assert_allclose(units.centre, valid.mean(0), atol=1e-5)
     np.testing.assert_allclose(units.scale, [*valid.std(0)[:2], 0], rtol=1e-5)
+
+
+def test_one_attacked_decision_costs_what_it_does() -> None:
+    # Heads for a point and does not adapt: a step to the wrong side is a detour.
+    goal = jnp.array([0.4, 0.3])
+    feedback = Policy(
+        lambda key: goal, lambda params, obs: Gaussian(10 * (params - obs), jnp.full((2,), -9.0))
+    )
+    env = Navigation2D(NavigationConfig(horizon=4))
+    learner = make_maml_trpo(feedback)._replace(
+        policy_params=lambda meta_params: meta_params, adapt_step=lambda meta_params, params, batch: params
+    )
+    setup = Setup(env, feedback, learner, SamplingConfig(num_trajectories=16))
+    beyond = memoryless(lambda params, key, obs, scene, budget: obs + budget.radius, no_attack().threat)
+
+    def changes(radius: float) -> np.ndarray:
+        key, tasks = jax.random.key(0), goal[None]
+        return np.asarray(attacked_decisions(goal, key, tasks, beyond, (), Budget(radius), setup=setup))[0]
+
+    # Shown a place beyond its goal it goes back. The sooner, the more it costs; all four steps matter.
+    away = changes(10.0)
+    assert away.shape == (16,) and np.all(away < 0) and len(set(away.round(2))) == 4
+    assert np.all(away > -4 * 0.2 * 2**0.5), "a move is at most 0.1 in each direction"
+    assert np.all(changes(0.0) == 0)

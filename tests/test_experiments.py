@@ -45,6 +45,7 @@ from admrl_jax.protocol.eval_stages import MetaTest
 from admrl_jax.protocol.eval_stages import Test as OneAttack
 from admrl_jax.protocol.merge_command import merge_main
 from admrl_jax.protocol.paper_command import paper_main
+from admrl_jax.protocol.paper_decisions import measure_decisions
 from admrl_jax.protocol.parts import build_parts
 from admrl_jax.protocol.session import open_session
 from admrl_jax.report.results import read_results
@@ -612,6 +613,25 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
         assert paper(*wrong) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1, error
+
+
+def test_attacked_decisions_are_measured_with_the_attackers_of_the_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = measure_decisions(finished)
+    # Of its strengths 0.1 is not the paper's.
+    assert [(x["attack"], x["strength"], x["seed"]) for x in rows] == [
+        ("adgan", 0.2, 0),
+        ("l2_noise", 0.2, 0),
+    ]
+    assert all(0 < x["worse"] + x["better"] <= 1 and abs(x["change"]) < 1 for x in rows)
+    assert paper("--runs", str(finished), "--out", str(tmp_path)) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert (
+        text.count("| navigation_2d | adGAN | 0.2 |") == text.count("| navigation_2d | L2 noise | 0.2 |") == 1
+    )
+    hardened = Path(__file__).parent.parent / "results" / "navigation_2d_hardened"
+    assert measure_decisions(hardened) == [], "it keeps no attackers"
 
 
 def test_units_of_the_paper_are_run_and_resumed(

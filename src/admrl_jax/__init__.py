@@ -34,7 +34,7 @@ from admrl_jax.defences.registry import DEFENCES
 from admrl_jax.envs.adapters import FunctionEnv, from_brax, from_model_file
 from admrl_jax.envs.base import Env, EnvConfig, EnvSpec
 from admrl_jax.envs.registry import ENVS, make_env
-from admrl_jax.evaluation import EvalResult, do_nothing_returns, evaluate
+from admrl_jax.evaluation import EvalResult, attacked_decisions, do_nothing_returns, evaluate
 from admrl_jax.judging import Case
 from admrl_jax.learners.base import Learner, LearnerSpec, LearnerState, LossTerm
 from admrl_jax.learners.maml import inner_loss, surrogate_loss
@@ -133,6 +133,7 @@ __all__ = [
     "Victim",
     "attack_step",
     "attack_suite",
+    "attacked_decisions",
     "collect",
     "collect_meta_batch",
     "do_nothing_returns",

@@ -5,14 +5,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from admrl_jax.attacks.base import Attack
 from admrl_jax.attacks.noise import no_attack
+from admrl_jax.attacks.once import once
 from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.networks import Policy
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Params, Task
 from admrl_jax.envs.base import Env
-from admrl_jax.sampling import Exposure, attack_sizes, collect, collect_meta_batch, episode_returns
+from admrl_jax.sampling import Exposure, attack_sizes, collect, collect_meta_batch, episode_returns, expose
 from admrl_jax.training import Setup
 
 
@@ -67,6 +69,44 @@ def evaluate(
     returns = jnp.concatenate([episode_returns(support), episode_returns(query)[:, None]], axis=1)
     sizes = attack_sizes(batch, exposure, axis)
     return EvalResult(returns, sizes.size, sizes.excess)
+
+
+def attacked_decisions(
+    meta_params: Params,
+    key: jax.Array,
+    tasks: Task,
+    attack: Attack,
+    attack_params: Params,
+    budget: Budget,
+    *,
+    setup: Setup,
+    axis: TaskAxis = TaskAxis(),
+) -> jax.Array:
+    """What one attacked observation changes in the return of an episode, `[N, K]`: below 0 where it harms.
+
+    Policies adapt unattacked. Each query episode runs twice with the same random numbers, attacked at one
+    step (see `once`) and not at all.
+
+    Args:
+        meta_params: of the learner.
+        key: randomness of the episodes and of the step.
+        tasks: leading axis `N`, those of this device.
+        attack: observation attack.
+        attack_params: its parameters.
+        budget: of the attack, its radius `[]`.
+        setup: environment, policy and learner, episodes and steps of adaptation.
+        axis: how tasks are computed.
+    """
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    at_one_step = once(attack, setup.env.horizon)
+
+    def returns(radius: jax.Array) -> jax.Array:
+        support, query = budget._replace(radius=0.0), budget._replace(radius=radius)
+        exposure = expose(at_one_step, attack_params, support, query, num_tasks=num_tasks)
+        return evaluate(meta_params, key, tasks, exposure, setup=setup, axis=axis).returns[:, -1]
+
+    attacked, clean = jax.lax.map(returns, jnp.stack([jnp.asarray(budget.radius, float), jnp.zeros(())]))
+    return attacked - clean
 
 
 CONSTANT_STD = 1e-3

@@ -18,6 +18,7 @@ from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, di
 from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
 from admrl_jax.protocol.command_line import fail, main
 from admrl_jax.protocol.merge import merge_runs
+from admrl_jax.protocol.paper_decisions import measure_decisions
 from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
 from admrl_jax.report.claims import PAPER_ENVS, Measured
 from admrl_jax.report.compared import TwiceError
@@ -216,8 +217,8 @@ def report_of_units(out: Path, units: Sequence[Unit]) -> Path:
 
 
 def _measured(run: Path, attacked: Sequence[Path]) -> Measured:
-    """A run, with the attacks of a suite on the runs that it was put together from."""
-    return Measured(read_results(run), _attacks_on(attacked))
+    """A run, with the attacks of a suite on the runs that it was put together from; attacked decisions."""
+    return Measured(read_results(run), _attacks_on(attacked), measure_decisions(run))
 
 
 def _attacks_on(runs: Sequence[Path]) -> list[dict[str, Any]]:

@@ -48,14 +48,16 @@ Seeds = dict[int, float]
 class Measured:
     """One environment's run, read for the claims."""
 
-    def __init__(self, results: Row, attacks: Sequence[Row] = ()):
+    def __init__(self, results: Row, attacks: Sequence[Row] = (), decisions: Sequence[Row] = ()):
         """Reads nothing yet.
 
         Args:
             results: of `read_results`.
             attacks: `results.json` of a suite's attacks on the same policies, of different seeds.
+            decisions: what one attacked decision does to MAML, a row per seed, attack and strength.
         """
         self.results = results
+        self.decisions = decisions
         self.attacks = [Attacked(attack) for attack in attacks]
 
     def clean(self, method: str) -> Seeds:
@@ -106,6 +108,15 @@ class Measured:
                 if attacked.victim(method, seed) not in failed:
                     found[seed] = float(np.mean([attacked.mean(method, seed, r) for r in attacked.radii]))
         return found
+
+    def made_worse(self, attack: str) -> Seeds:
+        """Share of episodes that return less for one attacked decision, less those that return more."""
+        rows = [row for row in self.decisions if row["attack"] == attack]
+        seeds = sorted({row["seed"] for row in rows})
+        return {
+            seed: float(np.mean([row["worse"] - row["better"] for row in rows if row["seed"] == seed]))
+            for seed in seeds
+        }
 
     def gain(self) -> Seeds:
         """What MAML brings without an attack, over doing nothing."""
@@ -299,7 +310,19 @@ CLAIMS: tuple[Claim, ...] = (
         curve_above_all(ADMRL, FRESH[0]),
         ("navigation_2d", "reacher"),
     ),
-    Claim("A4", "attacks make worse actions likelier", "needs values of actions that are not taken", None),
+    Claim(
+        "A4",
+        "attacks make worse actions likelier",
+        "one decision of adapted MAML attacked by its fresh adGAN: share of episodes that return less than "
+        "without, less the share that return more",
+        lambda run: effect_of(run.made_worse(FRESH[0]).values()),
+    ),
+    Claim(
+        "A4'",
+        "the same",
+        "that difference, less the same under noise of the same L2 radius",
+        lambda run: paired(run.made_worse(FRESH[0]), run.made_worse(EQUAL_NOISE[0])),
+    ),
     Claim("S1", "Random and FGSM vary widely, adMRL little", "standard deviation over seeds", varies_less),
     Claim(
         "S2",

@@ -23,7 +23,7 @@ from admrl_jax.report.compared import differences, is_base
 from admrl_jax.report.results import method_label
 from admrl_jax.report.tables import rounded, table
 from admrl_jax.runs.files import write_text
-from admrl_jax.stats.claims import Effect
+from admrl_jax.stats.claims import Effect, effect_of
 from admrl_jax.stats.intervals import WORDED_SEEDS
 
 FIGURES = ("strength", "convergence_attacked", "convergence_clean")
@@ -92,6 +92,7 @@ def paper_text(
         "## Without an attack",
         clean_table(runs),
         *_suite_section(runs),
+        *_decisions_section(runs),
         *_beyond_section(runs, beyond),
         *_figures_section(figures or {}),
     ]
@@ -195,6 +196,27 @@ def _suite_section(runs: Mapping[str, Measured]) -> list[str]:
         "## Under the worst attacker of a suite",
         f"Suite {', '.join(sorted(suites))}, mean over the radii. Only seeds whose checks all hold count.",
         table(["environment", "method", "return", "seeds whose checks hold"], body, 2),
+    ]
+
+
+def _decisions_section(runs: Mapping[str, Measured]) -> list[str]:
+    """What one attacked decision does to MAML."""
+    body = []
+    for env, run in runs.items():
+        attacks = run.results["attacks"]
+        for name, strength in dict.fromkeys((row["attack"], row["strength"]) for row in run.decisions):
+            rows = [r for r in run.decisions if (r["attack"], r["strength"]) == (name, strength)]
+            shares = [f"{100 * np.mean([row[key] for row in rows]):.1f} %" for key in ("worse", "better")]
+            change = effect_text(effect_of([row["change"] for row in rows]))
+            body.append((env, attacks[name]["label"], f"{strength:g}", *shares, change))
+    if not body:
+        return []
+    return [
+        "## One attacked decision",
+        "MAML, adapted unattacked. Every query episode runs twice with the same random numbers: one "
+        "observation, drawn from all steps, is attacked, or none. Shares of episodes that return less and "
+        "more for it, and the mean difference of returns. adGAN is the fresh one of each seed.",
+        table(["environment", "attack", "radius", "worse", "better", "change"], body, 3),
     ]
 
 
