@@ -55,7 +55,7 @@ def test_a_trained_attack_is_loaded():
     budget = admrl.Budget(0.2)
     seen, _ = attack.perturb(params, (), jax.random.key(0), np.ones(2, np.float32), admrl.Scene(()), budget)
     assert 0 < np.linalg.norm(seen - 1) <= 0.2 + 1e-6
-    with pytest.raises(admrl.ArtefactError, match=r"accepted: admrl/adgan/0\.2"):
+    with pytest.raises(admrl.ArtefactError, match=r"accepted: admrl/adgan/trained, maml/adgan/0\.2"):
         load_attacker(NAVIGATION, trained, "adgan", "0.3")
     with pytest.raises(admrl.ArtefactError, match="there is no"):
         load_attacker(NAVIGATION / "figures", trained, "adgan", "0.2")
