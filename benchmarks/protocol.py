@@ -95,7 +95,10 @@ def config_of(name: str, arguments: Arguments) -> Config:
 
 
 def evaluations(parts: Parts) -> Counter[tuple[str, str]]:
-    """Evaluations of the meta-test grid and of the curves, each of all seeds, by learner and attack."""
+    """Evaluations of the meta-test grid and of policies and opponents in training, by learner and attack.
+
+    Each is of all seeds.
+    """
     config, test, schedule = parts.config, parts.config.eval, parts.config.schedule
     trained_along = {parts.defence(method).trained_attack for method in config.methods}
     found: Counter[tuple[str, str]] = Counter()
@@ -115,6 +118,11 @@ def evaluations(parts: Parts) -> Counter[tuple[str, str]]:
         if ATTACKS[attack].make_trainer is None or attack in trained_along:
             for method, count in policies.items():
                 found[METHODS[method].learner, attack] += count
+    for method in config.methods:
+        attack = parts.defence(method).trained_attack
+        if attack:
+            snapshots = math.ceil(schedule.finetune_steps / schedule.snapshot_every)
+            found[METHODS[method].learner, attack] += 1 + snapshots
     return found
 
 

@@ -110,6 +110,11 @@ def made_up(**attacked: float) -> Measured:
         },
         "rows": rows,
         "curves": curves,
+        "opponents": [
+            {"method": ADMRL, "seed": seed, "step": step, "post": -12 - (step - 300) / 20 - noise[seed]}
+            for step in (300, 350, 400)
+            for seed in range(4)
+        ],
     }
     # One attacked decision: harm of about a quarter by adGAN, half of that by noise.
     decisions = [
@@ -130,13 +135,15 @@ def verdicts(run: Measured) -> dict[str, str]:
     }
 
 
+SUPPORTABLE = ("T1", "T1'", "T2", "T3", "C2", "A1", "N4", "S3", "S3'")
+
+
 def test_verdicts_turn_with_the_returns() -> None:
     as_claimed = {MAML: -50.0, RANDOM: -45.0, FGSM: -60.0, ADMRL: -30.0}
     found = verdicts(made_up(**as_claimed))
-    assert {code: found[code] for code in ("T1", "T1'", "T2", "T3", "C2", "A1", "N4", "S3")} == dict.fromkeys(
-        ("T1", "T1'", "T2", "T3", "C2", "A1", "N4", "S3"), SUPPORTED
-    )
+    assert {code: found[code] for code in SUPPORTABLE} == dict.fromkeys(SUPPORTABLE, SUPPORTED)
     assert found["A4"] == found["A4'"] == SUPPORTED
+    assert made_up(**as_claimed).grown(ADMRL) == pytest.approx(dict.fromkeys(range(4), 5.0))
     assert found["W1"] == UNMEASURED and found["N1"] == UNDECIDED and found["W0"] == SUPPORTED
     reverse = {MAML: -15.0, RANDOM: -45.0, FGSM: -30.0, ADMRL: -60.0}
     found = verdicts(made_up(**reverse))

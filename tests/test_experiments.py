@@ -91,7 +91,12 @@ def test_run_leaves_every_result(finished: Path) -> None:
     curves = results["curves"]
     assert {c["step"] for c in curves if c["method"] == "pretrain"} == {0, 2, 4, 6}
     assert {c["step"] for c in curves if c["method"] == "admrl"} == {8, 10}
-    assert count_cells(from_dict(results["config"])) == len(rows) + len(curves), (
+    opponents = results["opponents"]
+    assert [(c["method"], c["attack"], c["step"]) for c in opponents] == [
+        ("admrl", "adgan", s) for s in (6, 8, 10)
+    ]
+    assert len({c["post"] for c in opponents}) == 3, "it learns, and the policy stands still"
+    assert count_cells(from_dict(results["config"])) == len(rows) + len(curves) + len(opponents), (
         "the benchmark counts them all"
     )
     lines = (finished / "metrics.csv").read_text().splitlines()

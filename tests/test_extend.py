@@ -149,8 +149,8 @@ def test_a_changed_meta_test_keeps_what_it_does_not_touch(
     assert not names("checkpoints", "attack-"), "what is trained is in the file"
     assert names("checkpoints", "finetune-")
     before = {path.name for path in (finished / "returns").iterdir()}
-    curves = {name for name in before if name.startswith("curve.")}
-    assert curves and before - curves
+    curves = {name for name in before if name.startswith(("curve.", "opponent."))}
+    assert len({name.split(".")[0] for name in curves}) == 2 and before - curves
     gone = curves if "curve_strength" in changed else set()
     assert names("returns") == (before - gone if "returns" in kept else set())
 

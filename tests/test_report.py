@@ -286,6 +286,26 @@ def test_paper_numbers_belong_to_the_environment():
     assert "-12.18" not in text and "-50.20" not in text
 
 
+def test_what_the_opponent_learned_is_told_where_it_was_measured():
+    results = make_results()
+    assert "What the opponent learns" not in report_text(results, {})
+    results["opponents"] = [
+        {
+            "method": "admrl",
+            "attack": "adgan",
+            "strength": 0.2,
+            "seed": seed,
+            "step": step,
+            "post": -step / 10 - seed,
+        }
+        for step in (300, 350)
+        for seed in (0, 1)
+    ]
+    text = report_text(results, {})
+    assert "| method | its opponent | step 300 | step 350 |" in text
+    assert "| adMRL | adGAN, 0.2 | -30.50 | -35.50 |" in text
+
+
 def test_partial_run_still_reports(tmp_path: Path):
     results = make_results(seeds=(0,))
     results["rows"] = [row for row in results["rows"] if row["attack"] == "none" and row["method"] == "maml"]

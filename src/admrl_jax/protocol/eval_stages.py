@@ -169,6 +169,48 @@ class MetaTest:
             ]
         return rows
 
+    def opponents(self, method: str, base: Pretrained, arm: Arm) -> list[Row]:
+        """Returns of the policy that fine-tuning began with, under the attack trained along, step by step.
+
+        The policy stands still, so what its return does is the attack's doing alone.
+
+        Args:
+            method: which trained the attack; one without has no rows.
+            base: the pre-trained policies.
+            arm: the fine-tuned method.
+        """
+        attack = self._session.parts.defence(method).trained_attack
+        if not attack or not jax.tree.leaves(arm.opponents):
+            return []
+        schedule, strength = self._session.config.schedule, self._session.config.eval.curve_strength
+        first = schedule.pretrain_steps
+        steps = [first, *snapshot_steps(self._session, first, schedule.finetune_steps)]
+        evaluations = [
+            lambda i=i: self._evaluator.evaluate(
+                method,
+                base.state.learner.meta_params,
+                base.state.units,
+                attack,
+                jax.tree.map(lambda x: x[i], arm.opponents),
+                strength,
+                strength,
+            )
+            for i in range(len(steps))
+        ]
+        saved = self._measure(f"opponent.{method}.npz", f"opponent: {method}, {attack}", evaluations)
+        return [
+            {
+                "method": method,
+                "seed": seed,
+                "step": step,
+                "attack": attack,
+                "strength": strength,
+                **_means(saved["returns"][s, t]),
+            }
+            for s, seed in enumerate(self._session.config.seeds if saved else ())
+            for t, step in enumerate(steps)
+        ]
+
     def _measure(
         self, file: str, stage: str, evaluations: Sequence[Callable[[], EvalResult]]
     ) -> dict[str, np.ndarray]:

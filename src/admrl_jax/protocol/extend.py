@@ -26,6 +26,8 @@ FOR_RETURNS = ("eval.num_", "eval.seed")
 """Settings that its returns depend on besides."""
 FOR_CURVES = ("eval.curve_strength",)
 """Settings that those of the curves depend on besides."""
+OF_CURVES = ("curve.", "opponent.")
+"""Beginnings of the names of these files."""
 NEEDED = ("metrics.csv", POLICIES, FILE, "checkpoints")
 """Of a run that is trained."""
 
@@ -111,7 +113,7 @@ def extend_run(source: Path, out: Path, config: Config) -> list[str]:
     if keeps_returns:
         keeps_curves = not _any(found, *FOR_CURVES)
         for path in (source / "returns").glob("*.npz"):
-            if keeps_curves or not path.name.startswith("curve."):
+            if keeps_curves or not path.name.startswith(OF_CURVES):
                 (out / "returns").mkdir(exist_ok=True)
                 shutil.copy(path, out / "returns" / path.name)
     for name in (FILE, "metrics.csv"):

@@ -99,9 +99,9 @@ def _merge_results(sources: Sequence[Path], config: Config, out: Path) -> None:
     results = [json.loads((source / "results.json").read_text()) for source in sources]
     merged = results[0] | {"config": to_dict(config)}
     what = ("method", "attack", "protocol")
-    for part in ("rows", "curves"):
+    for part in ("rows", "curves", "opponents"):
         merged[part] = _in_order(
-            [one[part] for one in results], lambda row: [row.get(name, "") for name in what]
+            [one.get(part, []) for one in results], lambda row: [row.get(name, "") for name in what]
         )
     write_rows(out / "results.json", merged)
 

@@ -80,10 +80,15 @@ def run_protocol(session: Session, preset: str, until: str = "report") -> Path:
             rows += test.run(method, arm, tests_of(method, session, arms, attackers[method]))
         first = bases[METHODS[config.methods[0]].learner]
         curves = [row for name in ("pretrain", *arms) for row in test.curves(name, first, arms)]
+        opponents = [
+            row
+            for method, arm in arms.items()
+            for row in test.opponents(method, bases[METHODS[method].learner], arm)
+        ]
         save_paths(session, arms, attackers)
         if not session.journal.writes:
             return session.directory
-        save_results(session, preset, rows, curves)
+        save_results(session, preset, {"rows": rows, "curves": curves, "opponents": opponents})
         if config.eval.suite != "none":
             _attack(session)
         return write_report(session.directory)
@@ -134,9 +139,7 @@ def _save_attackers(session: Session, arms: dict[str, Arm], attackers: dict[str,
     save_attackers(session.directory / ATTACKERS, kept)
 
 
-def save_results(
-    session: Session, preset: str, rows: list[dict[str, Any]], curves: list[dict[str, Any]]
-) -> None:
+def save_results(session: Session, preset: str, tables: dict[str, list[dict[str, Any]]]) -> None:
     """Writes `results.json` (the same bits for the same run) and `timing.json` (never the same)."""
     config = session.config
     stand_still = functools.partial(
@@ -152,7 +155,10 @@ def save_results(
         "methods": {method: describe_method(method) for method in config.methods},
         "attacks": {
             name: describe_attack(name)
-            for name in (CLEAN, *config.eval.all_attacks, *config.eval.curve_attacks)
+            for name in (
+                *(CLEAN, *config.eval.all_attacks, *config.eval.curve_attacks),
+                *(row["attack"] for row in tables["opponents"]),
+            )
         },
         "units": UNITS[config.units],
         "versions": {"python": platform.python_version()} | versions(),
@@ -160,9 +166,7 @@ def save_results(
         "simulator": getattr(getattr(session.parts.env, "simulator", None), "name", "none"),
         "assumption": getattr(session.parts.env, "assumption", ""),
         "floor": float(np.asarray(floor).mean(dtype=np.float64)),
-        "rows": rows,
-        "curves": curves,
-    }
+    } | tables
     write_rows(session.directory / "results.json", results)
     path = session.directory / "timing.json"
     before = json.loads(path.read_text()) if path.exists() else {"seconds": {}}

@@ -47,10 +47,13 @@ class Arm(NamedTuple):
     Attributes:
         state: at the end.
         snapshots: meta-parameters on the way, leading axis the snapshot.
+        opponents: parameters of the attack that was trained along, from the first step on and at each
+            snapshot, leading axis one more; `()` where none is.
     """
 
     state: TrainState
     snapshots: Params
+    opponents: Params = ()
 
 
 def pretrain(session: Session, method: str) -> Pretrained:
@@ -212,6 +215,10 @@ def finetune(session: Session, base: Pretrained, method: str) -> Arm:
     start = int(base.state.step[0])
     make = jax.jit(jax.vmap(lambda key, inputs: defence.init(training.opponent_key(key), inputs)))
     state = base.state.replace(start=base.state.step, opponent=make(base.state.key, base.inputs))
+
+    def attack_params(state: TrainState) -> Params:
+        return jax.vmap(defence.attack_params)(state.opponent) if defence.attack_params else ()
+
     stage = Stage(
         method=method,
         name="finetune",
@@ -221,7 +228,7 @@ def finetune(session: Session, base: Pretrained, method: str) -> Arm:
         fixed=(),
         step=train_step(setup, defence, session.devices.axis),
         lane_rows={"finetune": rows},
-        snapshot=lambda state: state.learner.meta_params,
+        snapshot=lambda state: (state.learner.meta_params, attack_params(state)),
     )
     if defence.update is not None and defence.warmup_steps:
         warmup = stage._replace(
@@ -233,7 +240,9 @@ def finetune(session: Session, base: Pretrained, method: str) -> Arm:
         )
         opponent = run_stage(session, warmup)[0].opponent
         stage = stage._replace(state=state.replace(opponent=opponent))
-    return Arm(*run_stage(session, stage))
+    first = attack_params(stage.state)
+    state, (snapshots, opponents) = run_stage(session, stage)
+    return Arm(state, snapshots, jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, opponents))
 
 
 def snapshot_steps(session: Session, first: int, num_steps: int) -> list[int]:

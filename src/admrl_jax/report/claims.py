@@ -97,6 +97,15 @@ class Measured:
                 found[seed] = mine[-1][1] - mine[0][1]
         return found
 
+    def grown(self, method: str) -> Seeds:
+        """How much more the attack trained along takes from an unchanged policy, last minus first."""
+        rows = [row for row in self.results.get("opponents", ()) if row["method"] == method]
+        found = {}
+        for seed in sorted({row["seed"] for row in rows}):
+            mine = sorted((row["step"], row["post"]) for row in rows if row["seed"] == seed)
+            found[seed] = mine[0][1] - mine[-1][1]
+        return found
+
     def worst(self, method: str) -> Seeds:
         """Return under the worst attacker of the suite, mean over radii, where its checks hold."""
         found = {}
@@ -336,6 +345,12 @@ CLAIMS: tuple[Claim, ...] = (
         "policy and generator improve each other",
         "the policy's half: adMRL's return under its opponent rises in training",
         lambda run: effect_of(run.rise(ADMRL, FRESH[0]).values()),
+    ),
+    Claim(
+        "S3'",
+        "the same",
+        "the generator's half: the policy that fine-tuning began with loses more and more to the generator",
+        lambda run: effect_of(run.grown(ADMRL).values()),
     ),
 )
 """All of the paper's."""

@@ -30,7 +30,11 @@ CELLS: tuple[Cell, ...] = (
 
 
 def read_results(run_dir: Path) -> dict[str, Any]:
-    """`results.json`: the settings, what methods and attacks are, the meta-test `rows` and the `curves`."""
+    """`results.json`: the settings, what methods and attacks are, and tables.
+
+    Its tables are the `rows` of the meta-test, the `curves` of policies in training and those of `opponents`
+    in training, which a run has had since they are measured.
+    """
     return json.loads((run_dir / "results.json").read_text())
 
 

@@ -194,6 +194,20 @@ def size_table(results: Row) -> str:
     return table(["attack", "strength", "norm", *(method_label(results, m) for m in methods)], body, 3)
 
 
+def opponents_table(results: Row) -> str:
+    """The policy that fine-tuning began with, under the attack trained along; empty without one."""
+    rows, floor = results.get("opponents", ()), results["floor"]
+    steps = sorted({row["step"] for row in rows})
+    body = []
+    for method, attack, strength in dict.fromkeys((r["method"], r["attack"], r["strength"]) for r in rows):
+        values = (seed_values(rows, method=method, step=step) for step in steps)
+        scores = [rounded(mean(by_seed), floor) for by_seed in values]
+        body.append(
+            (method_label(results, method), f"{results['attacks'][attack]['label']}, {strength:g}", *scores)
+        )
+    return table(["method", "its opponent", *(f"step {step}" for step in steps)], body, 2) if body else ""
+
+
 def equal_size_table(results: Row) -> str:
     """Learned attacks beside untrained noise of the same L2 size.
 

@@ -20,6 +20,7 @@ from admrl_jax.report.tables import (
     clean_table,
     equal_size_table,
     grid_table,
+    opponents_table,
     rounded,
     settings_section,
     size_table,
@@ -78,6 +79,7 @@ def report_text(results: Row, captions: Mapping[str, str], attack: str = "") -> 
         attack: block on what a suite of attackers did.
     """
     images = {name: f"![{name}](figures/{name}.png)\n\n*{caption}*" for name, caption in captions.items()}
+    opponents = opponents_table(results)
     source = "arXiv:2104.13302"
     headline = panel_label(results, headline_panel(results)).split(",")[0]
     blocks = [
@@ -95,6 +97,11 @@ def report_text(results: Row, captions: Mapping[str, str], attack: str = "") -> 
         table_1(results),
         images.get("strength", ""),
         images.get("convergence_attacked", ""),
+        "What the opponent learns: the policy that fine-tuning began with, left as it is, under the opponent "
+        "after so many steps."
+        if opponents
+        else "",
+        opponents,
         attack,
         "## Support x query",
         "At the largest strength of each attack, after adaptation.",
