@@ -27,7 +27,7 @@ from admrl_jax.sampling import Exposure, collect_meta_batch, expose
 from admrl_jax.simulators import SimState
 from admrl_jax.simulators.mjx import make_mjx
 from admrl_jax.training import Setup
-from benchmarks.common import compile_and_time, report
+from benchmarks.common import compile_and_time, report, start
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ def measure(run_dir: Path, arguments: Arguments) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.mjx_solver", description=__doc__)
+    start()
     rows = [row for run_dir in arguments.run_dir for row in measure(run_dir, arguments)]
     report("MJX with bounded solver iterations against the C engine, one control step", rows, arguments.json)
 

@@ -21,7 +21,7 @@ from admrl_jax.methods import PAPER_METHODS
 from admrl_jax.runs.artefact import load_policy
 from admrl_jax.sampling import expose
 from admrl_jax.training import Setup
-from benchmarks.common import report
+from benchmarks.common import report, start
 
 BLOCK = 200
 """Goals that are evaluated at a time."""
@@ -86,6 +86,7 @@ def measure(method: str, arguments: Arguments) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the evaluation from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.new_goals", description=__doc__)
+    start()
     rows = [row for method in arguments.method for row in measure(method, arguments)]
     report(
         "2D navigation on new goals",

@@ -23,7 +23,8 @@ from admrl_jax.stats.intervals import WORDED_SEEDS
 from benchmarks.common import DPI, markdown_table
 
 ROOT = Path(__file__).parent.parent
-MARKERS = "osD^v"
+MARKERS = "osD^v<>PXh"
+"""Of runs; they come again where there are more."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,13 @@ def _panel(ax: Axes, attacks: Sequence[tuple[str, Attacked]], radius: float) -> 
             label = None if (run, method) in named else method + (f" ({run})" if len(runs) > 1 else "")
             face = colours[method] if row["checks"] == "hold" else "none"
             ax.scatter(
-                x, y, s=45, marker=MARKERS[number], facecolor=face, edgecolor=colours[method], label=label
+                x,
+                y,
+                s=45,
+                marker=MARKERS[number % len(MARKERS)],
+                facecolor=face,
+                edgecolor=colours[method],
+                label=label,
             )
             named.add((run, method))
             ends += [x, y]

@@ -8,8 +8,10 @@ memory is its own. The exponent is that of the power law fitted to an axis: 1 is
 import functools
 import multiprocessing
 import resource
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import numpy as np
 import tyro
 
 from admrl_jax.core.settings import ConfigError
-from benchmarks.common import report, start, time_in_turn
+from benchmarks.common import report, start, time_in_turn, write_rows
 from benchmarks.train_step import Arguments as StepArguments
 from benchmarks.train_step import Step, config_of
 
@@ -134,11 +136,20 @@ def main() -> None:
     """Runs the benchmark from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.scaling", description=__doc__)
     rows = []
+    title = f"Outer step of admrl on {arguments.env} against its sizes"
     for point in points(arguments):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            rows.append(fresh.submit(measure_alone, point, arguments.env, arguments.repeats).result())
+            try:
+                rows.append(fresh.submit(measure_alone, point, arguments.env, arguments.repeats).result())
+            except BrokenProcessPool:
+                words = f"{point.axis} {point.size}: its process was ended, as for want of memory"
+                print(f"left out: {words}", file=sys.stderr)
+                continue
+        write_rows(title, with_exponents(rows), arguments.json)
+    if not rows:
+        raise SystemExit("error: no point was measured")
     report(
-        f"Outer step of admrl on {arguments.env} against its sizes",
+        title,
         with_exponents(rows),
         arguments.json,
         bars=("seconds",),

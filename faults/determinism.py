@@ -88,10 +88,10 @@ def train(config: Config, *, is_logged: bool = True) -> Any:
 
 
 def distance(a: Any, b: Any) -> float:
-    """Largest difference of two parameters; 0 where all bits are the same."""
-    return max(
-        float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    """Largest difference of two parameters; 0 where all bits are the same, NaN where one is no number."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    # Not Python's `max`, which loses a NaN.
+    return float(np.max([np.abs(x - y).max() for x, y in pairs]))
 
 
 def compare(config: Config, names: tuple[str, ...] = ()) -> dict[str, float]:

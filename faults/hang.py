@@ -39,8 +39,8 @@ class Arguments:
     """Outer steps per run."""
     seconds: float = 300.0
     """After which a run counts as hung."""
-    burners: int = 2
-    """Busy processes beside it."""
+    burners: int = os.cpu_count() or 1
+    """Busy processes beside it; by default one for each core."""
     minutes: float = 60.0
     """No run is started after so many minutes."""
     worker: bool = False

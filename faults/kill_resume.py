@@ -80,8 +80,9 @@ def is_writing_checkpoint(run_dir: Path) -> bool:
 
 def is_writing_report(run_dir: Path, began: float) -> bool:
     """Whether results of this process are there and its report is not."""
-    results = run_dir / "results.json"
-    return results.exists() and results.stat().st_mtime >= began
+    results, report = run_dir / "results.json", run_dir / "report.md"
+    is_new = [path.exists() and path.stat().st_mtime >= began for path in (results, report)]
+    return is_new == [True, False]
 
 
 def kill_once(process: subprocess.Popen[str], run_dir: Path, kind: str, delay: float) -> bool:

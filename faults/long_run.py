@@ -44,7 +44,7 @@ def resident_mib() -> float:
 
 
 def main(arguments: Arguments) -> int:
-    """Returns 1 if something grew or was compiled again."""
+    """Returns 1 if something grew, was compiled again or is not finite."""
     make_cpu_devices()
     compiled: list[str] = []
     samples: dict[int, dict[str, float]] = {}
@@ -80,13 +80,14 @@ def main(arguments: Arguments) -> int:
         state = pretrain(session, "maml").state
         log.close()
         rows = len((Path(name) / "metrics.csv").read_text().splitlines()) - 1
-    first, last = samples[SETTLED], samples[arguments.steps]
+    first, last = samples[min(SETTLED, arguments.steps)], samples[arguments.steps]
+    is_finite = all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(state.learner))
     growth = last["resident MiB"] / first["resident MiB"] - 1
     result = {
         "devices": jax.device_count(),
         "steps": arguments.steps,
         "rows": rows,
-        "parameters are finite": all(np.isfinite(x).all() for x in jax.tree.leaves(state.learner)),
+        "parameters are finite": is_finite,
         "samples": samples,
         f"growth of the resident set since step {SETTLED}": round(growth, 4),
         "files since then": last["files"] - first["files"],
@@ -96,7 +97,7 @@ def main(arguments: Arguments) -> int:
     write_result(arguments.name, result)
     is_flat = abs(growth) < 0.05 and last["files"] <= first["files"]
     is_whole = rows == arguments.steps and last["compilations"] == first["compilations"]
-    return int(not (is_flat and is_whole))
+    return int(not (is_flat and is_whole and is_finite))
 
 
 if __name__ == "__main__":

@@ -294,22 +294,22 @@ def test_every_stage_of_a_run_is_timed() -> None:
     )
     *rows, whole = protocol.measure(config, repeats=1)
     # One seed or attacker at a time, of three strengths; clean, and three strengths in three cells by two
-    # protocols; four policies in the curves, clean and attacked.
+    # protocols; four policies in the curves, clean and attacked; and the generator before and after.
     assert [(row["stage"], row["of"], row["runs"], row["lanes"], row["steps"]) for row in rows] == [
         ("pretrain", "maml_trpo", 1, 2, 10),
         ("warmup", "admrl", 1, 2, 7),
         ("finetune", "admrl", 1, 2, 5),
         ("attackers", "adgan", 1, 6, 2),
         ("evaluation", "none", 1, 2, 1 + 4),
-        ("evaluation", "adgan", 1, 2, 3 * 3 * 2 + 4),
+        ("evaluation", "adgan", 1, 2, 3 * 3 * 2 + 4 + 2),
     ]
     assert {row["lanes_at_once"] for row in rows[:4]} == {1}
     for row in rows:
         assert row["hours"] == pytest.approx(row["runs"] * row["steps"] * row["step_s"] / 3600)
         assert row["first_s"] > 0 < row["step_s"]
-    assert whole["stage"] == "whole run"
+    assert whole["stage"] == "all without the suite"
     assert whole["hours"] == pytest.approx(sum(row["hours"] for row in rows))
-    assert protocol.count_cells(config) == 5 + 22
+    assert protocol.count_cells(config) == 5 + 24
 
 
 def test_starts_are_timed_cold_and_warm() -> None:

@@ -56,13 +56,17 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     seeds = rng.normal(size=(4000, 6))
     # A seventh seed of the same kind is inside the prediction interval 95 times in 100.
-    inside = [agreement(x[:5], float(x[5])).verdict == SUPPORTED for x in seeds]
+    inside = [agreement(x[:5], float(x[5])).verdict == UNDECIDED for x in seeds]
     assert np.mean(inside) == pytest.approx(0.95, abs=0.012)
     # Equal spreads: the interval of the ratio covers 0 as often.
     pairs = zip(seeds[:2000, :5], seeds[2000:, :5], strict=True)
     covers = [spread_ratio(x, y).verdict == UNDECIDED for x, y in pairs]
     assert np.mean(covers) == pytest.approx(0.95, abs=0.016)
     assert spread_ratio(10 * seeds[0], seeds[1]).verdict == SUPPORTED
+    # One printed number that is excluded outweighs all that are not.
+    parts = [agreement(seeds[0], 0.0), agreement(seeds[1], 50.0)]
+    assert [x.verdict for x in parts] == [UNDECIDED, CONTRADICTED] and weakest(parts).verdict == CONTRADICTED
+    assert weakest(parts[:1]).verdict == UNDECIDED
 
 
 def made_up(**attacked: float) -> Measured:
@@ -101,7 +105,6 @@ def made_up(**attacked: float) -> Measured:
         "simulator": "none",
         "versions": {"jax": "0"},
         "methods": {method: METHODS[method]._asdict() for method in PAPER_METHODS},
-        "attacks": {name: {"label": name.upper()} for name in ("gaussian", "l2_noise", "adgan")},
         "config": {
             "seeds": [0, 1, 2, 3],
             "env": {"horizon": 100},
@@ -162,6 +165,13 @@ def test_the_strongest_attack_is_taken_seed_by_seed() -> None:
         if (row["method"], row["seed"], row["protocol"]) == (MAML, 2, "paper"):
             row["post"] = -90.0
     assert run.strongest(MAML)[2] == -90.0 and run.strongest(MAML)[1] == pytest.approx(-20, abs=0.2)
+    # What only one of them had to meet decides nothing.
+    run.results["rows"] += [
+        row | {"attack": "adgan_no_gan", "protocol": "adaptive", "post": -99.0}
+        for row in run.results["rows"]
+        if row["method"] == MAML
+    ]
+    assert run.strongest(MAML)[1] == pytest.approx(-20, abs=0.2)
 
 
 def test_one_attacked_decision_is_told_in_shares() -> None:
@@ -169,8 +179,8 @@ def test_one_attacked_decision_is_told_in_shares() -> None:
     assert run.made_worse("adgan") == pytest.approx({0: 0.25, 1: 0.35, 2: 0.15, 3: 0.3})
     assert run.made_worse("gaussian") == {}
     lines = paper_text([], {"navigation_2d": run}).splitlines()
-    assert "| navigation_2d | ADGAN | 0.8 | 51.2 % | 25.0 % | -0.01 [-0.15, 0.12] |" in lines
-    assert sum(line.startswith("| navigation_2d | L2_NOISE |") for line in lines) == 2
+    assert "| navigation_2d | adGAN | 0.8 | 51.2 % | 25.0 % | -0.01 [-0.15, 0.12] |" in lines
+    assert sum(line.startswith("| navigation_2d | L2 noise |") for line in lines) == 2
     assert "## One attacked decision" not in paper_text([], {"navigation_2d": Measured(run.results)})
 
 
@@ -262,16 +272,23 @@ def test_methods_are_compared_by_seed_with_the_undefended_one() -> None:
     # Attacked otherwise, it is no partner; and no policy counts twice.
     query = attacked({"smooth": {0: -12.0}}, side="query")
     assert not differences([("query", query)], [("maml", maml)])
+    for name, value in (("seed", 1), ("effort", "of older code")):
+        other = attacked({"smooth": {0: -12.0}})
+        other.results["plan"][name] = value
+        assert not differences([("other", other)], [("maml", maml)]), "other tasks, or other attackers"
     with pytest.raises(TwiceError, match="mine has MAML, seed 0"):
         differences([("mine", mine), ("mine", mine)])
     run = made_up(**{MAML: -50.0, RANDOM: -45.0, FGSM: -60.0, ADMRL: -30.0})
     run.attacks.append(maml)
     text = paper_text([], {"navigation_2d": run}, {}, [("hard", one) for one in smooth])
     line = next(line for line in text.splitlines() if line.startswith("| hard | navigation_2d |"))
+    assert "found elsewhere" not in text
     numbers = "9.67 [5.87, 13.46] | 9.67 [5.87, 13.46]"
     assert (
         line == f"| hard | navigation_2d | SMOOTH - MAML of navigation_2d | 0.2 | 3 | {numbers} | supported |"
     )
+    smooth[0].results["plan"]["transfer_from"] = ["elsewhere"]
+    assert "tried too on all or some seeds of: hard; on" in paper_text([], {}, {}, [("hard", smooth[0])])
     assert "With nothing to compare with: query." in paper_text(
         [], {"navigation_2d": run}, {}, [("query", query)]
     )

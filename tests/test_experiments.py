@@ -40,6 +40,7 @@ from admrl_jax.envs.navigation import Navigation2D
 from admrl_jax.envs.registry import ENVS
 from admrl_jax.methods import METHODS, PAPER_METHODS
 from admrl_jax.protocol import paper_command
+from admrl_jax.protocol import run as protocol_run
 from admrl_jax.protocol.command_line import label_of, main
 from admrl_jax.protocol.eval_stages import MetaTest
 from admrl_jax.protocol.eval_stages import Test as OneAttack
@@ -55,6 +56,7 @@ from admrl_jax.runs.files import read_arrays
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.sampling import SamplingConfig
+from admrl_jax.simulators import SimulatorError
 from admrl_jax.training import init_train_state, outer_step
 from benchmarks.protocol import count_cells
 from experiments import halfcheetah_dir, navigation_2d
@@ -586,7 +588,7 @@ def test_the_paper_is_reported_from_the_units_that_are_finished(
     beyond = out / "navigation_2d" / "hardened" / "seed-0"
     shutil.copytree(attack, beyond / "attack")
     (beyond / "report.md").write_text("whole")
-    both = ("--envs", "navigation_2d", "--out", str(out), "--until", "report", "--seeds", "0")
+    both = ("--envs", "navigation_2d", "--out", str(out), "--report-only", "--seeds", "0")
     (out / "navigation_2d" / "seed-0" / "report.md").touch()
     assert paper(*both) == 0
     mine = "navigation_2d, hardened"
@@ -658,14 +660,72 @@ def test_units_of_the_paper_are_run_and_resumed(
     assert beyond == first and f"--run-dir={tmp_path / 'navigation_2d' / 'hardened' / 'seed-0'}" in others
     assert hardened == {"hardened": PAPER_PRESETS["navigation_2d"]["hardened"]}
     # The paper's settings, with the suite that was asked for.
-    preset = presets["paper"]
-    assert preset.eval.suite == "standard"
-    same = replace(
-        preset, eval=replace(preset.eval, suite=PAPER_PRESETS["navigation_2d"]["paper"].eval.suite)
-    )
-    assert same == PAPER_PRESETS["navigation_2d"]["paper"]
+    assert presets == {"paper": PAPER_PRESETS["navigation_2d"]["paper"]}
+    assert "--eval.suite=standard" in flags
     assert second == "experiments.reacher" and "--resume" in resumed
     assert "go on with\n  python -m experiments.paper --envs navigation_2d reacher" in capsys.readouterr().err
+
+
+def test_one_unit_that_diverges_keeps_none_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = {"--seeds=0": 3, "--seeds=1": 0, "--seeds=2": 143}
+    ran = []
+
+    def note(module: str, summary: str, presets: dict[str, Config], argv: list[str]) -> int:
+        ran.append(argv[1])
+        return codes[argv[1]]
+
+    monkeypatch.setattr(paper_command, "main", note)
+    flags = ("--envs", "reacher", "--presets", "paper", "--out", str(tmp_path))
+    assert paper(*flags, "--seeds", "0", "1", "--until", "units") == 3 and ran == ["--seeds=0", "--seeds=1"]
+    assert paper(*flags, "--seeds", "2", "0") == 143 and ran[2:] == ["--seeds=2"]
+    capsys.readouterr()
+    assert paper(*flags, "--seeds", "0", "--report-only") == 2 and len(ran) == 3
+    assert "has no finished unit" in capsys.readouterr().err
+
+
+def test_a_unit_is_finished_once_the_suite_asked_for_has_attacked_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unit = tmp_path / "navigation_2d" / "seed-0"
+    (unit / "attack").mkdir(parents=True)
+    (unit / "report.md").write_text("whole")
+
+    def left(suite: str) -> int:
+        flags = ("--envs", "navigation_2d", "--seeds", "0", "--presets", "paper", "--list")
+        assert paper(*flags, "--suite", suite, "--out", str(tmp_path)) == 0
+        return len(capsys.readouterr().out.splitlines())
+
+    assert [left(suite) for suite in ("none", "standard")] == [0, 1]
+    (unit / "attack" / "results.json").write_text(json.dumps({"plan": {"suite": "standard"}}))
+    assert [left(suite) for suite in ("none", "standard", "claim")] == [0, 0, 1]
+
+
+def test_a_run_is_attacked_afterwards_by_another_suite(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    attacked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol_run, "_attack", lambda session: attacked.append(session.config.eval.suite))
+        assert run([*toy(directory), "--eval.suite=quick", "--resume"]) == 0
+    before, after = read_results(finished), read_results(directory)
+    assert attacked == ["quick"] and after["config"]["eval"].pop("suite") == "quick"
+    assert before["config"]["eval"].pop("suite") == "none" and after == before
+    assert (directory / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+
+
+def test_an_engine_that_is_not_here_ends_a_report_in_one_line(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, code in ((SimulatorError("simulator: not here"), 2), (KeyboardInterrupt(), 130)):
+
+        def fails(run: Path, error=error) -> list:
+            raise error
+
+        monkeypatch.setattr(paper_command, "measure_decisions", fails)
+        assert paper("--runs", str(finished), "--out", str(tmp_path / "out")) == code
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_seeds_that_were_interrupted_go_on_to_the_same_bits(seeds_apart: Path, tmp_path: Path) -> None:
@@ -682,6 +742,8 @@ def test_machine_settings_make_no_other_protocol(finished: Path, tmp_path: Path)
     for name, preset in presets.items():
         assert label_of(preset, name, presets) == name
         assert label_of(replace(preset, seeds=(7,), **values), name, presets) == name
+        suite = replace(preset, eval=replace(preset.eval, suite="claim"))
+        assert label_of(suite, name, presets) == name
         for change in ({"units": "normalised"}, {"methods": ("maml",)}):
             assert label_of(replace(preset, **change), name, presets) == "custom"
         schedule = replace(preset.schedule, finetune_steps=3)

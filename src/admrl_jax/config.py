@@ -40,8 +40,8 @@ from admrl_jax.suites import SUITES
 MACHINE_SETTINGS = ("simulator", "num_threads", "num_devices", "lanes", "task_block")
 """Settings that say where and how a run is computed, and not what."""
 
-MAY_CHANGE = (*MACHINE_SETTINGS[1:], "schedule.max_bad_steps")
-"""Settings that may differ when a run is resumed: they do not affect results beyond rounding."""
+MAY_CHANGE = (*MACHINE_SETTINGS[1:], "schedule.max_bad_steps", "eval.suite")
+"""Settings that may differ when a run is resumed: they do not affect its own results beyond rounding."""
 
 UNITS = {"paper": "raw observation units", "normalised": "standard deviations of clean observations"}
 """Units of attacks, in words."""

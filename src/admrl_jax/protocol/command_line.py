@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -25,6 +26,8 @@ from admrl_jax.runs.directory import RunError, open_run
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.simulators import SimulatorError
 
+DIVERGED = 3
+"""Exit code of a run whose numbers were not finite for too long."""
 DISK_ERRORS = (
     None,
     errno.ENOSPC,
@@ -97,10 +100,13 @@ def carry_out(arguments: Arguments, label: str, module: str, argv: Sequence[str]
 def label_of(config: Config, preset: str, presets: dict[str, Config]) -> str:
     """The preset's name, or `custom` where a setting that decides the numbers differs from it.
 
-    How many seeds, and where they are computed, does not make another protocol.
+    How many seeds, where they are computed, and the suite that attacks them afterwards, make no other
+    protocol.
     """
-    same = {name: getattr(config, name) for name in ("seeds", *MACHINE_SETTINGS)}
-    return preset if config == replace(presets[preset], **same) else "custom"
+    wanted = presets[preset]
+    same: dict[str, Any] = {name: getattr(config, name) for name in ("seeds", *MACHINE_SETTINGS)}
+    same["eval"] = replace(wanted.eval, suite=config.eval.suite)
+    return preset if config == replace(wanted, **same) else "custom"
 
 
 def _run(session: Session, label: str, until: str, command: str) -> int:
@@ -115,7 +121,7 @@ def _run(session: Session, label: str, until: str, command: str) -> int:
     except (RunError, ConfigError, ArtefactError) as error:
         return fail(str(error))
     except Diverged as error:
-        return fail(str(error), 3)
+        return fail(str(error), DIVERGED)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

@@ -7,16 +7,23 @@ Runs that are there already can be reported on as they are, with `--runs`.
 import json
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from admrl_jax.config import Config
 from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, distinct, one_of
 from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
-from admrl_jax.protocol.command_line import fail, main
+from admrl_jax.protocol.command_line import (
+    DIVERGED,
+    fail,
+    keep_compiled_programs,
+    main,
+    settings_as_found,
+)
 from admrl_jax.protocol.merge import merge_runs
 from admrl_jax.protocol.paper_decisions import measure_decisions
 from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
@@ -25,8 +32,10 @@ from admrl_jax.report.compared import TwiceError
 from admrl_jax.report.paper import write_paper_report
 from admrl_jax.report.results import read_results
 from admrl_jax.runs.artefact import ArtefactError
+from admrl_jax.runs.devices import start_devices
 from admrl_jax.runs.directory import RunError, read_run
 from admrl_jax.runs.files import DamagedFileError
+from admrl_jax.simulators import SimulatorError
 from admrl_jax.suites import SUITES
 
 UNTIL = ("units", "report")
@@ -64,6 +73,8 @@ class Arguments:
     """Finished runs, one of each environment, that are reported on instead; nothing is run."""
     attacks: Annotated[tuple[Path, ...], PATHS] = ()
     """With runs: finished attacks on more policies of these environments, such as hardened ones."""
+    report_only: bool = False
+    """Reports on the units that are there, and runs nothing."""
     list: bool = False
     """Prints the command of every unit that is not finished, one per line, and runs nothing."""
     out: Annotated[Path, DIRECTORY] = Path("runs/paper")
@@ -72,7 +83,7 @@ class Arguments:
     """Where compiled programs are kept: a directory, off, or auto."""
 
 
-OF_UNITS = ("envs", "seeds", "suite", "until", "presets", "list")
+OF_UNITS = ("envs", "seeds", "suite", "until", "presets", "report_only", "list")
 """Arguments about what is run."""
 
 
@@ -92,9 +103,14 @@ class Unit(NamedTuple):
     directory: Path
 
     @property
-    def is_finished(self) -> bool:
-        """Whether it is trained, tested and attacked."""
+    def is_tested(self) -> bool:
+        """Whether it is trained and tested, so that it can be reported on."""
         return (self.directory / "report.md").exists()
+
+    def is_finished(self, suite: str) -> bool:
+        """Whether it is tested, and attacked by that suite."""
+        attacks = _attacks_on([self.directory])
+        return self.is_tested and (suite == "none" or [x["plan"]["suite"] for x in attacks] == [suite])
 
 
 def units_of(arguments: Arguments, seeds: Mapping[str, int]) -> Iterator[Unit]:
@@ -140,31 +156,37 @@ def paper_main(
         unused = [name for name in OF_UNITS if getattr(arguments, name) != getattr(Arguments(), name)]
         if unused:
             return fail(f"{unused[0]}: nothing is run where --runs names finished runs; leave one out")
-        return _report(lambda: report_of_runs(arguments.out, arguments.runs, arguments.attacks))
+        return _report(lambda: report_of_runs(arguments.out, arguments.runs, arguments.attacks), arguments)
     if arguments.attacks:
         return fail("attacks: they are reported beside runs; name these with --runs")
     units = list(units_of(arguments, seeds))
     if arguments.list:
         for unit in units:
-            if not unit.is_finished:
+            if not unit.is_finished(arguments.suite):
                 print(_command_of(module, unit, arguments))
         return 0
-    code = _run_units(units, arguments, presets)
-    if code:
+    code = 0 if arguments.report_only else _run_units(units, arguments, presets)
+    if code not in (0, DIVERGED):
         again = shlex.join(["python", "-m", module, *words])
         print(f"all units that are not finished go on with\n  {again}", file=sys.stderr)
         return code
     if arguments.until != UNTIL[-1]:
-        return 0
-    return _report(lambda: report_of_units(arguments.out, units))
+        return code
+    return _report(lambda: report_of_units(arguments.out, units), arguments) or code
 
 
-def _report(write: Callable[[], Path]) -> int:
-    """Says where the report is, or what is wrong; an exit code."""
+def _report(write: Callable[[], Path], arguments: Arguments) -> int:
+    """Says where the report is, or what is wrong; an exit code. Attacked decisions are measured for it."""
+    wrong = (RunError, ArtefactError, DamagedFileError, TwiceError, ConfigError, SimulatorError, OSError)
     try:
-        print(f"report: {write()}")
-    except (RunError, ArtefactError, DamagedFileError, TwiceError, OSError) as error:
+        with settings_as_found():
+            keep_compiled_programs(arguments.compilation_cache)
+            start_devices()
+            print(f"report: {write()}")
+    except wrong as error:
         return fail(str(error))
+    except KeyboardInterrupt:
+        return fail("stopped before the report was written; the same command writes it", 128 + signal.SIGINT)
     return 0
 
 
@@ -204,7 +226,7 @@ def report_of_units(out: Path, units: Sequence[Unit]) -> Path:
     """
     runs, places, beyond = {}, {}, []
     for env in dict.fromkeys(unit.env for unit in units):
-        finished = [unit for unit in units if unit.env == env and unit.is_finished]
+        finished = [unit for unit in units if unit.env == env and unit.is_tested]
         directories = [unit.directory for unit in finished if unit.preset != HARDENED]
         hardened = _attacks_on([unit.directory for unit in finished if unit.preset == HARDENED])
         beyond += [(f"{env}, {HARDENED}", Attacked(attack)) for attack in hardened]
@@ -269,22 +291,25 @@ def _seeds_of(run: Path) -> list[int]:
 
 
 def _run_units(units: Sequence[Unit], arguments: Arguments, presets: Mapping[str, dict[str, Config]]) -> int:
-    """Runs what is not finished; returns the first exit code that is not 0."""
+    """Runs what is not finished; returns the exit code that ended it, else whether a unit diverged, or 0.
+
+    One that diverged does so again, and keeps nobody else from running.
+    """
+    ended = 0
     for number, unit in enumerate(units, 1):
-        if unit.is_finished:
+        if unit.is_finished(arguments.suite):
             continue
         words = f"{unit.env}, seed {unit.seed}, preset {unit.preset}"
         print(f"unit {number} of {len(units)}: {words}", file=sys.stderr)
         preset = presets[unit.env][unit.preset]
-        preset = replace(preset, eval=replace(preset.eval, suite=arguments.suite))
         flags = [f"--preset={unit.preset}", f"--seeds={unit.seed}", f"--run-dir={unit.directory}"]
         flags += [f"--eval.suite={arguments.suite}", f"--compilation-cache={arguments.compilation_cache}"]
         flags += ["--resume"] * (unit.directory / "config.json").exists()
-        # How hard it is attacked in the end does not make it another protocol.
         code = main(f"experiments.{unit.env}", "", {unit.preset: preset}, flags)
-        if code:
+        if code not in (0, DIVERGED):
             return code
-    return 0
+        ended = ended or code
+    return ended
 
 
 def _command_of(module: str, unit: Unit, arguments: Arguments) -> str:

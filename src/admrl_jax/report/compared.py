@@ -105,19 +105,23 @@ def kind_of(attacked: Attacked) -> str:
     return attacked.results["env"] + (", with memory" if attacked.results.get("assumption") else "")
 
 
+ALIKE = ("suite", "effort", "side", "units", "seed")
+"""Parts of an attack's plan that two have in common that are compared: its attackers, and its tasks."""
+
 Group = dict[int, dict[str, Any]]
 """Points of a method and radius, by seed."""
 
 
 def _groups(attacks: Runs) -> dict[tuple, Group]:
-    """By `((kind, radius, suite, side, units), run, method, defence)`."""
+    """By `((kind, radius, suite, effort, side, units, seed), run, method, defence)`."""
     found: dict[tuple, Group] = {}
     for run, attacked in attacks:
         # A victim that is no method, such as a pre-trained policy, has no defence.
         methods, plan = attacked.results["methods"], attacked.results["plan"]
         defences = {attacked.label(method): methods[method].get("defence") for method in attacked.methods}
         for row in points(run, attacked):
-            attack = (kind_of(attacked), row["radius"], plan["suite"], plan["side"], plan["units"])
+            alike = (plan.get(name) for name in ALIKE)
+            attack = (kind_of(attacked), row["radius"], *alike)
             group = found.setdefault((attack, run, row["method"], defences[row["method"]]), {})
             if row["seed"] in group:
                 words = f"{row['method']}, seed {row['seed']}, radius {row['radius']:g}"

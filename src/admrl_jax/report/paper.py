@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from admrl_jax.attacks.registry import ATTACKS
 from admrl_jax.methods import PAPER_METHODS
 from admrl_jax.report.attacked import Attacked
 from admrl_jax.report.attacks import spread
@@ -82,7 +83,10 @@ def paper_text(
         "seeds is above zero; *contradicted*: below; *undecided*: neither, or fewer than "
         f"{WORDED_SEEDS} seeds. A claim about several environments needs all of them, and one that "
         "contradicts is enough. Of a claim with several parts ('best of four') the smallest is given, with "
-        "the lowest ends of their intervals. W0 to W2 are questions that the paper does not ask.",
+        "the lowest ends of their intervals. Other intervals: a printed number (C1) inside the 95 % "
+        "prediction interval of our seeds is not excluded, and no more; spreads (S1) are compared by the F "
+        "distribution. Strengths are the paper's three unless they are named. W0 to W2 are questions that "
+        "the paper does not ask.",
         claims_table(judged),
         "## Table I",
         f"Return after adaptation under adGAN of L2 radius {', '.join(map(str, PAPER_STRENGTHS))} on support "
@@ -128,7 +132,10 @@ def claims_table(judged: Sequence[Judged]) -> str:
     """The ledger."""
     body = []
     for one in judged:
-        effects = "; ".join(f"{env} {judged_text(x)}" for env, x in one.effects.items() if x.seeds)
+        at = {env: f" (at {', '.join(f'{x:g}' for x in radii)})" for env, radii in one.radii.items()}
+        effects = "; ".join(
+            f"{env}{at.get(env, '')} {judged_text(x)}" for env, x in one.effects.items() if x.seeds
+        )
         body.append((one.claim.code, one.claim.says, one.claim.reading, effects or "-", f"**{one.verdict}**"))
     return table(["", "the paper says", "read and measured as", "effect", "verdict"], body, 5)
 
@@ -188,14 +195,15 @@ def _suite_section(runs: Mapping[str, Measured]) -> list[str]:
             held = run.worst(method)
             total = sum(len(attacked.seeds) for attacked in run.attacks if method in attacked.methods)
             text = spread([*held.values()], run.results["floor"])
-            body.append((env, method_label(run.results, method), text, f"{len(held)} of {total}"))
+            radii = ", ".join(f"{radius:g}" for radius in run.suite_radii())
+            body.append((env, radii, method_label(run.results, method), text, f"{len(held)} of {total}"))
     if not body:
         return []
     suites = {attacked.results["plan"]["suite"] for run in runs.values() for attacked in run.attacks}
     return [
         "## Under the worst attacker of a suite",
         f"Suite {', '.join(sorted(suites))}, mean over the radii. Only seeds whose checks all hold count.",
-        table(["environment", "method", "return", "seeds whose checks hold"], body, 2),
+        table(["environment", "radii", "method", "return", "seeds whose checks hold"], body, 3),
     ]
 
 
@@ -203,12 +211,11 @@ def _decisions_section(runs: Mapping[str, Measured]) -> list[str]:
     """What one attacked decision does to MAML."""
     body = []
     for env, run in runs.items():
-        attacks = run.results["attacks"]
         for name, strength in dict.fromkeys((row["attack"], row["strength"]) for row in run.decisions):
             rows = [r for r in run.decisions if (r["attack"], r["strength"]) == (name, strength)]
             shares = [f"{100 * np.mean([row[key] for row in rows]):.1f} %" for key in ("worse", "better")]
             change = effect_text(effect_of([row["change"] for row in rows]))
-            body.append((env, attacks[name]["label"], f"{strength:g}", *shares, change))
+            body.append((env, ATTACKS[name].threat.label, f"{strength:g}", *shares, change))
     if not body:
         return []
     return [
@@ -241,6 +248,9 @@ def _beyond_section(runs: Mapping[str, Measured], beyond: Sequence[tuple[str, At
     alone = dict.fromkeys(run for run, _ in beyond if run not in {one.run for one in found})
     if not beyond:
         return []
+    helped = dict.fromkeys(
+        run for run, attacked in (*beyond, *more, *bases) if attacked.results["plan"].get("transfer_from")
+    )
     header = ["run", "environment", "difference", "radius", "seeds", "clean", "worst", "verdict"]
     return [
         "## Beyond the paper",
@@ -250,6 +260,10 @@ def _beyond_section(runs: Mapping[str, Measured], beyond: Sequence[tuple[str, At
         "memory. The verdict is on 'more than MAML under the worst'; it is withheld where a check of the "
         "attack on the other training fails. A failed check on MAML makes a difference too small.",
         table(header, body, 3) if body else "",
+        f"Attackers that were found elsewhere were tried too on all or some seeds of: {', '.join(helped)}; "
+        "on no others."
+        if helped
+        else "",
         f"With nothing to compare with: {', '.join(alone)}." if alone else "",
     ]
 

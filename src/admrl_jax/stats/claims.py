@@ -78,8 +78,9 @@ def weakest(effects: Sequence[Effect]) -> Effect:
 def agreement(values: ArrayLike, printed: float) -> Effect:
     """Whether a printed number without a spread could be one more seed of ours.
 
-    Positive where it lies inside the 95 % prediction interval: how far from the nearest end. There is no
-    doubt left then, so `low` and `high` are that value too.
+    Positive where it lies inside the 95 % prediction interval: how far from the nearest end. That excludes
+    nothing and supports nothing, the less the more our seeds scatter, so `low` is minus infinity then: the
+    verdict is undecided. Outside, `low` and `high` are the value, and the number is contradicted.
 
     Args:
         values: one per seed.
@@ -91,7 +92,7 @@ def agreement(values: ArrayLike, printed: float) -> Effect:
     quantile = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, x.size - 1))
     reach = quantile * float(x.std(ddof=1)) * float(np.sqrt(1 + 1 / x.size))
     inside = reach - abs(printed - float(x.mean()))
-    return Effect(inside, inside, inside, x.size)
+    return Effect(inside, -np.inf if inside > 0 else inside, inside, x.size)
 
 
 def spread_ratio(wide: ArrayLike, narrow: ArrayLike) -> Effect:
