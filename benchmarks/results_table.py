@@ -5,6 +5,7 @@ Reads `results.json` of every finished run in `results/` and rewrites the sectio
 largest seed.
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ ATTACKED: Cell = ("attacked", "attacked")
 
 @dataclass(frozen=True)
 class Arguments:
-    """One table for each finished run."""
+    """One table of all finished runs."""
 
     runs: Path = ROOT / "results"
     """Folder of run directories."""
@@ -55,23 +56,36 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def run_table(results: dict[str, Any]) -> str:
-    """Methods x strengths of the attack that the report is headed with."""
+def run_title(results: dict[str, Any]) -> str:
+    """A run's environment, seeds and floor, in words."""
+    seeds = results["config"]["seeds"]
+    words = f"seed{'s' * (len(seeds) > 1)} {seeds_text(seeds)}"
+    return f"`{results['env']}`: {words}, doing nothing returns {results['floor']:.1f}"
+
+
+def run_rows(results: dict[str, Any], strengths: Sequence[float]) -> list[dict[str, str]]:
+    """A row per method: returns after adaptation, clean and under the attack that heads its report."""
     rows, panel = results["rows"], headline_panel(results)
     table = []
     for method in methods_of(results, rows):
         row = {
+            "environment": results["env"],
             "method": method_label(results, method),
-            "before, clean": cell_text(cell_values(rows, panel, 0.0, CLEAN, method, "pre")),
-            "after, clean": cell_text(cell_values(rows, panel, 0.0, CLEAN, method)),
+            "clean": cell_text(cell_values(rows, panel, 0.0, CLEAN, method)),
         }
-        for strength in panels_of(results)[panel]:
+        for strength in strengths:
             values = cell_values(rows, panel, strength, ATTACKED, method)
             row[f"{panel_label(results, panel)}, {strength:g}"] = cell_text(values)
         table.append(row)
-    seeds = seeds_text(results["config"]["seeds"])
-    title = f"`{results['env']}`, seeds {seeds}; doing nothing returns {results['floor']:.1f}:"
-    return f"{title}\n\n{markdown_table(table, '.1f')}"
+    return table
+
+
+def results_text(runs: Sequence[dict[str, Any]]) -> str:
+    """What was run, and one table of all, at the strengths that they have in common."""
+    common = set.intersection(*(set(panels_of(run)[headline_panel(run)]) for run in runs))
+    rows = [row for run in runs for row in run_rows(run, sorted(common))]
+    titles = textwrap.fill(f"{'; '.join(map(run_title, runs))}.", 120)
+    return f"{titles}\n\n{markdown_table(rows, '.1f')}"
 
 
 def main() -> None:
@@ -80,7 +94,7 @@ def main() -> None:
     paths = sorted(path.parent for path in arguments.runs.glob("*/results.json"))
     if not paths:
         raise SystemExit(f"error: no finished runs in {arguments.runs}")
-    text = "\n\n".join(run_table(read_results(path)) for path in paths)
+    text = results_text([read_results(path) for path in paths])
     print(text)
     replace_section(arguments.document, "results", text)
 

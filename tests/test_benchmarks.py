@@ -378,15 +378,19 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     assert len(panels["navigation_2d, with memory, radius 0.5"].collections) == 6
 
 
-def test_the_table_of_results_has_the_numbers_of_the_run() -> None:
-    results = read_results(RESULTS / "navigation_2d")
-    title, _, header, _, *lines = results_table.run_table(results).splitlines()
-    assert title.startswith("`navigation_2d`, seeds 0 to 9; doing nothing returns ")
-    assert header.startswith("| method | before, clean | after, clean | adGAN, adaptive, 0.1 |")
-    assert [line.split(" | ")[0].strip("| ") for line in lines] == ["MAML", "Random", "FGSM", "adMRL"]
-    posts = [row["post"] for row in results["rows"] if (row["method"], row["attack"]) == ("fgsm", "none")]
-    cell = f"{np.mean(posts):.1f} [{min(posts):.1f}, {max(posts):.1f}]"
-    assert lines[2].split(" | ")[2] == cell
+def test_the_table_of_results_has_the_numbers_of_the_runs() -> None:
+    runs = [read_results(RESULTS / name) for name in ("navigation_2d", "halfcheetah_dir")]
+    title, _, header, _, *lines = results_table.results_text(runs).splitlines()
+    assert title.startswith(
+        "`navigation_2d`: seeds 0 to 9, doing nothing returns -38.5; `halfcheetah_dir`: seed 0,"
+    )
+    strengths = " | ".join(f"adGAN, adaptive, {strength}" for strength in (0.2, 0.5, 0.8))
+    assert header == f"| environment | method | clean | {strengths} |", "those of both: 0.1 is of one only"
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    methods = ["MAML", "Random", "FGSM", "adMRL"]
+    assert [row[:2] for row in cells] == [[run["env"], method] for run in runs for method in methods]
+    posts = [row["post"] for row in runs[0]["rows"] if (row["method"], row["attack"]) == ("fgsm", "none")]
+    assert cells[2][2] == f"{np.mean(posts):.1f} [{min(posts):.1f}, {max(posts):.1f}]"
 
 
 def test_bounds_of_mjx_are_judged_at_states_that_a_policy_visits() -> None:

@@ -199,7 +199,7 @@ def test_the_ledger_has_every_claim_and_says_what_is_missing() -> None:
     assert "![strength](../nav/figures/strength.png)" in text
     assert "at the paper's sizes" not in text
     run.results["preset"] = "quick"
-    assert "at the paper's sizes" in paper_text(judged, {"navigation_2d": run})
+    assert "**Not at the paper's sizes: navigation_2d. Effects" in paper_text(judged, {"navigation_2d": run})
 
 
 DEFENCE_OF = {"maml": "none", "smooth": "smooth", "pretrain": None}

@@ -70,13 +70,14 @@ def paper_text(
         figures: of the runs, by environment.
         beyond: attacks on policies that are not the paper's, by name.
     """
+    odd = [env for env, run in runs.items() if run.results["preset"] != "paper"]
     blocks = [
         "# The paper, reproduced",
         "*Adaptive Adversarial Training for Meta Reinforcement Learning* (arXiv:2104.13302) printed no code, "
         "seeds or spread. What was run here:",
         runs_table(runs),
-        "**Not all of this is at the paper's sizes: its verdicts say nothing about the paper.**"
-        if any(run.results["preset"] != "paper" for run in runs.values())
+        f"**Not at the paper's sizes: {', '.join(odd)}. Effects there say little about the paper.**"
+        if odd
         else "",
         "## Claims",
         "A claim is a number per seed, above zero where it holds. *Supported*: its 95 % t interval over "
