@@ -60,7 +60,7 @@ def run_title(results: dict[str, Any]) -> str:
     """A run's environment, seeds and floor, in words."""
     seeds = results["config"]["seeds"]
     words = f"seed{'s' * (len(seeds) > 1)} {seeds_text(seeds)}"
-    return f"`{results['env']}`: {words}, doing nothing returns {results['floor']:.1f}"
+    return f"`{results['env']}` ({words}) {results['floor']:.1f}"
 
 
 def run_rows(results: dict[str, Any], strengths: Sequence[float]) -> list[dict[str, str]]:
@@ -84,7 +84,7 @@ def results_text(runs: Sequence[dict[str, Any]]) -> str:
     """What was run, and one table of all, at the strengths that they have in common."""
     common = set.intersection(*(set(panels_of(run)[headline_panel(run)]) for run in runs))
     rows = [row for run in runs for row in run_rows(run, sorted(common))]
-    titles = textwrap.fill(f"{'; '.join(map(run_title, runs))}.", 120)
+    titles = textwrap.fill(f"Doing nothing returns: {'; '.join(map(run_title, runs))}.", 120)
     return f"{titles}\n\n{markdown_table(rows, '.1f')}"
 
 

@@ -381,8 +381,9 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
 def test_the_table_of_results_has_the_numbers_of_the_runs() -> None:
     runs = [read_results(RESULTS / name) for name in ("navigation_2d", "halfcheetah_dir")]
     title, _, header, _, *lines = results_table.results_text(runs).splitlines()
-    assert title.startswith(
-        "`navigation_2d`: seeds 0 to 9, doing nothing returns -38.5; `halfcheetah_dir`: seed 0,"
+    assert (
+        title
+        == "Doing nothing returns: `navigation_2d` (seeds 0 to 9) -38.5; `halfcheetah_dir` (seed 0) -0.0."
     )
     strengths = " | ".join(f"adGAN, adaptive, {strength}" for strength in (0.2, 0.5, 0.8))
     assert header == f"| environment | method | clean | {strengths} |", "those of both: 0.1 is of one only"

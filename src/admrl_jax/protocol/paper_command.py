@@ -70,11 +70,11 @@ class Arguments:
     presets: Annotated[tuple[str, ...], PRESETS] = ("paper", HARDENED)
     """Settings of every environment and seed; hardened is beyond the paper, and not run without a suite."""
     runs: Annotated[tuple[Path, ...], PATHS] = ()
-    """Finished runs, one of each environment, that are reported on instead; nothing is run."""
+    """Finished runs, one of each environment, that are reported on instead; nothing is trained."""
     attacks: Annotated[tuple[Path, ...], PATHS] = ()
     """With runs: finished attacks on more policies of these environments, such as hardened ones."""
     report_only: bool = False
-    """Reports on the units that are there, and runs nothing."""
+    """Reports on the units that are there, and trains nothing."""
     list: bool = False
     """Prints the command of every unit that is not finished, one per line, and runs nothing."""
     out: Annotated[Path, DIRECTORY] = Path("runs/paper")
