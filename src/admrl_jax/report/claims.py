@@ -1,12 +1,12 @@
 """What the paper claims, how each claim is read and measured here, and what came out.
 
-The rule was fixed before the ten seeds of 2D navigation that it judges, and after one run of HalfCheetah-
-Dir and three seeds of older code; W0, A4, A4' and S3' were added afterwards, and W0 and C1 changed. A claim is a number per seed that
-is above zero where the claim holds. It is supported where the 95 % t interval over seeds lies above zero,
-contradicted where it lies below, else undecided, as it always is below three seeds. A claim about several
-environments needs the support of all of them; one that contradicts is enough. Two claims have intervals of
-other kinds: a printed number that could be one more seed of ours (C1) is not excluded, and no more; spreads
-(S1) are compared by the F distribution of their ratio.
+The rule was fixed before the ten seeds of 2D navigation that it judges, and after one run of HalfCheetah-Dir
+and three seeds of older code; W0, A4, A4' and S3' were added afterwards, and W0 and C1 changed. A claim is a
+number per seed that is above zero where the claim holds. It is supported where the 95 % t interval over seeds
+lies above zero, contradicted where it lies below, else undecided, as it always is below three seeds. A claim
+about several environments needs the support of all of them; one that contradicts is enough. Two claims have
+intervals of other kinds: a printed number that could be one more seed of ours (C1) is not excluded, and no
+more; spreads (S1) are compared by the F distribution of their ratio.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -363,7 +363,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "S3'",
         "the same",
-        "the generator's half: the policy that fine-tuning began with loses more to the last than to the first",
+        "the generator's half: the policy that fine-tuning began with loses more to the last of it than to "
+        "the first",
         lambda run: effect_of(run.grown(ADMRL).values()),
     ),
 )
