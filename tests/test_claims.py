@@ -8,8 +8,9 @@ import pytest
 
 from admrl_jax.methods import METHODS, PAPER_METHODS
 from admrl_jax.report.attacked import Attacked
-from admrl_jax.report.claims import ADMRL, CLAIMS, FGSM, MAML, PAPER_ENVS, RANDOM, Measured, judge
+from admrl_jax.report.claims import CLAIMS, judge
 from admrl_jax.report.compared import TwiceError, differences
+from admrl_jax.report.measured import ADMRL, FGSM, MAML, PAPER_ENVS, RANDOM, Measured
 from admrl_jax.report.paper import paper_text
 from admrl_jax.stats.claims import (
     CONTRADICTED,

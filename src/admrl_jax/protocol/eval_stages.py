@@ -155,18 +155,7 @@ class MetaTest:
                 for i in range(len(steps))
             ]
             saved = self._measure(f"curve.{method}.{attack}.npz", f"curve: {method}, {attack}", evaluations)
-            rows += [
-                {
-                    "method": method,
-                    "seed": seed,
-                    "step": step,
-                    "attack": attack,
-                    "strength": strength,
-                    **_means(saved["returns"][s, t]),
-                }
-                for s, seed in enumerate(session.config.seeds if saved else ())
-                for t, step in enumerate(steps)
-            ]
+            rows += self._step_rows(saved, steps, method, attack, strength)
         return rows
 
     def opponents(self, method: str, base: Pretrained, arm: Arm) -> list[Row]:
@@ -198,6 +187,12 @@ class MetaTest:
             for i in range(len(steps))
         ]
         saved = self._measure(f"opponent.{method}.npz", f"opponent: {method}, {attack}", evaluations)
+        return self._step_rows(saved, steps, method, attack, strength)
+
+    def _step_rows(
+        self, saved: dict[str, np.ndarray], steps: Sequence[int], method: str, attack: str, strength: float
+    ) -> list[Row]:
+        """A row for every seed and outer step; none for processes that do not write."""
         return [
             {
                 "method": method,

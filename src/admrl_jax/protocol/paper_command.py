@@ -27,8 +27,8 @@ from admrl_jax.protocol.command_line import (
 from admrl_jax.protocol.merge import merge_runs
 from admrl_jax.protocol.paper_decisions import measure_decisions
 from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
-from admrl_jax.report.claims import PAPER_ENVS, Measured
 from admrl_jax.report.compared import TwiceError
+from admrl_jax.report.measured import PAPER_ENVS, Measured
 from admrl_jax.report.paper import write_paper_report
 from admrl_jax.report.results import read_results
 from admrl_jax.runs.artefact import ArtefactError

@@ -14,7 +14,7 @@ from admrl_jax.core.types import Params
 from admrl_jax.envs.base import attackable_only, raw_units
 from admrl_jax.evaluation import attacked_decisions
 from admrl_jax.protocol.parts import Parts
-from admrl_jax.report.claims import EQUAL_NOISE, FRESH, MAML, PAPER_STRENGTHS
+from admrl_jax.report.measured import EQUAL_NOISE, FRESH, MAML, PAPER_STRENGTHS
 from admrl_jax.runs.artefact import ATTACKERS, POLICIES, Trained, load_attacker, load_policy, read_attackers
 from admrl_jax.victims import make_victim
 

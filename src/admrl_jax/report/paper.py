@@ -11,16 +11,9 @@ from admrl_jax.attacks.registry import ATTACKS
 from admrl_jax.methods import PAPER_METHODS
 from admrl_jax.report.attacked import Attacked
 from admrl_jax.report.attacks import spread
-from admrl_jax.report.claims import (
-    FRESH,
-    ONE_FOR_ALL,
-    PAPER_ENVS,
-    PAPER_STRENGTHS,
-    Judged,
-    Measured,
-    judge,
-)
+from admrl_jax.report.claims import Judged, judge
 from admrl_jax.report.compared import differences, is_base
+from admrl_jax.report.measured import FRESH, ONE_FOR_ALL, PAPER_ENVS, PAPER_STRENGTHS, Measured
 from admrl_jax.report.results import method_label
 from admrl_jax.report.tables import rounded, table
 from admrl_jax.runs.files import write_text
