@@ -16,6 +16,7 @@ import tyro
 from admrl_jax.report.results import (
     Cell,
     cell_values,
+    has_results,
     headline_panel,
     mean,
     method_label,
@@ -91,7 +92,7 @@ def results_text(runs: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Rewrites the section from the command line."""
     arguments = tyro.cli(Arguments, prog="python -m benchmarks.results_table", description=__doc__)
-    paths = sorted(path.parent for path in arguments.runs.glob("*/results.json"))
+    paths = sorted(path for path in arguments.runs.glob("*") if has_results(path))
     if not paths:
         raise SystemExit(f"error: no finished runs in {arguments.runs}")
     text = results_text([read_results(path) for path in paths])

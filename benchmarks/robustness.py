@@ -5,7 +5,6 @@ what the worst attacker leaves it, and prints the same as a table. One point per
 table has each method minus the undefended one, paired by seed, wherever the two share enough seeds.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from admrl_jax.report.attacked import Attacked
 from admrl_jax.report.compared import Difference, differences, kind_of, points
 from admrl_jax.report.figures import png
+from admrl_jax.report.results import has_results, read_results
 from admrl_jax.stats.intervals import WORDED_SEEDS
 from benchmarks.common import DPI, markdown_table
 
@@ -45,7 +45,7 @@ def read_attacks(runs: Path, suite: str = "standard") -> list[tuple[str, Attacke
         suite: whose attacks are read.
     """
     read = [
-        (path.parents[1].name, json.loads(path.read_text())) for path in runs.glob("*/attack*/results.json")
+        (folder.parent.name, read_results(folder)) for folder in runs.glob("*/attack*") if has_results(folder)
     ]
     return [
         (run, Attacked(results))

@@ -1,6 +1,5 @@
 """Ablations: every variant is a run that its flags describe, what is not known is refused, and the report."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from admrl_jax.protocol.ablations_command import ablations_main, flags_of
 from admrl_jax.protocol.arguments import parse
 from admrl_jax.report.ablations import Variant, ablations_text, write_ablations_report
 from admrl_jax.report.attacked import Attacked
+from admrl_jax.report.results import read_results
 from admrl_jax.stats.checks import Check
 from admrl_jax.stats.intervals import t_interval
 from experiments.ablations import OBS_SIZES, PRESETS, ablations_of
@@ -79,8 +79,7 @@ def test_variants_go_on_from_the_first_and_what_is_there_is_resumed(
 
 def variants() -> list[Variant]:
     """A committed attack of three seeds, as if one of its methods were a change of the other."""
-    results = json.loads((RESULTS / "navigation_2d_hardened" / "attack" / "results.json").read_text())
-    attacked = Attacked(results)
+    attacked = Attacked(read_results(RESULTS / "navigation_2d_hardened" / "attack"))
     return [Variant("clean", "nothing", "maml", attacked), Variant("smooth", "the loss", "smooth", attacked)]
 
 

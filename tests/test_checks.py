@@ -1,10 +1,10 @@
 """Sanity checks: the first HalfCheetah-Dir run must fail them, sound numbers must pass."""
 
-import json
 from pathlib import Path
 
 import pytest
 
+from admrl_jax.report.results import read_results
 from admrl_jax.stats.checks import (
     BEATS_UNTRAINED,
     CONVERGED,
@@ -21,14 +21,14 @@ from admrl_jax.stats.checks import (
     updates_to_most,
 )
 
-RESULTS = Path(__file__).parent.parent / "results" / "halfcheetah_dir" / "results.json"
+RESULTS = Path(__file__).parent.parent / "results" / "halfcheetah_dir"
 KINDS = {"gaussian": NOISE, "l2_noise": NOISE, "fgsm": UNTRAINED}
 
 
 def first_run() -> list[Score]:
     """The committed first run: seed 0, support and query attacked."""
     scores = []
-    for row in json.loads(RESULTS.read_text())["rows"]:
+    for row in read_results(RESULTS)["rows"]:
         if (row["support"], row["query"]) != ("attacked", "attacked"):
             continue
         kind = {"paper": TRANSFER, "adaptive": LEARNED}.get(row["protocol"]) or KINDS[row["attack"]]

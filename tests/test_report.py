@@ -1,6 +1,7 @@
 """The report is read by people: its numbers, its warnings and its figures are checked on a synthetic run."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 from admrl_jax.methods import PAPER_METHODS
 from admrl_jax.protocol.run import describe_attack, describe_method
 from admrl_jax.report.figures import draw, frame
-from admrl_jax.report.results import cell_values
+from admrl_jax.report.results import cell_values, has_results, read_results
 from admrl_jax.report.tables import equal_size_table, mean_and_range, rounded, table, table_1
 from admrl_jax.report.write import report_text, write_report
+from admrl_jax.runs.files import DamagedFileError
 from admrl_jax.runs.metrics import read_metrics
 
 PANELS = (
@@ -169,6 +171,26 @@ def write_run(run_dir: Path, results: dict[str, Any], trajectories: bool = True)
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(write_run(tmp_path_factory.mktemp("run"), make_results()))
+
+
+def test_a_packed_run_reads_like_a_plain_one_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_results(), trajectories=False)
+    plain = read_results(run), read_metrics(run)
+    for name in ("results.json", "metrics.csv"):
+        (run / f"{name}.gz").write_bytes(gzip.compress((run / name).read_bytes()))
+        (run / name).unlink()
+    assert has_results(run) and (read_results(run), read_metrics(run)) == plain
+    packed = (run / "results.json.gz").read_bytes()
+    flipped = packed[:100] + bytes([packed[100] ^ 1]) + packed[101:]
+    for damaged in (packed[:-9], b"{}", flipped, gzip.compress(b"{")):
+        (run / "results.json.gz").write_bytes(damaged)
+        with pytest.raises(DamagedFileError, match=r"results.json.gz is damaged"):
+            read_results(run)
+    (run / "results.json").write_text("{}")
+    assert read_results(run) == {}, "what a run wrote itself comes first"
+    (run / "results.json").unlink()
+    (run / "results.json.gz").unlink()
+    assert not has_results(run)
 
 
 def line_with(text: str, *parts: str) -> str:

@@ -4,7 +4,6 @@ All variants go on from the clean pre-training of the first one, unless they cha
 each other: some can be run now, and others added.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from admrl_jax.protocol.attack_command import NAMES, RADII, SEEDS, attack_main
 from admrl_jax.protocol.command_line import fail, main
 from admrl_jax.report.ablations import Variant, write_ablations_report
 from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
+from admrl_jax.report.results import read_results
 from admrl_jax.suites import SUITES
 
 NAME = Accepts(lambda x: isinstance(x, str), "a name")
@@ -148,5 +148,5 @@ def _run(out: Path, name: str, chosen: Ablations, arguments: Arguments, presets:
 
 
 def _read(out: Path, name: str, ablation: Ablation) -> Variant:
-    results = json.loads((out / name / ATTACK_FOLDER / "results.json").read_text())
-    return Variant(name, ablation.says, ablation.method, Attacked(results))
+    attacked = Attacked(read_results(out / name / ATTACK_FOLDER))
+    return Variant(name, ablation.says, ablation.method, attacked)

@@ -32,6 +32,7 @@ from admrl_jax.protocol.attack_results import (
 from admrl_jax.protocol.attack_strongest import read_strongest, write_strongest
 from admrl_jax.protocol.attack_victims import Victims, load_victims
 from admrl_jax.report.attacked import Attacked
+from admrl_jax.report.results import RESULTS
 from admrl_jax.runs.files import write_rows
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted, StopRequest
@@ -103,7 +104,7 @@ class AttackRun:
         files = {cell: self.file(cell) for cell in self.cells}
         results = attack_results(self.plan, self.suite, self.victims, files)
         write_strongest(self.folder, results["env"], self._strongest())
-        write_rows(self.folder / "results.json", results)
+        write_rows(self.folder / RESULTS, results)
         return results
 
     def _check_stop(self) -> None:

@@ -109,7 +109,7 @@ class MetaTest:
                 "support": support,
                 "query": query,
                 **_means(saved["returns"][s, c]),
-                "attack_size": float(saved["attack_size"][s, c]),
+                "attack_size": round(float(saved["attack_size"][s, c]), 4),
             }
             for s, seed in enumerate(self._session.config.seeds if saved else ())
             for c, (_, strength, support, query) in enumerate(cells)
@@ -239,8 +239,8 @@ class MetaTest:
 
 
 def _means(returns: np.ndarray) -> Row:
-    """Mean returns before and after adaptation, of returns `[N, num_adapt_steps + 1, K]`."""
+    """Mean returns before and after adaptation, of returns `[N, num_adapt_steps + 1, K]`; four decimals."""
     return {
-        "pre": float(returns[:, 0].mean(dtype=np.float64)),
-        "post": float(returns[:, -1].mean(dtype=np.float64)),
+        "pre": round(float(returns[:, 0].mean(dtype=np.float64)), 4),
+        "post": round(float(returns[:, -1].mean(dtype=np.float64)), 4),
     }

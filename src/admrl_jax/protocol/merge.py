@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from admrl_jax.config import Config, config_difference, to_dict
+from admrl_jax.report.results import RESULTS, read_results
 from admrl_jax.report.write import write_report
 from admrl_jax.runs.artefact import ATTACKERS, POLICIES, digest, read_policies
 from admrl_jax.runs.directory import RunError, read_run
-from admrl_jax.runs.files import read_arrays, write_arrays, write_rows, write_text
+from admrl_jax.runs.files import read_arrays, read_text, write_arrays, write_rows, write_text
 from admrl_jax.runs.numerics import FILE, read_settings
 
 Tree = dict[str, Any]
-NEEDED = ("results.json", "metrics.csv", POLICIES, FILE)
+NEEDED = (RESULTS, "metrics.csv", POLICIES, FILE)
 """Of a run that is finished."""
 
 
@@ -96,14 +97,14 @@ def _merge_policies(sources: Sequence[Path], config: Config, out: Path) -> None:
 
 
 def _merge_results(sources: Sequence[Path], config: Config, out: Path) -> None:
-    results = [json.loads((source / "results.json").read_text()) for source in sources]
+    results = [read_results(source) for source in sources]
     merged = results[0] | {"config": to_dict(config)}
     what = ("method", "attack", "protocol")
     for part in ("rows", "curves", "opponents"):
         merged[part] = _in_order(
             [one.get(part, []) for one in results], lambda row: [row.get(name, "") for name in what]
         )
-    write_rows(out / "results.json", merged)
+    write_rows(out / RESULTS, merged)
 
 
 def _in_order(parts: Sequence[list[Tree]], group: Callable[[Tree], list[Any]]) -> list[Tree]:
@@ -117,10 +118,7 @@ def _in_order(parts: Sequence[list[Tree]], group: Callable[[Tree], list[Any]]) -
 
 def _merge_metrics(sources: Sequence[Path], seeds: Sequence[int], out: Path) -> None:
     """`metrics.csv` with the rows of a step next to each other, in the order of seeds."""
-    tables = []
-    for source in sources:
-        with (source / "metrics.csv").open(newline="") as file:
-            tables.append(list(csv.DictReader(file)))
+    tables = [list(csv.DictReader(io.StringIO(read_text(source / "metrics.csv")))) for source in sources]
     columns = list(dict.fromkeys(name for table in tables for row in table[:1] for name in row))
     merged = _in_order(tables, lambda row: [row["method"], row["stage"], row["step"]])
     order = {str(seed): place for place, seed in enumerate(seeds)}

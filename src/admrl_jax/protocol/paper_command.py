@@ -4,7 +4,6 @@ A unit does not know the others, so they can be spread over machines: `--list` p
 Runs that are there already can be reported on as they are, with `--runs`.
 """
 
-import json
 import shlex
 import shutil
 import signal
@@ -30,7 +29,7 @@ from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
 from admrl_jax.report.compared import TwiceError
 from admrl_jax.report.measured import PAPER_ENVS, Measured
 from admrl_jax.report.paper import write_paper_report
-from admrl_jax.report.results import read_results
+from admrl_jax.report.results import RESULTS, has_results, read_results
 from admrl_jax.runs.artefact import ArtefactError
 from admrl_jax.runs.devices import start_devices
 from admrl_jax.runs.directory import RunError, read_run
@@ -39,7 +38,6 @@ from admrl_jax.simulators import SimulatorError
 from admrl_jax.suites import SUITES
 
 UNTIL = ("units", "report")
-RESULTS = "results.json"
 MERGED = "all"
 """Folder of an environment in which its seeds are put together; made again where there are more."""
 
@@ -245,7 +243,7 @@ def _measured(run: Path, attacked: Sequence[Path]) -> Measured:
 
 def _attacks_on(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """What the suite left of those runs that it attacked."""
-    return [_read_attack(run / ATTACK_FOLDER) for run in runs if (run / ATTACK_FOLDER / RESULTS).exists()]
+    return [_read_attack(run / ATTACK_FOLDER) for run in runs if has_results(run / ATTACK_FOLDER)]
 
 
 def _read_attack(folder: Path) -> dict[str, Any]:
@@ -255,12 +253,9 @@ def _read_attack(folder: Path) -> dict[str, Any]:
         RunError: the folder is not that of a finished attack.
         DamagedFileError: the file cannot be read.
     """
-    if not (folder / RESULTS).exists():
+    if not has_results(folder):
         raise RunError(f"attacks: {folder} has no {RESULTS}; accepted: folders of finished attacks")
-    try:
-        results = json.loads((folder / RESULTS).read_text())
-    except ValueError as error:
-        raise DamagedFileError(f"{folder / RESULTS} is damaged") from error
+    results = read_results(folder)
     if "plan" not in results:
         raise RunError(f"attacks: {folder} is no attack but a run; accepted: folders of finished attacks")
     return results

@@ -32,6 +32,7 @@ from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.train_stages import Arm, Pretrained, finetune, pretrain
 from admrl_jax.report.attacked import ATTACK_FOLDER
 from admrl_jax.report.attacks import write_attack_report
+from admrl_jax.report.results import RESULTS
 from admrl_jax.report.write import write_report
 from admrl_jax.runs.artefact import ATTACKERS, POLICIES, TRAINED, save_attackers, save_policies
 from admrl_jax.runs.devices import make_lanes
@@ -167,7 +168,7 @@ def save_results(session: Session, preset: str, tables: dict[str, list[dict[str,
         "assumption": getattr(session.parts.env, "assumption", ""),
         "floor": float(np.asarray(floor).mean(dtype=np.float64)),
     } | tables
-    write_rows(session.directory / "results.json", results)
+    write_rows(session.directory / RESULTS, results)
     path = session.directory / "timing.json"
     before = json.loads(path.read_text()) if path.exists() else {"seconds": {}}
     timing = {

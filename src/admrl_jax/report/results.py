@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from admrl_jax.attacks.registry import CLEAN
-from admrl_jax.runs.files import read_arrays
+from admrl_jax.runs.files import DamagedFileError, read_arrays, read_text, stored
 
 Row = Mapping[str, Any]
 Panel = tuple[str, str]
@@ -16,6 +16,7 @@ Panel = tuple[str, str]
 Cell = tuple[str, str]
 """Support and query, each clean or attacked."""
 
+RESULTS = "results.json"
 CLEAN_PANEL: Panel = (CLEAN, "")
 PROTOCOLS = {"": "", "paper": ", paper protocol", "adaptive": ", adaptive"}
 CELLS: tuple[Cell, ...] = (
@@ -30,12 +31,25 @@ CELLS: tuple[Cell, ...] = (
 
 
 def read_results(run_dir: Path) -> dict[str, Any]:
-    """`results.json`: the settings, what methods and attacks are, and tables.
+    """`results.json` of a run or an attack, also packed: settings, what methods and attacks are, tables.
 
-    Its tables are the `rows` of the meta-test, the `curves` of policies in training and those of `opponents`
-    in training, which a run has had since they are measured.
+    The tables of a run are the `rows` of the meta-test, the `curves` of policies in training and those of
+    `opponents` in training, which a run has had since they are measured.
+
+    Raises:
+        DamagedFileError: it is not as it was written.
+        OSError: it is not there or the disk fails.
     """
-    return json.loads((run_dir / "results.json").read_text())
+    path = run_dir / RESULTS
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise DamagedFileError(f"{stored(path)} is damaged") from error
+
+
+def has_results(run_dir: Path) -> bool:
+    """Whether a run, or an attack, is finished."""
+    return stored(run_dir / RESULTS).exists()
 
 
 def read_trajectories(run_dir: Path) -> dict[str, np.ndarray]:

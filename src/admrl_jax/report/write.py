@@ -1,6 +1,5 @@
 """Writes the report of a run: text, tables and figures, from the files that the run left."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
 from admrl_jax.report.attacks import headline_table
 from admrl_jax.report.results import (
     Row,
+    has_results,
     headline_panel,
     panel_label,
     read_results,
@@ -56,10 +56,9 @@ def write_report(run_dir: Path) -> Path:
 
 def _attack_section(folder: Path) -> str:
     """What a suite of attackers did to the run's policies; empty where none was tried."""
-    path = folder / "results.json"
-    if not path.exists():
+    if not has_results(folder):
         return ""
-    attacked = Attacked(json.loads(path.read_text()))
+    attacked = Attacked(read_results(folder))
     return "\n\n".join(
         [
             "## Under many attackers",

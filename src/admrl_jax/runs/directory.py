@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from admrl_jax.config import Config, config_difference, from_dict, to_dict
-from admrl_jax.runs.files import write_text
+from admrl_jax.runs.files import stored, write_text
 from admrl_jax.runs.numerics import FILE, check_settings
 
 LOCK = ".lock"
@@ -30,7 +30,7 @@ def read_run(directory: Path, needed: Sequence[str], accepted: str) -> Config:
         RunError: something is missing, or the settings cannot be read.
     """
     for name in ("config.json", *needed):
-        if not (directory / name).exists():
+        if not stored(directory / name).exists():
             raise RunError(f"run: {directory} has no {name}; accepted: {accepted}")
     try:
         return from_dict(json.loads((directory / "config.json").read_text()))

@@ -1,9 +1,11 @@
 """Atomic file writes: a kill leaves either the old or the new file, whole. Arrays are checked when read."""
 
+import gzip
 import io
 import json
 import os
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,29 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of a text, in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def stored(path: Path) -> Path:
+    """The file itself, or the one that `gzip` made of it (`.gz` behind its name) where only that is there."""
+    packed = path.with_name(path.name + ".gz")
+    return packed if packed.exists() and not path.exists() else path
+
+
+def read_text(path: Path) -> str:
+    """The text of a `stored` file, in UTF-8.
+
+    Raises:
+        DamagedFileError: it is packed and not as it was written.
+        OSError: it is not there or the disk fails.
+    """
+    path = stored(path)
+    content = path.read_bytes()
+    if path.suffix != ".gz":
+        return content.decode()
+    try:
+        return gzip.decompress(content).decode()
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise DamagedFileError(f"{path} is damaged") from error
 
 
 def write_rows(path: Path, results: Mapping[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """`metrics.csv` and TensorBoard events: what training measured, a row per seed, method and step."""
 
 import csv
-import gzip
 import io
 import os
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from admrl_jax.runs import tensorboard
-from admrl_jax.runs.files import write_text
+from admrl_jax.runs.files import read_text, stored, write_text
 from admrl_jax.runs.tensorboard import EventFile
 
 KEY_COLUMNS = ("seed", "method", "stage", "step")
@@ -123,17 +122,14 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Rows of `metrics.csv`, or of `metrics.csv.gz`; numbers as floats, empty cells left out.
+    """Rows of `metrics.csv`, also packed; numbers as floats, empty cells left out.
 
-    Empty where the run has neither.
+    Empty where the run has none.
     """
-    plain, packed = run_dir / "metrics.csv", run_dir / "metrics.csv.gz"
-    if plain.exists():
-        text = plain.read_text()
-    elif packed.exists():
-        text = gzip.decompress(packed.read_bytes()).decode()
-    else:
+    path = run_dir / "metrics.csv"
+    if not stored(path).exists():
         return []
+    text = read_text(path)
     words = KEY_COLUMNS[1:3]
     cells = ({name: cell for name, cell in row.items() if cell} for row in csv.DictReader(io.StringIO(text)))
     return [{name: cell if name in words else float(cell) for name, cell in row.items()} for row in cells]
