@@ -7,8 +7,8 @@ goes on.
 
 import sys
 
+from admrl_jax.commands.ablations import Ablation, Ablations, ablations_main
 from admrl_jax.config import Config
-from admrl_jax.protocol.ablations_command import Ablation, Ablations, ablations_main
 from experiments import halfcheetah_dir, navigation_2d
 
 PRESETS = {"navigation_2d": navigation_2d.PRESETS, "halfcheetah_dir": halfcheetah_dir.PRESETS}

@@ -7,7 +7,7 @@ speaks for and against that number. Stopped, the same command goes on.
 
 import sys
 
-from admrl_jax.protocol.attack_command import attack_main
+from admrl_jax.commands.attack import attack_main
 
 if __name__ == "__main__":
     sys.exit(attack_main("experiments.attack RUN_OR_NPZ", __doc__ or ""))

@@ -7,7 +7,7 @@ of its own for each. Leaves a table, a figure, numbers in JSON and, with `--vide
 
 import sys
 
-from admrl_jax.protocol.evaluate_command import evaluate_main
+from admrl_jax.commands.evaluate import evaluate_main
 
 if __name__ == "__main__":
     sys.exit(evaluate_main("experiments.evaluate RUN_OR_NPZ", __doc__ or ""))

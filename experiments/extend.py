@@ -7,7 +7,7 @@ is not trained again; the meta-test is repeated where it changes. More seeds: `e
 
 import sys
 
-from admrl_jax.protocol.extend_command import extend_main
+from admrl_jax.commands.extend import extend_main
 
 if __name__ == "__main__":
     sys.exit(extend_main("experiments.extend RUN", __doc__ or ""))

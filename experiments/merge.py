@@ -6,7 +6,7 @@ job of an array, and merge what is finished: policies, attackers, returns, metri
 
 import sys
 
-from admrl_jax.protocol.merge_command import merge_main
+from admrl_jax.commands.merge import merge_main
 
 if __name__ == "__main__":
     sys.exit(merge_main("experiments.merge RUN RUN ...", __doc__ or ""))

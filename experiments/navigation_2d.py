@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 
+from admrl_jax.commands.experiment import main
 from admrl_jax.config import (
     AttackerConfig,
     Config,
@@ -18,7 +19,6 @@ from admrl_jax.defences.smooth import SmoothConfig
 from admrl_jax.envs.navigation import NavigationConfig
 from admrl_jax.learners.maml_trpo import MAMLTRPOConfig
 from admrl_jax.learners.trpo import TRPOConfig
-from admrl_jax.protocol.command_line import main
 from admrl_jax.sampling import SamplingConfig
 
 PAPER = Config(

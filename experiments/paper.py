@@ -7,7 +7,7 @@ puts together what is finished and writes `report.md` and `claims.json`.
 
 import sys
 
-from admrl_jax.protocol.paper_command import paper_main
+from admrl_jax.commands.paper import paper_main
 from experiments import ant_vel, halfcheetah_dir, halfcheetah_vel, navigation_2d, reacher
 
 EXPERIMENTS = {

@@ -2,8 +2,8 @@
 
 import sys
 
+from admrl_jax.commands.experiment import main
 from admrl_jax.envs.reacher import ReacherConfig
-from admrl_jax.protocol.command_line import main
 from experiments.presets import presets_for
 
 PRESETS = presets_for(ReacherConfig())

@@ -8,11 +8,11 @@ other flags are those of the other experiments.
 import importlib
 import sys
 
+from admrl_jax.commands.experiment import fail, main
 from admrl_jax.config import Config
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.envs.custom import FACTORY, CustomConfig
 from admrl_jax.envs.registry import ENVS
-from admrl_jax.protocol.command_line import fail, main
 from experiments.presets import presets_for
 
 

@@ -13,9 +13,9 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
+from admrl_jax.commands.experiment import main
 from admrl_jax.envs.half_cheetah import HalfCheetahDir, HalfCheetahDirConfig
 from admrl_jax.envs.physics import PhysicsEnv
-from admrl_jax.protocol.command_line import main
 from admrl_jax.report import figures
 from admrl_jax.runs.devices import compile_fast
 from admrl_jax.simulators import make_simulator

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from admrl_jax.commands import ablations
+from admrl_jax.commands.ablations import ablations_main, flags_of
+from admrl_jax.commands.arguments import parse
 from admrl_jax.config import flatten
 from admrl_jax.envs.registry import make_env
-from admrl_jax.protocol import ablations_command
-from admrl_jax.protocol.ablations_command import ablations_main, flags_of
-from admrl_jax.protocol.arguments import parse
 from admrl_jax.report.ablations import Variant, ablations_text, write_ablations_report
 from admrl_jax.report.attacked import Attacked
 from admrl_jax.report.results import read_results
@@ -62,8 +62,8 @@ def test_variants_go_on_from_the_first_and_what_is_there_is_resumed(
 ) -> None:
     runs: list[list[str]] = []
     codes = iter((0, 143))
-    monkeypatch.setattr(ablations_command, "main", lambda *words: runs.append(words[-1]) or 0)
-    monkeypatch.setattr(ablations_command, "attack_main", lambda *words: next(codes))
+    monkeypatch.setattr(ablations, "main", lambda *words: runs.append(words[-1]) or 0)
+    monkeypatch.setattr(ablations, "attack_main", lambda *words: next(codes))
     (tmp_path / "clean").mkdir()
     (tmp_path / "clean" / "config.json").touch()
     flags = ["--env", "navigation_2d", "--only", "no_hinge", "equal_noise", "--out", str(tmp_path)]

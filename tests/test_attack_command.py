@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from admrl_jax.commands.attack import attack_main
 from admrl_jax.judging import Judge
-from admrl_jax.protocol.attack_cell import CellFile
-from admrl_jax.protocol.attack_command import attack_main
-from admrl_jax.protocol.attack_plan import cells_of, make_plan
-from admrl_jax.protocol.attack_run import AttackRun
-from admrl_jax.protocol.attack_victims import KEY
 from admrl_jax.report.attacked import Attacked, end_of_line
 from admrl_jax.report.attacks import report_text
 from admrl_jax.runs.signals import Interrupted
+from admrl_jax.saved.attack_cell import CellFile
+from admrl_jax.saved.attack_plan import cells_of, make_plan
+from admrl_jax.saved.attack_run import AttackRun
+from admrl_jax.saved.attack_victims import KEY
 from admrl_jax.suite import CONTINUED, MIN_UPDATES, ROUNDS, is_from_elsewhere
 from admrl_jax.suites import SUITES, Member, Suite, untrained
 

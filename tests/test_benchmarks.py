@@ -21,12 +21,12 @@ import tyro
 from helpers import assert_trees_close, assert_trees_equal
 
 from admrl_jax import training
+from admrl_jax.commands import arguments as command_line
 from admrl_jax.config import DefenceConfigs, ScheduleConfig
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.defences.adgan import AdGANTrainingConfig
 from admrl_jax.envs.half_cheetah import HalfCheetahDirConfig
 from admrl_jax.envs.registry import make_env
-from admrl_jax.protocol import arguments as command_line
 from admrl_jax.report.compared import differences, points
 from admrl_jax.report.results import read_results
 from admrl_jax.runs.artefact import load_policy

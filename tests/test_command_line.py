@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from admrl_jax.commands import experiment
+from admrl_jax.commands.arguments import Arguments, parse
+from admrl_jax.commands.experiment import main
 from admrl_jax.config import Config, flatten
 from admrl_jax.core.settings import fields_of
 from admrl_jax.envs.half_cheetah import HalfCheetahDirConfig
-from admrl_jax.protocol import command_line
-from admrl_jax.protocol.arguments import Arguments, parse
-from admrl_jax.protocol.command_line import main
 from admrl_jax.runs.signals import Interrupted
 from experiments import navigation_2d
 
@@ -135,7 +135,7 @@ def test_a_stopped_run_says_how_to_go_on(
     def stopped(*_: object) -> None:
         raise Interrupted(signal.SIGINT)
 
-    monkeypatch.setattr(command_line, "run_protocol", stopped)
+    monkeypatch.setattr(experiment, "run_protocol", stopped)
     argv = [
         "--preset=quick",
         "--seeds",

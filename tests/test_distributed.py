@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from helpers import assert_trees_close
 
+from admrl_jax.commands.experiment import main
 from admrl_jax.core.settings import ConfigError
-from admrl_jax.protocol.command_line import main
 from admrl_jax.runs.artefact import load_policy
 from admrl_jax.runs.hosts import join, join_cluster
 from experiments import halfcheetah_dir, navigation_2d

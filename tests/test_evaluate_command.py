@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from admrl_jax.attacks.threat import Budget
+from admrl_jax.commands.evaluate import Arguments, evaluate_main, make_evaluation_plan
 from admrl_jax.core.networks import PolicyConfig, make_policy
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.envs.half_cheetah import HalfCheetahDir, HalfCheetahDirConfig
@@ -20,12 +21,11 @@ from admrl_jax.envs.registry import make_env
 from admrl_jax.judging import Case
 from admrl_jax.learners.maml_trpo import make_maml_trpo
 from admrl_jax.learners.promp import ProMPConfig
-from admrl_jax.protocol import film
-from admrl_jax.protocol.evaluate_command import Arguments, evaluate_main, make_evaluation_plan
-from admrl_jax.protocol.evaluate_run import Adapter, read_tasks, with_step_size
 from admrl_jax.report import render
 from admrl_jax.runs.artefact import load_policy, save_policies
 from admrl_jax.sampling import SamplingConfig, expose
+from admrl_jax.saved import film
+from admrl_jax.saved.evaluate_run import Adapter, read_tasks, with_step_size
 from admrl_jax.simulators.models import load_model
 from admrl_jax.suite import Found, SuiteRunner
 from admrl_jax.suites import SUITES, untrained

@@ -24,6 +24,10 @@ from conftest import TOY_STRENGTHS, ToyRun
 
 from admrl_jax import simulators
 from admrl_jax.attacks.registry import ATTACKS
+from admrl_jax.commands import paper as paper_command
+from admrl_jax.commands.experiment import label_of, main
+from admrl_jax.commands.merge import merge_main
+from admrl_jax.commands.paper import paper_main
 from admrl_jax.config import (
     MACHINE_SETTINGS,
     AttackerConfig,
@@ -39,14 +43,10 @@ from admrl_jax.defences.registry import DEFENCES
 from admrl_jax.envs.navigation import Navigation2D
 from admrl_jax.envs.registry import ENVS
 from admrl_jax.methods import METHODS, PAPER_METHODS
-from admrl_jax.protocol import paper_command
 from admrl_jax.protocol import run as protocol_run
-from admrl_jax.protocol.command_line import label_of, main
+from admrl_jax.protocol.decisions import measure_decisions
 from admrl_jax.protocol.eval_stages import MetaTest
 from admrl_jax.protocol.eval_stages import Test as OneAttack
-from admrl_jax.protocol.merge_command import merge_main
-from admrl_jax.protocol.paper_command import paper_main
-from admrl_jax.protocol.paper_decisions import measure_decisions
 from admrl_jax.protocol.parts import build_parts
 from admrl_jax.protocol.session import open_session
 from admrl_jax.report.results import read_results

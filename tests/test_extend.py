@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from admrl_jax.commands.experiment import main as run_experiment
+from admrl_jax.commands.extend import extend_main
 from admrl_jax.config import Config, from_dict, to_dict
 from admrl_jax.core.settings import ConfigError
-from admrl_jax.protocol.command_line import main as run_experiment
 from admrl_jax.protocol.extend import changes, extend_run
-from admrl_jax.protocol.extend_command import extend_main
 from admrl_jax.report.results import read_results
 from admrl_jax.runs.artefact import KEPT_ATTACKERS, read_policies
 from admrl_jax.runs.files import read_arrays

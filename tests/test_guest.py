@@ -15,12 +15,13 @@ import matplotlib
 import mujoco
 import pytest
 
+from admrl_jax.commands import process
+from admrl_jax.commands.experiment import main
 from admrl_jax.config import Config
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.envs.half_cheetah import HalfCheetahDir
 from admrl_jax.envs.navigation import NavigationConfig
 from admrl_jax.envs.registry import ENVS, make_env
-from admrl_jax.protocol import command_line
 from admrl_jax.report.figures import new_figure, png
 from admrl_jax.report.style import own_style
 from admrl_jax.runs import devices, directory
@@ -85,11 +86,11 @@ def test_orbax_is_silent_only_while_it_works(tmp_path: Path) -> None:
 
 def test_a_command_leaves_jax_and_signals_as_they_were(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "--xla_cpu_enable_fast_math=false"))
-    names = command_line.CHANGED
+    names = process.CHANGED
     before = [jax.config.values[name] for name in names], dict(os.environ)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     argv = ["--preset=quick", f"--compilation-cache={tmp_path}", "--num-devices=7", "--run-dir=/proc/no"]
-    assert command_line.main("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 2
+    assert main("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 2
     assert capsys.readouterr().err.startswith("error: num_devices: 7 is not accepted")
     assert ([jax.config.values[name] for name in names], dict(os.environ)) == before
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -113,7 +114,7 @@ def test_a_healthy_run_goes_through_where_somebody_looks_for_errors(
     jax.config.update(setting, True)
     try:
         argv = [*SMALL, f"--until={until}", f"--run-dir={tmp_path / 'run'}"]
-        assert command_line.main("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 0
+        assert main("experiments.navigation_2d", "", navigation_2d.PRESETS, argv) == 0
     finally:
         jax.config.update(setting, before)
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") > 1
@@ -180,9 +181,9 @@ def test_without_a_home_there_is_no_cache(monkeypatch) -> None:
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
-    with command_line.settings_as_found():
+    with process.settings_as_found():
         jax.config.update("jax_compilation_cache_dir", None)
-        command_line.keep_compiled_programs("auto")
+        process.keep_compiled_programs("auto")
         assert jax.config.values["jax_enable_compilation_cache"] is False
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from admrl_jax.commands.arguments import parse
 from admrl_jax.config import Config, flatten
 from admrl_jax.envs.base import BuiltInConfig
 from admrl_jax.envs.registry import ENVS
-from admrl_jax.protocol.arguments import parse
 
 ROOT = Path(__file__).parent.parent
 BUILT_IN = {name for name, spec in ENVS.items() if issubclass(spec.config, BuiltInConfig)}

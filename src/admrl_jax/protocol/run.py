@@ -22,11 +22,8 @@ from admrl_jax.attacks.registry import ATTACKS, CLEAN
 from admrl_jax.config import UNITS, to_dict
 from admrl_jax.core.types import Params
 from admrl_jax.methods import METHODS
-from admrl_jax.protocol.attack_plan import make_plan
-from admrl_jax.protocol.attack_run import AttackRun
 from admrl_jax.protocol.attack_stages import Attackers, attack_method, strength_label
 from admrl_jax.protocol.eval_stages import MetaTest, tests_of, trained_along
-from admrl_jax.protocol.film import film_section
 from admrl_jax.protocol.paths import save_paths
 from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.train_stages import Arm, Pretrained, finetune, pretrain
@@ -38,6 +35,9 @@ from admrl_jax.runs.artefact import ATTACKERS, POLICIES, TRAINED, save_attackers
 from admrl_jax.runs.devices import make_lanes
 from admrl_jax.runs.files import write_rows, write_text
 from admrl_jax.runs.versions import versions
+from admrl_jax.saved.attack_plan import make_plan
+from admrl_jax.saved.attack_run import AttackRun
+from admrl_jax.saved.film import film_section
 
 UNTIL = ("pretrain", "finetune", "report")
 """Stages after which a run can be told to stop; a later one goes on from there."""

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from admrl_jax.core.types import Params
-from admrl_jax.protocol.attack_plan import Cell
 from admrl_jax.runs.artefact import empty_params, flatten_params, unflatten_params
 from admrl_jax.runs.files import is_whole, read_arrays, write_arrays
+from admrl_jax.saved.attack_plan import Cell
 from admrl_jax.suite import CONTINUED, Found, MemberResult, SuiteRunner, is_from_elsewhere
 
 

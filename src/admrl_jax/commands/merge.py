@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from admrl_jax.commands.arguments import DIRECTORY, read_flags
+from admrl_jax.commands.process import fail
 from admrl_jax.core.settings import ConfigError
-from admrl_jax.protocol.arguments import DIRECTORY, read_flags
-from admrl_jax.protocol.command_line import fail
 from admrl_jax.protocol.merge import merge_runs
 from admrl_jax.runs.artefact import ArtefactError
 from admrl_jax.runs.directory import RunError

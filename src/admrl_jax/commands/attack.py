@@ -8,23 +8,18 @@ from pathlib import Path
 from typing import Annotated
 
 from admrl_jax.attacks.threat import SIDES
+from admrl_jax.commands.arguments import CACHE, DIRECTORY, read_flags
+from admrl_jax.commands.process import DISK_ERRORS, fail, keep_compiled_programs, settings_as_found
 from admrl_jax.config import UNITS
 from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, distinct, is_number, one_of
-from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
-from admrl_jax.protocol.attack_plan import make_plan
-from admrl_jax.protocol.attack_run import AttackRun
-from admrl_jax.protocol.command_line import (
-    DISK_ERRORS,
-    fail,
-    keep_compiled_programs,
-    settings_as_found,
-)
-from admrl_jax.protocol.film import film_section
 from admrl_jax.report.attacks import write_attack_report
 from admrl_jax.runs.artefact import ArtefactError
 from admrl_jax.runs.devices import compile_fast, make_cpu_devices, make_lanes, start_devices
 from admrl_jax.runs.directory import RunError
 from admrl_jax.runs.signals import Interrupted
+from admrl_jax.saved.attack_plan import make_plan
+from admrl_jax.saved.attack_run import AttackRun
+from admrl_jax.saved.film import film_section
 from admrl_jax.simulators import SimulatorError
 from admrl_jax.suites import SUITES
 

@@ -10,10 +10,10 @@ import numpy as np
 from admrl_jax.attacks.noise import no_attack
 from admrl_jax.attacks.threat import Budget
 from admrl_jax.envs.base import spread_tasks
-from admrl_jax.protocol.evaluate_run import Adapter, EvaluationPlan, evaluation_key
-from admrl_jax.protocol.film import body_of, play, shoot
 from admrl_jax.runs.artefact import load_policy
 from admrl_jax.runs.files import write_arrays
+from admrl_jax.saved.evaluate_run import Adapter, EvaluationPlan, evaluation_key
+from admrl_jax.saved.film import body_of, play, shoot
 
 FILMED = 2
 """Tasks."""

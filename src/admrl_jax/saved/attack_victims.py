@@ -9,8 +9,8 @@ import jax
 from admrl_jax.core.lanes import Lanes
 from admrl_jax.envs.base import attackable_only, raw_units
 from admrl_jax.judging import Case
-from admrl_jax.protocol.attack_plan import AttackPlan, Cell
 from admrl_jax.runs.artefact import Trained, load_policy, read_policies
+from admrl_jax.saved.attack_plan import AttackPlan, Cell
 from admrl_jax.suite import SuiteRunner
 from admrl_jax.suites import Suite
 from admrl_jax.training import Setup

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from admrl_jax.core.settings import ConfigError
-from admrl_jax.protocol.attack_cell import read_params
-from admrl_jax.protocol.attack_plan import Cell
 from admrl_jax.runs.artefact import ArtefactError, flatten_params
 from admrl_jax.runs.files import DamagedFileError, read_arrays, write_arrays
+from admrl_jax.saved.attack_cell import read_params
+from admrl_jax.saved.attack_plan import Cell
 from admrl_jax.suite import Found, SuiteRunner
 
 STRONGEST = "strongest.npz"

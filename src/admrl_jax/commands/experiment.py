@@ -1,21 +1,20 @@
 """What every experiment does with its command line: run the protocol; errors and exit codes."""
 
-import contextlib
-import errno
 import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from admrl_jax.commands.arguments import Arguments, parse
+from admrl_jax.commands.process import DISK_ERRORS, fail, keep_compiled_programs, settings_as_found
 from admrl_jax.config import MACHINE_SETTINGS, Config, to_dict
 from admrl_jax.core.settings import ConfigError
-from admrl_jax.protocol.arguments import Arguments, parse
 from admrl_jax.protocol.run import run_protocol
 from admrl_jax.protocol.session import Session, open_session
 from admrl_jax.protocol.stage import Diverged
@@ -28,17 +27,6 @@ from admrl_jax.simulators import SimulatorError
 
 DIVERGED = 3
 """Exit code of a run whose numbers were not finite for too long."""
-DISK_ERRORS = (
-    None,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EIO,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOENT,
-)
-"""Errors of a disk that is full, cannot be written or is gone; libraries may give no number."""
 
 
 def main(module: str, summary: str, presets: dict[str, Config], argv: list[str] | None = None) -> int:
@@ -166,62 +154,3 @@ def _open(directory: Path, config: Config, arguments: Arguments) -> int | None:
     if hosts.largest(refusal is not None):
         raise refusal or RunError("run-dir: refused by process 0, which says why")
     return lock
-
-
-CHANGED = (
-    "jax_default_matmul_precision",
-    "jax_disable_most_optimizations",
-    "jax_enable_compilation_cache",
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-)
-"""Settings of JAX that a command changes while it runs."""
-
-
-@contextlib.contextmanager
-def settings_as_found() -> Iterator[None]:
-    """Leaves JAX's settings and XLA's flags as they were: a command may be called from a user's program."""
-    before = {name: jax.config.values[name] for name in CHANGED}
-    flags = os.environ.get("XLA_FLAGS")
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        if flags is not None:
-            os.environ["XLA_FLAGS"] = flags
-        else:
-            os.environ.pop("XLA_FLAGS", None)
-
-
-def keep_compiled_programs(choice: str) -> None:
-    """Turns on JAX's persistent compilation cache.
-
-    Args:
-        choice: a directory, `off`, or `auto`.
-    """
-    if choice == "off":
-        jax.config.update("jax_enable_compilation_cache", False)
-        return
-    jax.config.update("jax_enable_compilation_cache", True)
-    # A start compiles about a hundred tiny programs, together several seconds, which JAX would not keep.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if choice == "auto":
-        if jax.config.values.get("jax_compilation_cache_dir") is not None:
-            return
-        try:
-            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        except RuntimeError:
-            # A user without a home, as in a container.
-            jax.config.update("jax_enable_compilation_cache", False)
-            return
-        choice = str(caches / "admrl_jax" / "xla")
-    jax.config.update("jax_compilation_cache_dir", choice)
-
-
-def fail(message: str, code: int = 2) -> int:
-    """Prints one line and returns the exit code."""
-    print(f"error: {message}", file=sys.stderr)
-    return code

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from admrl_jax.commands.arguments import CACHE, DIRECTORY, read_flags
+from admrl_jax.commands.attack import NAMES, SEEDS
+from admrl_jax.commands.process import DISK_ERRORS, fail, keep_compiled_programs, settings_as_found
 from admrl_jax.core.settings import (
     COUNT,
     INNER_STEP_SIZE,
@@ -18,14 +21,11 @@ from admrl_jax.core.settings import (
     whole_from,
 )
 from admrl_jax.envs.registry import make_env
-from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
-from admrl_jax.protocol.attack_command import NAMES, SEEDS
-from admrl_jax.protocol.command_line import DISK_ERRORS, fail, keep_compiled_programs, settings_as_found
-from admrl_jax.protocol.evaluate_film import adaptation_section
-from admrl_jax.protocol.evaluate_run import EvaluationPlan, evaluate_policies, read_tasks
 from admrl_jax.report.evaluation import write_evaluation_report
 from admrl_jax.runs.artefact import ArtefactError, check_known, load_policy, read_policies
 from admrl_jax.runs.devices import start_devices
+from admrl_jax.saved.evaluate_film import adaptation_section
+from admrl_jax.saved.evaluate_run import EvaluationPlan, evaluate_policies, read_tasks
 from admrl_jax.simulators import SIMULATORS, SimulatorError
 
 MAX_STEPS = 100

@@ -14,10 +14,10 @@ from admrl_jax.attacks.threat import SIDES, Budget
 from admrl_jax.core.networks import Policy
 from admrl_jax.core.types import Params, Task, Trajectory
 from admrl_jax.judging import Case
-from admrl_jax.protocol.attack_results import worst_entries
-from admrl_jax.protocol.attack_run import AttackRun
 from admrl_jax.report.style import own_style
 from admrl_jax.sampling import collect_meta_batch, expose, rollout
+from admrl_jax.saved.attack_results import worst_entries
+from admrl_jax.saved.attack_run import AttackRun
 from admrl_jax.simulators import Model
 from admrl_jax.suite import Found, SuiteRunner
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from admrl_jax.commands.arguments import CACHE, DIRECTORY, read_flags
+from admrl_jax.commands.attack import NAMES, RADII, SEEDS, attack_main
+from admrl_jax.commands.experiment import main
+from admrl_jax.commands.process import fail
 from admrl_jax.config import Config
 from admrl_jax.core.settings import Accepts, ConfigError, check_fields, one_of
-from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
-from admrl_jax.protocol.attack_command import NAMES, RADII, SEEDS, attack_main
-from admrl_jax.protocol.command_line import fail, main
 from admrl_jax.report.ablations import Variant, write_ablations_report
 from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
 from admrl_jax.report.results import read_results

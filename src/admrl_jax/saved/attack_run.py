@@ -21,21 +21,21 @@ from admrl_jax.core.lanes import Lanes
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.types import Params
 from admrl_jax.judging import BLIND, Case
-from admrl_jax.protocol.attack_cell import CellFile
-from admrl_jax.protocol.attack_plan import AttackPlan, Cell, cells_of, claim
-from admrl_jax.protocol.attack_results import (
-    attack_results,
-    found_so_far,
-    lowest_entry,
-    worst_entries,
-)
-from admrl_jax.protocol.attack_strongest import read_strongest, write_strongest
-from admrl_jax.protocol.attack_victims import Victims, load_victims
 from admrl_jax.report.attacked import Attacked
 from admrl_jax.report.results import RESULTS
 from admrl_jax.runs.files import write_rows
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted, StopRequest
+from admrl_jax.saved.attack_cell import CellFile
+from admrl_jax.saved.attack_plan import AttackPlan, Cell, cells_of, claim
+from admrl_jax.saved.attack_results import (
+    attack_results,
+    found_so_far,
+    lowest_entry,
+    worst_entries,
+)
+from admrl_jax.saved.attack_strongest import read_strongest, write_strongest
+from admrl_jax.saved.attack_victims import Victims, load_victims
 from admrl_jax.suite import (
     REFINED,
     ROUNDS,

@@ -13,18 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from admrl_jax.commands.arguments import CACHE, DIRECTORY, read_flags
+from admrl_jax.commands.experiment import DIVERGED, main
+from admrl_jax.commands.process import fail, keep_compiled_programs, settings_as_found
 from admrl_jax.config import Config
 from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, distinct, one_of
-from admrl_jax.protocol.arguments import CACHE, DIRECTORY, read_flags
-from admrl_jax.protocol.command_line import (
-    DIVERGED,
-    fail,
-    keep_compiled_programs,
-    main,
-    settings_as_found,
-)
+from admrl_jax.protocol.decisions import measure_decisions
 from admrl_jax.protocol.merge import merge_runs
-from admrl_jax.protocol.paper_decisions import measure_decisions
 from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
 from admrl_jax.report.compared import TwiceError
 from admrl_jax.report.measured import PAPER_ENVS, Measured

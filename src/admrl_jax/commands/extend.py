@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from admrl_jax.commands.arguments import Arguments, read_flags
+from admrl_jax.commands.experiment import carry_out
+from admrl_jax.commands.process import fail, settings_as_found
 from admrl_jax.config import Config
 from admrl_jax.core.settings import ConfigError, check_fields
 from admrl_jax.envs.navigation import NavigationConfig
-from admrl_jax.protocol.arguments import Arguments, read_flags
-from admrl_jax.protocol.command_line import carry_out, fail, settings_as_found
 from admrl_jax.protocol.extend import extend_run, read_trained
 from admrl_jax.runs.artefact import ArtefactError
 from admrl_jax.runs.directory import RunError
@@ -17,7 +18,7 @@ from admrl_jax.runs.numerics import was_compiled_fast
 
 
 def extend_main(module: str, summary: str, argv: Sequence[str] | None = None) -> int:
-    """Extends a run; returns the exit code of `admrl_jax.protocol.command_line.main`.
+    """Extends a run; returns the exit code of `admrl_jax.commands.experiment.main`.
 
     Args:
         module: name of the module, for messages.

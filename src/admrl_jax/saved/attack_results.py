@@ -12,10 +12,10 @@ from admrl_jax.attacks.registry import attack_spec
 from admrl_jax.config import UNITS
 from admrl_jax.evaluation import do_nothing_returns
 from admrl_jax.methods import METHODS
-from admrl_jax.protocol.attack_cell import CellFile
-from admrl_jax.protocol.attack_plan import AttackPlan, Cell
-from admrl_jax.protocol.attack_victims import Victims
 from admrl_jax.runs.versions import versions
+from admrl_jax.saved.attack_cell import CellFile
+from admrl_jax.saved.attack_plan import AttackPlan, Cell
+from admrl_jax.saved.attack_victims import Victims
 from admrl_jax.stats.checks import LEARNED, NOISE, TRANSFER, UNTRAINED
 from admrl_jax.suite import SuiteRunner, is_from_elsewhere
 from admrl_jax.suites import Member, Suite

@@ -1,0 +1,1 @@
+"""The command lines: what they take, what they refuse, what they do to the process, exit codes."""
