@@ -22,7 +22,15 @@ from admrl_jax.attacks.learned.adgan import NoGANConfig, make_adgan_trainer
 from admrl_jax.attacks.learned.adgan.config import GAN_LOSSES, AdGANConfig
 from admrl_jax.attacks.learned.adgan.losses import AttackedSteps, adversarial_loss
 from admrl_jax.attacks.learned.adgan.state import AdGANState, LossWeights, init_adgan, make_adgan
-from admrl_jax.attacks.learned.adgan.steps import Minibatch, discriminator_objective, per_task_mean
+from admrl_jax.attacks.learned.adgan.steps import (
+    Minibatch,
+    discriminator_objective,
+    flatten_samples,
+    generator_objective,
+    join,
+    per_task_mean,
+    split_randomly,
+)
 from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core import gaussian
 from admrl_jax.core.settings import ConfigError
@@ -117,6 +125,29 @@ def test_tasks_in_blocks_change_no_update(block: int, state: AdGANState) -> None
     assert_trees_close(together, blocked, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("side", ["support", "query"])
+def test_what_nothing_may_perturb_is_never_called_perturbed(side: str, state: AdGANState) -> None:
+    batch = meta_batch()
+    clean_side = batch._replace(**{f"{side}_radius": jnp.zeros(3)})
+    horizon, key = 4, jax.random.key(1)
+    query, support = (
+        flatten_samples(getattr(clean_side, name), getattr(clean_side, f"{name}_radius"))
+        for name in ("query", "support")
+    )
+    halves = [split_randomly(key, samples, 2) for samples in (query, support._replace(steps=None))]
+    first = join(*(jax.tree.map(lambda x: x[0], half) for half in halves), victims(), TaskAxis())
+    assert np.all(np.asarray(first.attacked)[np.asarray(first.radius) == 0] == 0)
+    np.testing.assert_allclose([first.attacked.sum(), first.weight.sum()], 1.0, rtol=1e-5)
+    elsewhere = jnp.where((first.radius == 0)[..., None], 5 * first.clean, first.clean)
+
+    def terms(batch: Minibatch) -> list[jax.Array]:
+        left = generator_objective(ADGAN, state, state.discriminator, RAW, horizon, state.generator, batch)[1]
+        return [left[f"adversary/{name}"] for name in ("gan_loss", "hinge_loss", "raw_size", "at_bound")]
+
+    np.testing.assert_allclose(terms(first), terms(first._replace(clean=elsewhere)), rtol=1e-5)
+    assert terms(first)[-1] <= 1
+
+
 def test_gan_weight_zero_cuts_the_discriminator_off(state: AdGANState) -> None:
     stranger = state.replace(discriminator=random_like(ADGAN.discriminator.init, 9))
     for gan_weight, cut_off in ((0.0, True), (CONFIG.gan_weight, False)):
@@ -183,7 +214,7 @@ def test_other_units_of_observations_and_inputs_leave_both_networks_outputs_unch
         attack, budget = GeneratorParams(state.generator, inputs), Budget(0.3, units)
         weight = jnp.full(obs.shape[:2], 1 / 15)
         steps = AttackedSteps(*[jnp.zeros(0)] * 4)
-        batch = Minibatch(steps, (), obs, weight, jnp.full(obs.shape[:2], budget.radius))
+        batch = Minibatch(steps, (), obs, weight, weight, jnp.full(obs.shape[:2], budget.radius))
         metrics = discriminator_objective(ADGAN, attack, units, state.discriminator, batch)[1]
         return ADGAN.generator.raw(attack, obs, SCENE, budget), metrics
 

@@ -132,10 +132,12 @@ def test_hinge_loss_golden() -> None:
 def test_gan_losses_golden(kind: str, generator: float, discriminator: float) -> None:
     fake, real, weight = jnp.array([0.0, 2.0]), jnp.array([1.0, -1.0]), jnp.full(2, 0.5)
     np.testing.assert_allclose(losses.generator_gan_loss(fake, weight, kind), generator, rtol=1e-6)
-    np.testing.assert_allclose(losses.discriminator_loss(real, fake, weight, kind), discriminator, rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.discriminator_loss(real, fake, weight, weight, kind), discriminator, rtol=1e-6
+    )
     # All three push the scores of perturbed observations up, and the discriminator the other way.
     up = jax.grad(lambda s: losses.generator_gan_loss(s, weight, kind))(jnp.array([0.0, 0.5]))
-    down = jax.grad(lambda s: losses.discriminator_loss(real, s, weight, kind))(jnp.array([0.1, 0.5]))
+    down = jax.grad(lambda s: losses.discriminator_loss(real, s, weight, weight, kind))(jnp.array([0.1, 0.5]))
     assert np.all(up < 0) and np.all(down > 0)
 
 
@@ -173,7 +175,7 @@ def test_gradients_go_where_they_should() -> None:
         attack = GeneratorParams(generator_params, Units())
         perturbed = ADGAN.generator.perturb(attack, obs, SCENE, BUDGET)
         real, fake = (ADGAN.discriminator.apply(params, x) for x in (obs, perturbed))
-        return losses.discriminator_loss(real, fake, weight, "lsgan")
+        return losses.discriminator_loss(real, fake, weight, weight, "lsgan")
 
     @jax.jit
     def gradients():

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from admrl_jax.commands.attack import attack_main
+from admrl_jax.core.lanes import Lanes
 from admrl_jax.judging import Judge
 from admrl_jax.report.attacked import Attacked, end_of_line
 from admrl_jax.report.attacks import report_text
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.saved.attack_cell import CellFile
-from admrl_jax.saved.attack_plan import cells_of, make_plan
+from admrl_jax.saved.attack_plan import Cell, cells_of, make_plan
+from admrl_jax.saved.attack_results import attack_results
 from admrl_jax.saved.attack_run import AttackRun
-from admrl_jax.saved.attack_victims import KEY
+from admrl_jax.saved.attack_victims import KEY, load_victims
 from admrl_jax.suite import CONTINUED, MIN_UPDATES, ROUNDS, is_from_elsewhere
 from admrl_jax.suites import SUITES, Member, Suite, untrained
 
@@ -122,6 +124,18 @@ def test_the_worst_attacker_is_trained_until_it_is_flat_or_has_had_its_rounds(at
 def test_a_seed_counts_once(attacked: Path, finished: Path, capsys) -> None:
     assert attack(finished, *RADII, "--seeds", "0", "0", "0", "--out", str(attacked)) == 2
     assert "seeds: (0, 0, 0) is not accepted; accepted: different seeds of the run" in capsys.readouterr().err
+
+
+def test_victims_of_several_learners_are_reported_together(attacked: Path, finished: Path) -> None:
+    plan = make_plan(finished, suite="quick", methods=("maml", "admrl"), radii=(0.1, 0.3))
+    both = load_victims(plan, TINY, Lanes())["maml"]
+    # As if each had a learner, and so a runner, of its own.
+    apart = {method: both._replace(trained={method: both.trained[method]}) for method in plan.methods}
+    cell = Cell("admrl", plan.seeds[0], 0.1)
+    file = AttackRun(plan, attacked, Lanes()).file(cell)
+    assert file.results and file.tests
+    found = attack_results(plan, TINY, apart, {cell: file})
+    assert {row["method"] for row in found["rows"]} == {"admrl"} and found["env"] == "navigation_2d"
 
 
 def test_the_worst_attackers_can_be_loaded(attacked: Path, finished: Path) -> None:

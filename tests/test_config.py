@@ -766,6 +766,7 @@ ATTACK_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "counter_action",
         {"attacks.counter_action.through": "adaptation", "attacks.counter_action.under_attack": True},
     ),
+    "misstep": ("misstep", {"attacks.misstep.num_policies": 1, "attacks.misstep.steps": 1}),
     "counter_action other task": ("counter_action", {"attacks.counter_action.target": "other_task"}),
     "black_box": ("black_box", {"attacks.black_box.population": 2, "attacks.black_box.num_elites": 1}),
 }
@@ -841,6 +842,9 @@ ELSEWHERE = {
     "num_devices": "test_devices",
     "simulator": "test_simulators",
     "env.factory": "test_custom",
+    "attacks.misstep.against": "test_misstep",
+    "attacks.misstep.spread": "test_misstep",
+    "attacks.misstep.step_share": "test_misstep",
 }
 """Settings that no step above reads, by their beginning, and where they are run."""
 

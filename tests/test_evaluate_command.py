@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from admrl_jax.attacks.threat import Budget
+from admrl_jax.commands import evaluate as evaluate_command
 from admrl_jax.commands.evaluate import Arguments, evaluate_main, make_evaluation_plan
 from admrl_jax.core.networks import PolicyConfig, make_policy
 from admrl_jax.core.settings import ConfigError
@@ -208,6 +209,15 @@ def test_methods_that_adapt_with_different_steps_are_not_given_one(finished: Pat
     assert words in capsys.readouterr().err
     plan = make_evaluation_plan(folder, Arguments(methods=("promp",), steps=2))
     assert plan.step_sizes == (0.7, 0.7)
+    # An engine that is not here is never asked for, where another one is named.
+    with pytest.MonkeyPatch.context() as patch:
+        asked = []
+        patch.setattr(
+            evaluate_command, "load_policy", lambda *x, **y: asked.append(y) or load_policy(*x, **y)
+        )
+        (tasks := folder / "tasks.json").write_text("[[0.1, 0.2]]")
+        make_evaluation_plan(folder, Arguments(methods=("promp",), simulator="mjx", tasks=tasks))
+    assert asked and all(words == {"simulator": "mjx"} for words in asked)
     # A size that the presets use.
     assert make_evaluation_plan(folder, Arguments(step_sizes=(30.0,))).step_sizes == (30.0,)
 

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import TOY_STRENGTHS, ToyRun
+from helpers import assert_trees_equal
 
 from admrl_jax import simulators
 from admrl_jax.attacks.registry import ATTACKS
@@ -44,18 +45,21 @@ from admrl_jax.envs.navigation import Navigation2D
 from admrl_jax.envs.registry import ENVS
 from admrl_jax.methods import METHODS, PAPER_METHODS
 from admrl_jax.protocol import run as protocol_run
-from admrl_jax.protocol.decisions import measure_decisions
 from admrl_jax.protocol.eval_stages import MetaTest
 from admrl_jax.protocol.eval_stages import Test as OneAttack
 from admrl_jax.protocol.parts import build_parts
+from admrl_jax.protocol.paths import save_paths
 from admrl_jax.protocol.session import open_session
+from admrl_jax.protocol.train_stages import pretrain
 from admrl_jax.report.results import read_results
-from admrl_jax.runs.artefact import load_policy, read_policies
-from admrl_jax.runs.directory import open_run
+from admrl_jax.runs.artefact import load_policy, read_policies, save_policies
+from admrl_jax.runs.directory import RunError, open_run
 from admrl_jax.runs.files import read_arrays
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.sampling import SamplingConfig
+from admrl_jax.saved.attack_plan import set_aside
+from admrl_jax.saved.decisions import measure_decisions
 from admrl_jax.simulators import SimulatorError
 from admrl_jax.training import init_train_state, outer_step
 from benchmarks.protocol import count_cells
@@ -349,6 +353,37 @@ def test_an_interrupted_evaluation_lets_go_of_the_terminal(
         with pytest.raises(Interrupted):
             stage()
         assert len(closed) == 1
+
+
+def test_curves_are_attacked_in_the_units_of_their_method(tmp_path: Path, monkeypatch) -> None:
+    test = MetaTest(open_session(navigation_2d.PRESETS["quick"], tmp_path))
+    met = []
+
+    def noted(method: str, policy: object, units: object, *_) -> None:
+        met.append(units)
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(test._evaluator, "evaluate", noted)
+    first, mine = (SimpleNamespace(state=SimpleNamespace(units=units)) for units in ("first", "mine"))
+    mine.snapshots = ()
+    with pytest.raises(Interrupted):
+        test.curves("maml", first, {"maml": mine})
+    assert met == ["mine"]
+
+
+def test_an_optimiser_that_starts_anew_is_said(finished: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "pretrained"
+    folder.mkdir()
+    trained = load_policy(finished, "pretrain")
+    for method in ("maml", "promp"):
+        config = dataclasses.replace(trained.config, methods=(method,))
+        path = folder / "policies.npz"
+        save_policies(path, config, {"pretrain": trained.params}, trained.inputs, config.seeds)
+        capsys.readouterr()
+        session = open_session(dataclasses.replace(config, pretrained=str(folder)), tmp_path / method)
+        pretrain(session, method)
+        said = capsys.readouterr().err
+        assert ("pretrained: the optimiser of promp starts anew" in said) == (method == "promp")
 
 
 def test_a_checkpoint_of_another_run_is_refused(finished: Path, tmp_path: Path, capsys) -> None:
@@ -713,6 +748,40 @@ def test_a_run_is_attacked_afterwards_by_another_suite(finished: Path, tmp_path:
     assert attacked == ["quick"] and after["config"]["eval"].pop("suite") == "quick"
     assert before["config"]["eval"].pop("suite") == "none" and after == before
     assert (directory / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+
+
+def test_another_suite_sets_the_first_one_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "attack"
+    set_aside(folder, "quick")
+    folder.mkdir()
+    (folder / "plan.json").write_text('{"suite": "quick"}')
+    set_aside(folder, "quick")
+    assert folder.exists(), "the same goes on"
+    set_aside(folder, "standard")
+    assert not folder.exists() and (tmp_path / "attack_quick" / "plan.json").exists()
+    folder.mkdir()
+    (folder / "plan.json").write_text('{"suite": "quick"}')
+    with pytest.raises(
+        RunError, match=r"attack holds the suite quick, and so does .*attack_quick; remove one"
+    ):
+        set_aside(folder, "standard")
+
+
+def test_of_several_processes_the_one_that_writes_draws_paths_alone(finished: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    (directory / "trajectories.npz").unlink()
+
+    def as_one_of_two(*arguments) -> None:
+        with pytest.MonkeyPatch.context() as two:
+            two.setattr(jax, "process_count", lambda: 2)
+            save_paths(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol_run, "save_paths", as_one_of_two)
+        assert run([*toy(directory), "--resume"]) == 0
+    drawn, before = (read_arrays(path / "trajectories.npz") for path in (directory, finished))
+    assert_trees_equal(drawn, before)
 
 
 def test_an_engine_that_is_not_here_ends_a_report_in_one_line(

@@ -155,6 +155,33 @@ def test_a_changed_meta_test_keeps_what_it_does_not_touch(
     assert names("returns") == (before - gone if "returns" in kept else set())
 
 
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ({"attacker": {"steps": 1}}, set()),
+        ({"attacks": ("gaussian", "adgan")}, {"attack-adgan-0.1", "attack-adgan-0.2"}),
+        ({"strengths": (0.1, 0.2, 0.3)}, {"attack-adgan-0.1", "attack-adgan-0.2"}),
+    ],
+)
+def test_metrics_of_attackers_that_are_dropped_go_too(
+    changed: dict, kept: set[str], finished: Path, tmp_path: Path
+) -> None:
+    config = from_dict(json.loads((finished / "config.json").read_text()))
+    if "attacker" in changed:
+        changed = {"attacker": dataclasses.replace(config.eval.attacker, **changed["attacker"])}
+    wanted = dataclasses.replace(config, eval=dataclasses.replace(config.eval, **changed))
+    wanted = dataclasses.replace(wanted, eval=dataclasses.replace(wanted.eval, undefended_attacks=()))
+    before = [row["stage"] for row in csv.DictReader((finished / "metrics.csv").read_text().splitlines())]
+    assert any(stage.startswith("attack-adgan_no_gan") for stage in before)
+    extend_run(finished, tmp_path / "new", wanted)
+    lines = (tmp_path / "new" / "metrics.csv").read_text().splitlines()
+    after = [row["stage"] for row in csv.DictReader(lines)]
+    assert {stage for stage in after if stage.startswith("attack-")} == kept
+    assert [s for s in after if s in kept or not s.startswith("attack-")] == after
+    trained = [stage for stage in before if not stage.startswith("attack-")]
+    assert [stage for stage in after if not stage.startswith("attack-")] == trained
+
+
 def test_attackers_that_are_only_begun_go_on(finished: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     shutil.copytree(finished, begun)

@@ -17,7 +17,7 @@ from admrl_jax.protocol.lanes import (
     merge_arrays,
     split,
 )
-from admrl_jax.runs.devices import Devices
+from admrl_jax.runs.devices import Devices, make_lanes
 from admrl_jax.runs.programs import Program, Programs
 
 LANES, TASKS = 6, 4
@@ -78,6 +78,10 @@ def test_lanes_together_are_close_to_lanes_in_turn(num_devices: int) -> None:
     alone = {name: x[4:5] for name, x in lanes().items()}
     state, norm = devices.local(step(LanePrograms(Programs(devices), 1), devices.place(alone)))
     assert_trees_equal((to_numbers(state), norm), jax.tree.map(lambda x: x[4:5], found[1]))
+
+
+def test_a_number_of_lanes_is_kept() -> None:
+    assert make_lanes(1).at_once == 1 and make_lanes(1, 3).at_once == 3
 
 
 def test_a_trial_knows_the_largest_program_and_compiles_nothing_twice() -> None:

@@ -173,3 +173,10 @@ def test_clean_pretraining_has_a_trust_region_of_its_own_if_asked() -> None:
     assert setup.sampling == parts.setup("maml").sampling
     # Other learners have no such setting.
     assert parts.pretraining_setup("promp").learner.name == parts.setup("promp").learner.name
+
+
+def test_fresh_attackers_meet_policies_that_adapt_as_in_the_meta_test() -> None:
+    parts = build_parts(navigation_2d.QUICK)
+    longer = dataclasses.replace(navigation_2d.QUICK.eval, num_adapt_steps=3)
+    parts = parts._replace(config=dataclasses.replace(navigation_2d.QUICK, eval=longer))
+    assert parts.attack_sampling.num_adapt_steps == parts.test_sampling.num_adapt_steps == 3

@@ -74,7 +74,7 @@ def test_every_attacked_task_has_its_generator_and_they_change_places() -> None:
         for leaf, all_of_them in zip(
             jax.tree.leaves(exposure.params.generator.network), jax.tree.leaves(members), strict=True
         ):
-            np.testing.assert_array_equal(leaf, all_of_them[(np.arange(8) + step) % 3])
+            np.testing.assert_array_equal(leaf, all_of_them[(np.arange(8) + step + step // 4) % 3])
 
 
 def test_radii_are_dealt_out_and_ramped() -> None:
@@ -86,6 +86,22 @@ def test_radii_are_dealt_out_and_ramped() -> None:
         np.testing.assert_allclose(np.sort(radius), share * levels, rtol=1e-6)
     first, second = (defence.expose(state, jnp.int32(step), UNITS, 8).support.radius for step in (8, 9))
     assert np.all(first != second)
+
+
+@pytest.mark.parametrize("num_tasks", [6, 8, 20])
+def test_every_generator_meets_every_radius(num_tasks: int) -> None:
+    defence = make(all_radii=True, task_share=0.7, num_generators=4)
+    state = defence.init(jax.random.key(0), UNITS)
+    first = np.asarray(jax.tree.leaves(state.members.params.network)[1])
+    met = set()
+    for step in range(8 * num_tasks):
+        exposure = defence.expose(state, jnp.int32(step), UNITS, num_tasks)
+        dealt = np.asarray(jax.tree.leaves(exposure.params.generator.network)[1])
+        who = [next(i for i in range(4) if np.array_equal(one, first[i])) for one in dealt]
+        met |= {
+            pair for pair in zip(who, np.round(exposure.query.radius, 5).tolist(), strict=True) if pair[1]
+        }
+    assert len(met) == 4 * round(0.7 * num_tasks)
 
 
 @pytest.mark.parametrize("num_tasks", [20, 40, 110])

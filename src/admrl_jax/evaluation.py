@@ -18,6 +18,25 @@ from admrl_jax.sampling import Exposure, attack_sizes, collect, collect_meta_bat
 from admrl_jax.training import Setup
 
 
+class HeldOut(NamedTuple):
+    """The meta-test's tasks, the same for every seed and method.
+
+    Attributes:
+        tasks: leading axis `N`.
+        key: of their episodes, which pairs all comparisons.
+    """
+
+    tasks: Task
+    key: jax.Array
+
+
+def hold_out(env: Env, seed: int, num_tasks: int) -> HeldOut:
+    """Draws the tasks of a meta-test."""
+    key_tasks, key_episodes = jax.random.split(jax.random.key(seed))
+    tasks = jax.vmap(env.sample_task)(jax.random.split(key_tasks, num_tasks))
+    return HeldOut(tasks, key_episodes)
+
+
 class EvalResult(NamedTuple):
     """What a meta-test measured.
 

@@ -46,9 +46,10 @@ class Case(NamedTuple):
     side: str = "both"
 
 
-def radius_within(threat: ThreatModel, radius: float, obs_size: int) -> float | None:
-    """The radius at which an attack stays inside the L2 ball of `radius`; None if none does."""
-    return {"l2": radius, "linf": radius / obs_size**0.5, "none": None}[threat.norm]
+def radius_within(threat: ThreatModel, case: Case, obs_size: int) -> float | None:
+    """The radius at which an attack stays inside the L2 ball of a case; None if none does."""
+    movable = np.count_nonzero(np.broadcast_to(case.units.scale, (obs_size,)))
+    return {"l2": case.radius, "linf": case.radius / movable**0.5, "none": None}[threat.norm]
 
 
 class Keys(NamedTuple):
@@ -141,7 +142,7 @@ class Judge:
 
     def radius(self, member: str, case: Case) -> float:
         """Of a member's budget in a case."""
-        within = radius_within(self.attacks[member].threat, case.radius, self.setup.env.obs_size)
+        within = radius_within(self.attacks[member].threat, case, self.setup.env.obs_size)
         return 0.0 if within is None else within
 
     def _judge_one(self, member: str) -> Callable[[Any, Any], jax.Array]:

@@ -15,9 +15,11 @@ import numpy as np
 
 from admrl_jax.attacking import AttackerState, AttackerTraining, clean_collector
 from admrl_jax.attacks.base import Attack
+from admrl_jax.attacks.learned.trainer import AttackTrainer
 from admrl_jax.attacks.registry import attack_spec, make_attack, make_attack_trainer
 from admrl_jax.attacks.threat import SIDES, Units
 from admrl_jax.core.lanes import Lanes
+from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.types import Params
 from admrl_jax.envs.base import raw_units
 from admrl_jax.judging import Case, Judge, keys_of, radius_within
@@ -112,8 +114,13 @@ def is_from_elsewhere(entry: str) -> bool:
 
 
 def finalists(members: Mapping[str, MemberResult], count: int) -> list[str]:
-    """The strongest by validation, strongest first."""
-    return sorted(members, key=lambda name: members[name].best.left)[:count]
+    """The strongest by validation, strongest first; one that is another one once more takes no place."""
+    chosen: list[str] = []
+    for name in sorted(members, key=lambda name: members[name].best.left):
+        mine = members[name].best.validation
+        if not any(np.array_equal(mine, members[other].best.validation) for other in chosen):
+            chosen.append(name)
+    return chosen[:count]
 
 
 class SuiteRunner:
@@ -128,7 +135,7 @@ class SuiteRunner:
             lanes: how attackers and blocks of tasks are computed.
 
         Raises:
-            ConfigError: see `check_suite`.
+            ConfigError: see `check_suite`; or a member cannot learn from so few steps.
         """
         check_suite(suite)
         sizes = dataclasses.replace(setup.sampling, num_tasks=suite.num_tasks)
@@ -143,15 +150,22 @@ class SuiteRunner:
                 self.attacks[member.name] = make_attack(member.attack, victim, config)
                 continue
             trainer = make_attack_trainer(member.attack, victim, config)
+            self._check_batch(member, trainer)
             self.attacks[member.name] = trainer.attack
             training = AttackerTraining(trainer, self.setup, lanes=lanes, collect_clean=collector)
             self.trainings[member.name] = training
         self.judge = Judge(suite, self.setup, self.attacks, lanes)
 
+    def _check_batch(self, member: Member, trainer: AttackTrainer) -> None:
+        try:
+            trainer.check_batch(self.setup.sampling.num_trajectories, self.setup.env.horizon)
+        except ConfigError as error:
+            raise ConfigError(f"{member.name}: {error}") from error
+
     def takes(self, member: Member, case: Case) -> bool:
         """Whether a member can attack in a case."""
         threat = self.attacks[member.name].threat
-        fits = radius_within(threat, case.radius, self.setup.env.obs_size) is not None
+        fits = radius_within(threat, case, self.setup.env.obs_size) is not None
         return fits and case.side in member.sides
 
     def run(

@@ -169,6 +169,21 @@ def generators(starts: int, updates: int) -> tuple[Member, ...]:
     )
 
 
+def missteps(starts: int) -> tuple[Member, ...]:
+    """Attacks on the step of adaptation: on its direction, on its signal, on both."""
+    variants = (("misstep", 1.0, 0.0), ("misstep, spread", 0.0, 1.0), ("misstep, both", 1.0, 2.0))
+    return tuple(
+        Member(
+            name=name,
+            attack="misstep",
+            settings=(("against", against), ("spread", spread)),
+            starts=starts,
+            sides=WITH_SUPPORT,
+        )
+        for name, against, spread in variants
+    )
+
+
 SIMPLE = untrained(
     "l2_noise", "corner_noise", "stuck_sensor", "sensor_dropout", "sensor_bias", "sensor_delay"
 )
@@ -196,6 +211,7 @@ STANDARD = Suite(
         *GRADIENT,
         Member(name="snoop", attack="snoop", starts=2),
         Member(name="critic", attack="critic", starts=2),
+        *missteps(2),
         *offline_fits((6, 24, 6), 60, 3),
         *fits_under_attack((8, 4, 2), 40, 20, trial=4, goes_on_from=OFFLINE[1:]),
         Member(name="black box", attack="black_box", updates=20),

@@ -11,6 +11,7 @@ from admrl_jax.attacks.learned import (
     counter_action,
     critic,
     director,
+    misstep,
     pipeline,
     snoop,
 )
@@ -42,6 +43,7 @@ ATTACKS: dict[str, AttackSpec] = {
         director.SPEC,
         pipeline.SPEC,
         counter_action.SPEC,
+        misstep.SPEC,
         black_box.SPEC,
     )
 }

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from admrl_jax.commands.arguments import CACHE, DIRECTORY, read_flags
-from admrl_jax.commands.attack import NAMES, RADII, SEEDS, attack_main
+from admrl_jax.commands.arguments import CACHE, DIRECTORY, NAMES, RADII, SEEDS, read_flags
+from admrl_jax.commands.attack import attack_main
 from admrl_jax.commands.experiment import main
 from admrl_jax.commands.process import fail
 from admrl_jax.config import Config

@@ -13,7 +13,17 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from admrl_jax.config import Config
-from admrl_jax.core.settings import Accepts, ConfigError, check_fields, fields_of, one_of, whole_from
+from admrl_jax.core.settings import (
+    SEED,
+    Accepts,
+    ConfigError,
+    check_fields,
+    distinct,
+    fields_of,
+    is_number,
+    one_of,
+    whole_from,
+)
 from admrl_jax.protocol.run import UNTIL
 from admrl_jax.runs.hosts import CLUSTERS
 
@@ -21,6 +31,9 @@ Flags = TypeVar("Flags")
 
 DIRECTORY = Accepts(lambda x: x is None or isinstance(x, Path), "one directory")
 CACHE = Accepts(lambda x: isinstance(x, str), "one directory, off or auto")
+NAMES = distinct(Accepts(lambda x: isinstance(x, str), "a name"), "names", may_be_empty=True)
+SEEDS = distinct(SEED, "seeds of the run", may_be_empty=True)
+RADII = Accepts(lambda x: isinstance(x, tuple) and all(is_number(y) and y > 0 for y in x), "numbers above 0")
 ADDRESS = Accepts(lambda x: isinstance(x, str), "host:port")
 
 

@@ -8,24 +8,20 @@ from pathlib import Path
 from typing import Annotated
 
 from admrl_jax.attacks.threat import SIDES
-from admrl_jax.commands.arguments import CACHE, DIRECTORY, read_flags
+from admrl_jax.commands.arguments import CACHE, DIRECTORY, NAMES, RADII, SEEDS, read_flags
 from admrl_jax.commands.process import DISK_ERRORS, fail, keep_compiled_programs, settings_as_found
 from admrl_jax.config import UNITS
-from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, distinct, is_number, one_of
+from admrl_jax.core.settings import SEED, ConfigError, check_fields, one_of
 from admrl_jax.report.attacks import write_attack_report
 from admrl_jax.runs.artefact import ArtefactError
 from admrl_jax.runs.devices import compile_fast, make_cpu_devices, make_lanes, start_devices
 from admrl_jax.runs.directory import RunError
 from admrl_jax.runs.signals import Interrupted
+from admrl_jax.saved.attack_film import film_section
 from admrl_jax.saved.attack_plan import make_plan
 from admrl_jax.saved.attack_run import AttackRun
-from admrl_jax.saved.film import film_section
 from admrl_jax.simulators import SimulatorError
 from admrl_jax.suites import SUITES
-
-NAMES = distinct(Accepts(lambda x: isinstance(x, str), "a name"), "names", may_be_empty=True)
-SEEDS = distinct(SEED, "seeds of the run", may_be_empty=True)
-RADII = Accepts(lambda x: isinstance(x, tuple) and all(is_number(y) and y > 0 for y in x), "numbers above 0")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from admrl_jax.commands.arguments import CACHE, DIRECTORY, read_flags
-from admrl_jax.commands.attack import NAMES, SEEDS
+from admrl_jax.commands.arguments import CACHE, DIRECTORY, NAMES, SEEDS, read_flags
 from admrl_jax.commands.process import DISK_ERRORS, fail, keep_compiled_programs, settings_as_found
 from admrl_jax.core.settings import (
     COUNT,
@@ -20,7 +19,6 @@ from admrl_jax.core.settings import (
     one_of,
     whole_from,
 )
-from admrl_jax.envs.registry import make_env
 from admrl_jax.report.evaluation import write_evaluation_report
 from admrl_jax.runs.artefact import ArtefactError, check_known, load_policy, read_policies
 from admrl_jax.runs.devices import start_devices
@@ -117,7 +115,7 @@ def _main(module: str, summary: str, argv: list[str]) -> int:
     return 0
 
 
-def _own_step_sizes(source: Path, methods: Sequence[str]) -> tuple[float, ...]:
+def _own_step_sizes(source: Path, methods: Sequence[str], simulator: str) -> tuple[float, ...]:
     """The step size that these methods were trained to adapt with.
 
     Raises:
@@ -125,7 +123,7 @@ def _own_step_sizes(source: Path, methods: Sequence[str]) -> tuple[float, ...]:
     """
     found: dict[str, float] = {}
     for method in methods:
-        trained = load_policy(source, method)
+        trained = load_policy(source, method, simulator=simulator)
         learner = trained.learner_name
         size = getattr(getattr(trained.config.learners, learner), "inner_lr", None)
         if size is None:
@@ -146,17 +144,20 @@ def make_evaluation_plan(source: Path, arguments: Arguments) -> EvaluationPlan:
     """
     arrays = read_policies(source)
     known = sorted({name.split("/")[1] for name in arrays if name.startswith("policy/")})
-    config = load_policy(source, known[0]).config
+    trained = load_policy(source, known[0], simulator=arguments.simulator)
+    config = trained.config
     found = tuple(int(x) for x in arrays["seeds"])
     methods = arguments.methods or tuple(name for name in config.methods if name in known)
     seeds = arguments.seeds or found
     check_known("methods", methods, known)
     check_known("seeds", seeds, found)
-    sizes = arguments.step_sizes or (_own_step_sizes(source, methods) if arguments.steps else ())
+    sizes = arguments.step_sizes or (
+        _own_step_sizes(source, methods, arguments.simulator) if arguments.steps else ()
+    )
     sizes = (*sizes[: arguments.steps], *sizes[-1:] * (arguments.steps - len(sizes)))
     tasks = None
     if arguments.tasks is not None:
-        tasks = read_tasks(arguments.tasks, make_env(config.env, simulator=config.simulator))
+        tasks = read_tasks(arguments.tasks, trained.env)
     return EvaluationPlan(
         source=source,
         methods=tuple(methods),

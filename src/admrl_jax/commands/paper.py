@@ -18,7 +18,6 @@ from admrl_jax.commands.experiment import DIVERGED, main
 from admrl_jax.commands.process import fail, keep_compiled_programs, settings_as_found
 from admrl_jax.config import Config
 from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, distinct, one_of
-from admrl_jax.protocol.decisions import measure_decisions
 from admrl_jax.protocol.merge import merge_runs
 from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
 from admrl_jax.report.compared import TwiceError
@@ -29,6 +28,7 @@ from admrl_jax.runs.artefact import ArtefactError
 from admrl_jax.runs.devices import start_devices
 from admrl_jax.runs.directory import RunError, read_run
 from admrl_jax.runs.files import DamagedFileError
+from admrl_jax.saved.decisions import measure_decisions
 from admrl_jax.simulators import SimulatorError
 from admrl_jax.suites import SUITES
 

@@ -128,11 +128,12 @@ def train_against_population(trainer: AttackTrainer, config: PopulationConfig) -
         place = axis.share(jnp.arange(num_tasks))
         num_attacked = jnp.maximum(1, jnp.round(config.task_share * num_tasks)).astype(int)
         full = config.radius * ramp(step, config.ramp_steps)
-        # Radii are dealt out in another order at every step, so that each generator meets all of them.
+        # Radii and generators are dealt out in other orders at every step, and these shift against each other
+        # once a round, so that each generator meets all radii.
         dealt = (place * stride(num_attacked) + step) % num_attacked
         level = (dealt + 1) / num_attacked if config.all_radii else 1.0
         budget = Budget(jnp.where(place < num_attacked, full * level, 0.0), units)
-        mine = (place + step) % count
+        mine = (place + step + step // num_attacked) % count
         generators = jax.tree.map(lambda x: x[mine], jax.vmap(trainer.params)(state.members))
         # Those next to the clean ones: generators keep the order in which they are dealt out.
         is_noise = place >= jnp.round(num_attacked * (1 - config.noise_share))
@@ -151,9 +152,10 @@ def train_against_population(trainer: AttackTrainer, config: PopulationConfig) -
         def learn(one: tuple[jax.Array, jax.Array, Any]) -> tuple[Any, Metrics]:
             number, key, member = one
             if config.renew_every:
+                key, key_fresh = jax.random.split(key)
                 turn = state.updates // config.renew_every % count
                 is_due = (state.updates % config.renew_every == 0) & (state.updates > 0) & (turn == number)
-                fresh = trainer.init(jax.random.fold_in(key, 1), state.inputs)
+                fresh = trainer.init(key_fresh, state.inputs)
                 member = where_tree(is_due, fresh, member)
             return trainer.update(member, key, meta_params, batch, budget, axis)
 

@@ -129,8 +129,9 @@ class MetaTest:
         if method in arms:
             first, policies = schedule.pretrain_steps, arms[method].snapshots
             steps, learner_of = snapshot_steps(session, first, schedule.finetune_steps), method
+            units = arms[method].state.units
         else:
-            learner_of = session.config.methods[0]
+            learner_of, units = session.config.methods[0], base.state.units
             policies = with_untrained(session, learner_of, base.snapshots)
             count = jax.tree.leaves(base.snapshots)[0].shape[0]
             steps = [0, *snapshot_steps(session, 0, schedule.pretrain_steps)[-count:]]
@@ -146,7 +147,7 @@ class MetaTest:
                 lambda i=i, attack=attack, params=params, strength=strength: self._evaluator.evaluate(
                     learner_of,
                     jax.tree.map(lambda x: x[i], policies),
-                    base.state.units,
+                    units,
                     attack,
                     params,
                     strength,

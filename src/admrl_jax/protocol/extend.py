@@ -10,17 +10,19 @@ from pathlib import Path
 
 from admrl_jax.config import MAY_CHANGE, Config, to_dict
 from admrl_jax.core.settings import ConfigError, flatten
+from admrl_jax.protocol.attack_stages import strength_label
 from admrl_jax.runs.artefact import ATTACKERS, KEPT_ATTACKERS, POLICIES, read_attackers
 from admrl_jax.runs.checkpoint import hand_on
 from admrl_jax.runs.directory import RunError, read_run
-from admrl_jax.runs.files import write_text
+from admrl_jax.runs.files import read_text, write_text
+from admrl_jax.runs.metrics import KEY_COLUMNS
 from admrl_jax.runs.numerics import FILE
 
 TRAINING = ("pretrain", "warmup", "finetune")
 """Stages whose checkpoints always go on."""
 STEPS = "schedule.finetune_steps"
 STRENGTHS = "eval.strengths"
-FOR_ATTACKERS = ("eval.attacker.",)
+FOR_ATTACKERS = ("eval.attacker.", "eval.num_adapt_steps")
 """Settings that the attackers of the meta-test are trained with, beside their strengths."""
 FOR_RETURNS = ("eval.num_", "eval.seed")
 """Settings that its returns depend on besides."""
@@ -28,7 +30,8 @@ FOR_CURVES = ("eval.curve_strength",)
 """Settings that those of the curves depend on besides."""
 OF_CURVES = ("curve.", "opponent.")
 """Beginnings of the names of these files."""
-NEEDED = ("metrics.csv", POLICIES, FILE, "checkpoints")
+METRICS = "metrics.csv"
+NEEDED = (METRICS, POLICIES, FILE, "checkpoints")
 """Of a run that is trained."""
 
 
@@ -116,12 +119,24 @@ def extend_run(source: Path, out: Path, config: Config) -> list[str]:
             if keeps_curves or not path.name.startswith(OF_CURVES):
                 (out / "returns").mkdir(exist_ok=True)
                 shutil.copy(path, out / "returns" / path.name)
-    for name in (FILE, "metrics.csv"):
-        shutil.copy(source / name, out / name)
+    shutil.copy(source / FILE, out / FILE)
+    header, *rows = read_text(source / METRICS).splitlines()
+    kept = _attack_stages(config) if keeps_attackers else ()
+    stages = [row.split(",")[KEY_COLUMNS.index("stage")] for row in rows]
+    rows = [
+        r for r, stage in zip(rows, stages, strict=True) if not stage.startswith("attack-") or stage in kept
+    ]
+    write_text(out / METRICS, "\n".join([header, *rows]) + "\n")
     # Last: until it is there, the directory holds no run.
     write_text(out / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
     has_attackers = (out / KEPT_ATTACKERS).is_file() or any((out / "checkpoints").glob("attack-*"))
     return ["attackers"] * has_attackers + ["returns"] * (out / "returns").is_dir()
+
+
+def _attack_stages(config: Config) -> set[str]:
+    """What `metrics.csv` calls the attackers of a run."""
+    attacks = {attack for method in config.methods for attack in config.eval.attacks_on(method)}
+    return {f"attack-{attack}-{strength_label(s)}" for attack in attacks for s in config.eval.strengths}
 
 
 def _any(names: Iterable[str], *prefixes: str) -> bool:

@@ -74,10 +74,13 @@ class Parts(NamedTuple):
 
     @property
     def attack_sampling(self) -> SamplingConfig:
-        """Size of the meta-batch of an attacker's update."""
-        effort = self.config.eval.attacker
+        """Size of the meta-batch of an attacker's update; policies adapt as in the meta-test."""
+        test = self.config.eval
         return replace(
-            self.config.sampling, num_tasks=effort.num_tasks, num_trajectories=effort.num_trajectories
+            self.config.sampling,
+            num_tasks=test.attacker.num_tasks,
+            num_trajectories=test.attacker.num_trajectories,
+            num_adapt_steps=test.num_adapt_steps,
         )
 
     @property

@@ -1,5 +1,6 @@
 """Paths in the plane, for a picture of environments whose observation is a position."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,9 +15,7 @@ from admrl_jax.envs.registry import ENVS
 from admrl_jax.protocol.attack_stages import Attackers
 from admrl_jax.protocol.session import Session
 from admrl_jax.protocol.train_stages import Arm
-from admrl_jax.runs.devices import Devices
 from admrl_jax.runs.files import is_whole, write_arrays
-from admrl_jax.runs.programs import Program, Programs
 from admrl_jax.sampling import collect_meta_batch, expose
 from admrl_jax.training import Setup
 
@@ -37,7 +36,8 @@ def save_paths(session: Session, arms: dict[str, Arm], attackers: dict[str, Atta
     name = learned[0] if learned else test.attacks[0]
     index = int(np.argmin(np.abs(np.asarray(test.strengths) - test.curve_strength)))
     arrays: dict[str, Any] = {"goals": np.asarray(goals)}
-    alone = Programs(Devices())
+    # Not the run's programs: of several processes only the one that writes comes here.
+    compiled: dict[str, Callable[..., MetaBatch]] = {}
     for method, arm in arms.items():
         setup, attack = parts.setup(method, parts.test_sampling), parts.attack(name, method)
 
@@ -64,7 +64,7 @@ def save_paths(session: Session, arms: dict[str, Arm], attackers: dict[str, Atta
         first = jax.tree.map(lambda x: x[0], (arm.state.learner.meta_params, params, arm.state.units))
         for cell, strength in (("clean", 0.0), ("attacked", test.strengths[index])):
             arguments = (first[0], first[1], Budget(jnp.asarray(strength, float), first[2]))
-            batch = alone.run(Program(f"paths {setup.learner.name}", collect), *arguments)
+            batch = compiled.setdefault(setup.learner.name, jax.jit(collect))(*arguments)
             before = jax.tree.map(lambda x: x[:, 0], batch.support.trajectory)
             for phase, taken in (("pre", before), ("post", batch.query.trajectory)):
                 arrays[f"{method}/{cell}/{phase}"] = np.asarray(taken.obs)[:, :4, ..., :2]

@@ -35,9 +35,9 @@ from admrl_jax.runs.artefact import ATTACKERS, POLICIES, TRAINED, save_attackers
 from admrl_jax.runs.devices import make_lanes
 from admrl_jax.runs.files import write_rows, write_text
 from admrl_jax.runs.versions import versions
-from admrl_jax.saved.attack_plan import make_plan
+from admrl_jax.saved.attack_film import film_section
+from admrl_jax.saved.attack_plan import make_plan, set_aside
 from admrl_jax.saved.attack_run import AttackRun
-from admrl_jax.saved.film import film_section
 
 UNTIL = ("pretrain", "finetune", "report")
 """Stages after which a run can be told to stop; a later one goes on from there."""
@@ -96,13 +96,17 @@ def run_protocol(session: Session, preset: str, until: str = "report") -> Path:
 
 
 def _attack(session: Session) -> None:
-    """Tries a suite of attackers on the run's policies, in a folder of its own."""
+    """Tries a suite of attackers on the run's policies, in a folder of its own.
+
+    What another suite did there before is set aside.
+    """
     if jax.process_count() > 1:
         print("suite: not with several processes; experiments.attack does it afterwards", file=sys.stderr)
         return
     config, folder = session.config, session.directory / ATTACK_FOLDER
     plan = make_plan(session.directory, suite=config.eval.suite, methods=config.methods)
-    run = AttackRun(plan, folder, make_lanes(config.num_devices), session.stop)
+    set_aside(folder, plan.suite)
+    run = AttackRun(plan, folder, make_lanes(config.num_devices, config.lanes), session.stop)
     write_attack_report(folder, run.run(), film_section(run))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from admrl_jax.config import Config, task_counts, validate
-from admrl_jax.core.types import Task
+from admrl_jax.evaluation import HeldOut, hold_out
 from admrl_jax.protocol.parts import Parts, build_parts
 from admrl_jax.runs import hosts
 from admrl_jax.runs.devices import Devices, choose_num_devices
@@ -42,18 +42,6 @@ class Journal:
         finally:
             progress.close()
         self.seconds[name] = time.monotonic() - start
-
-
-class HeldOut(NamedTuple):
-    """The meta-test's tasks, the same for every seed and method.
-
-    Attributes:
-        tasks: leading axis `N`.
-        key: of their episodes, which pairs all comparisons.
-    """
-
-    tasks: Task
-    key: jax.Array
 
 
 class Session(NamedTuple):
@@ -113,15 +101,13 @@ def open_session(config: Config, directory: Path) -> Session:
     num_devices = config.num_devices or choose_num_devices(list(task_counts(config).values()))
     validate(replace(config, num_devices=num_devices))
     devices = Devices(num_devices, config.task_block)
-    key_tasks, key_episodes = jax.random.split(jax.random.key(config.eval.seed))
-    tasks = jax.vmap(parts.env.sample_task)(jax.random.split(key_tasks, config.eval.num_tasks))
     return Session(
         parts=parts,
         devices=devices,
         programs=Programs(devices),
         journal=Journal(directory),
         stop=StopRequest(),
-        held_out=HeldOut(tasks, key_episodes),
+        held_out=hold_out(parts.env, config.eval.seed, config.eval.num_tasks),
         seed_keys=jnp.stack([jax.random.key(seed) for seed in config.seeds]),
     )
 

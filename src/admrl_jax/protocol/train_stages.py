@@ -1,6 +1,7 @@
 """The training stages: shared clean pre-training, units of observations, warm-up, fine-tuning."""
 
 import functools
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +92,9 @@ def _from_artefact(session: Session, method: str) -> Pretrained:
     trained = [load_policy(source, "pretrain", seed=seed) for seed in config.seeds]
     check_same_pretraining(trained[0].config, config, method)
     state = untrained(session, method)
+    if jax.tree.leaves(state.learner.opt_state) and session.journal.writes:
+        name = METHODS[method].learner
+        print(f"pretrained: the optimiser of {name} starts anew; policies come without it", file=sys.stderr)
     params, inputs = jax.tree.map(lambda *x: jnp.stack(x), *((one.params, one.inputs) for one in trained))
     steps = jnp.full_like(state.step, config.schedule.pretrain_steps)
     state = state.replace(step=steps, learner=state.learner.replace(meta_params=params))

@@ -118,15 +118,16 @@ def task_mesh(num_devices: int = 0) -> Mesh:
     return jax.make_mesh((num_devices or len(devices),), (TASKS,), devices=devices[: num_devices or None])
 
 
-def make_lanes(num_devices: int = 0) -> Lanes:
+def make_lanes(num_devices: int = 0, at_once: int = 0) -> Lanes:
     """Runs spread over devices: one at a time on each of a CPU's, all together on an accelerator.
 
     Args:
         num_devices: 0 takes all; of CPU devices `CPU_DEVICES` at most.
+        at_once: runs computed together on each device; 0 chooses.
     """
     is_cpu = jax.default_backend() == "cpu"
     count = num_devices or (min(jax.device_count(), CPU_DEVICES) if is_cpu else jax.device_count())
-    return Lanes(int(is_cpu), None if count == 1 else lane_mesh(jax.devices()[:count]))
+    return Lanes(at_once or int(is_cpu), None if count == 1 else lane_mesh(jax.devices()[:count]))
 
 
 class Devices:

@@ -128,6 +128,25 @@ MAY_CHANGE = ("source", "methods", "seeds", "radii", "transfer_from")
 """An attack may be given more of these, and its policies may be moved; what is there is kept."""
 
 
+def set_aside(folder: Path, suite: str) -> None:
+    """Makes way for a suite: what another one has found in the folder moves to `<folder>_<its suite>`.
+
+    Raises:
+        RunError: that is taken, or the folder cannot be read.
+    """
+    try:
+        path = folder / "plan.json"
+        found = json.loads(path.read_text())["suite"] if path.exists() else suite
+        if found == suite:
+            return
+        place = folder.with_name(f"{folder.name}_{found}")
+        if place.exists():
+            raise RunError(f"out: {folder} holds the suite {found}, and so does {place}; remove one of them")
+        folder.rename(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"out: {folder} cannot be written or read ({error})") from error
+
+
 def claim(folder: Path, plan: AttackPlan) -> None:
     """Writes the plan of an attack, or refuses a folder that holds another.
 

@@ -35,13 +35,14 @@ def attack_results(
         victims: by method.
         files: what was found, cell by cell.
     """
-    first = victims[plan.methods[0]]
-    runner, case = first.runner, first.case(plan, next(iter(files)))
+    cell = next(iter(files))
+    first = victims[cell.method]
+    runner, case = first.runner, first.case(plan, cell)
     tasks = runner.judge.test_tasks(case)
     floor = do_nothing_returns(
         case.key, tasks, env=runner.setup.env, num_trajectories=runner.setup.sampling.num_trajectories
     )
-    env = first.trained[plan.methods[0]].config.env
+    env = first.trained[cell.method].config.env
     return {
         "env": env.name,
         "suite": asdict(suite),
@@ -59,7 +60,8 @@ def found_so_far(
     plan: AttackPlan, suite: Suite, victims: Mapping[str, Victims], files: Mapping[Cell, CellFile]
 ) -> dict[str, Any]:
     """The part of `attack_results` that tells attackers apart; some cells are enough for it."""
-    first = victims[plan.methods[0]]
+    cell = next(iter(files))
+    first = victims[cell.method]
     runner = first.runner
     rows, tests = [], []
     for cell, file in files.items():
@@ -81,7 +83,7 @@ def found_so_far(
             for method in plan.methods
         },
         "members": {member.name: _card(member, runner) for member in suite.members},
-        "strata": strata(runner.judge.test_tasks(first.case(plan, next(iter(files))))),
+        "strata": strata(runner.judge.test_tasks(first.case(plan, cell))),
         "rows": rows,
         "tests": tests,
     }

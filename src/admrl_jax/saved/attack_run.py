@@ -173,7 +173,7 @@ class AttackRun:
             same = [judged[i] for i in np.argsort(lefts) if judged[i].member == best.member]
             given = [(found.origin, found.params) for found in same[: member.starts]]
             clean = runner.judge.clean(case)
-            refined = runner.run_member(case, member, given, clean=clean)
+            refined = runner.run_member(case, member, given, clean=clean, again=ROUNDS + 1)
             file.add(REFINED, refined, time.perf_counter() - began - seconds)
         file.add(TRANSFERRED, result, seconds)
         self._check_stop()

@@ -96,11 +96,19 @@ def is_clean_threshold(kind: str) -> float:
 
 
 def discriminator_loss(
-    score_clean: jax.Array, score_perturbed: jax.Array, weight: jax.Array, kind: str
+    score_clean: jax.Array, score_perturbed: jax.Array, weight: jax.Array, attacked: jax.Array, kind: str
 ) -> jax.Array:
-    """The discriminator's loss `[]`: clean towards 1, perturbed towards 0 (Eq. 9, negated)."""
+    """The discriminator's loss `[]`: clean towards 1, perturbed towards 0 (Eq. 9, negated).
+
+    Args:
+        score_clean: `[...]` of all samples.
+        score_perturbed: `[...]` likewise.
+        weight: `[...]` of the clean ones, summing to one.
+        attacked: `[...]` of the perturbed ones, likewise: 0 where nothing may be perturbed.
+        kind: see `generator_gan_loss`.
+    """
     if kind == "lsgan":
-        loss = 0.5 * (jnp.square(score_clean - 1) + jnp.square(score_perturbed))
+        real, fake = 0.5 * jnp.square(score_clean - 1), 0.5 * jnp.square(score_perturbed)
     else:
-        loss = jax.nn.softplus(-score_clean) + jax.nn.softplus(score_perturbed)
-    return jnp.sum(loss * weight)
+        real, fake = jax.nn.softplus(-score_clean), jax.nn.softplus(score_perturbed)
+    return jnp.sum(real * weight + fake * attacked)

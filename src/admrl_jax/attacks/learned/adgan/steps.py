@@ -51,6 +51,7 @@ class Minibatch(NamedTuple):
         victims: the tasks' adapted policies.
         clean: `[N, M + M', O]` true observations: those of `steps`, then those of support samples.
         weight: `[N, M + M']`, summing to one over all tasks.
+        attacked: `[N, M + M']` the same of what was collected under attack: 0 where the radius is.
         radius: `[N, M + M']`.
     """
 
@@ -58,6 +59,7 @@ class Minibatch(NamedTuple):
     victims: Params
     clean: jax.Array
     weight: jax.Array
+    attacked: jax.Array
     radius: jax.Array
 
     def budget(self, units: Units) -> Budget:
@@ -151,12 +153,14 @@ def join(query: Samples, support: Samples, victims: Params, axis: TaskAxis) -> M
     """A minibatch of query and support samples."""
     assert query.steps is not None
     mask = jnp.concatenate([query.mask, support.mask], axis=1)
+    radius = jnp.concatenate([query.radius, support.radius], axis=1)
     return Minibatch(
         steps=query.steps._replace(weight=scale_to_one(query.steps.weight, axis)),
         victims=victims,
         clean=jnp.concatenate([query.obs, support.obs], axis=1),
         weight=scale_to_one(mask, axis),
-        radius=jnp.concatenate([query.radius, support.radius], axis=1),
+        attacked=scale_to_one(mask * (radius > 0), axis),
+        radius=radius,
     )
 
 
@@ -218,12 +222,12 @@ def discriminator_objective(
     perturbed = adgan.generator.perturb(attack, batch.clean, Scene(()), batch.budget(units))
     real = score(params, attack.inputs.apply(batch.clean))
     fake = score(params, attack.inputs.apply(perturbed))
-    loss = discriminator_loss(real, fake, batch.weight, kind)
+    loss = discriminator_loss(real, fake, batch.weight, batch.attacked, kind)
     threshold = is_clean_threshold(kind)
     return loss, {
         "adversary/discriminator_loss": loss,
         "adversary/clean_accuracy": jnp.sum((real > threshold) * batch.weight),
-        "adversary/perturbed_accuracy": jnp.sum((fake < threshold) * batch.weight),
+        "adversary/perturbed_accuracy": jnp.sum((fake < threshold) * batch.attacked),
     }
 
 
@@ -250,13 +254,13 @@ def generator_objective(
         horizon=horizon,
     )
     fake = adgan.discriminator.apply(discriminator, attack.inputs.apply(perturbed))
-    gan = generator_gan_loss(fake, batch.weight, adgan.config.gan_loss)
+    gan = generator_gan_loss(fake, batch.attacked, adgan.config.gan_loss)
     size = safe_norm(raw)
-    hinge = hinge_loss(size, batch.weight, budget)
+    hinge = hinge_loss(size, batch.attacked, budget)
     return adversarial + state.weights.gan * gan + state.weights.hinge * hinge, {
         "adversary/adversarial_loss": adversarial,
         "adversary/gan_loss": gan,
         "adversary/hinge_loss": hinge,
-        "adversary/raw_size": jnp.sum(size * batch.weight),
-        "adversary/at_bound": jnp.sum((size >= batch.radius) * batch.weight),
+        "adversary/raw_size": jnp.sum(size * batch.attacked),
+        "adversary/at_bound": jnp.sum((size >= batch.radius) * batch.attacked),
     }

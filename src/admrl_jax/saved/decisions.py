@@ -12,10 +12,10 @@ from admrl_jax.attacks.registry import make_attack
 from admrl_jax.attacks.threat import Budget, Units
 from admrl_jax.core.types import Params
 from admrl_jax.envs.base import attackable_only, raw_units
-from admrl_jax.evaluation import attacked_decisions
-from admrl_jax.protocol.parts import Parts
+from admrl_jax.evaluation import attacked_decisions, hold_out
 from admrl_jax.report.measured import EQUAL_NOISE, FRESH, MAML, PAPER_STRENGTHS
 from admrl_jax.runs.artefact import ATTACKERS, POLICIES, Trained, load_attacker, load_policy, read_attackers
+from admrl_jax.saved.attack_victims import setup_of
 from admrl_jax.victims import make_victim
 
 LEARNED, NOISE = FRESH[0], EQUAL_NOISE[0]
@@ -71,16 +71,13 @@ def _kept_strengths(run: Path) -> list[float]:
 def _compiled(trained: Trained, attack: Attack) -> Callable[..., jax.Array]:
     """`(meta_params, attack_params, inputs, radius) -> changes [N, K]` on the run's held-out tasks."""
     config, env = trained.config, trained.env
-    setup = Parts(config, env, trained.policy)
-    setup = setup.setup(MAML, setup.test_sampling)
-    key_tasks, key_episodes = jax.random.split(jax.random.key(config.eval.seed))
-    tasks = jax.vmap(env.sample_task)(jax.random.split(key_tasks, config.eval.num_tasks))
+    setup, held_out = setup_of(trained), hold_out(env, config.eval.seed, config.eval.num_tasks)
 
     @jax.jit
     def changes(params: Params, attacker: Params, inputs: Units, radius: jax.Array) -> jax.Array:
         units = raw_units(env) if config.units == "paper" else attackable_only(env, inputs)
         return attacked_decisions(
-            params, key_episodes, tasks, attack, attacker, Budget(radius, units), setup=setup
+            params, held_out.key, held_out.tasks, attack, attacker, Budget(radius, units), setup=setup
         )
 
     return changes
