@@ -21,7 +21,7 @@ from admrl_jax.core.settings import COUNT, NOT_NEGATIVE, REPEATS, SHARE
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import MetaBatch, Metrics, Params
 
-THREAT = make_threat(label="misstep", norm="l2", strength="L2 radius", knowledge="policy and task")
+THREAT = make_threat(label="misstep", norm="l2", strength="L2 radius", knowledge="pipeline")
 SEEN = 50
 """States of each task on which policies are compared."""
 
