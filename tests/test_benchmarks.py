@@ -359,7 +359,9 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     # A run with an undefended method is compared with that, and with no other run's.
     bases = {x.base for x in compared if x.run == "navigation_2d_noise"}
     assert bases == {"MAML of navigation_2d_noise"}
-    assert [(x.radius, x.worst.seeds, x.failed) for x in hardened] == [(0.5, 5, 0), (0.8, 5, 0)]
+    assert not hardened, "the suite that MAML met had more attackers"
+    new = [x for x in compared if x.run == "navigation_2d_memoryless_3_9"]
+    assert [(x.radius, x.worst.seeds, x.failed) for x in new] == [(0.1, 7, 3), (0.2, 7, 3)]
     rows = points("run", of["navigation_2d_hardened"])
     assert len(rows) == 18 and all(row["worst"] < row["clean"] for row in rows)
     tests = of["navigation_2d_hardened"].results["tests"]

@@ -25,7 +25,7 @@ from admrl_jax.learners.promp import ProMPConfig
 from admrl_jax.report import render
 from admrl_jax.runs.artefact import load_policy, save_policies
 from admrl_jax.sampling import SamplingConfig, expose
-from admrl_jax.saved import film
+from admrl_jax.saved import attack_film, film
 from admrl_jax.saved.evaluate_run import Adapter, read_tasks, with_step_size
 from admrl_jax.simulators.models import load_model
 from admrl_jax.suite import Found, SuiteRunner
@@ -185,8 +185,8 @@ def test_an_attack_is_filmed_as_it_is_judged(monkeypatch) -> None:
         used.update(support=support, query=query)
         return expose(attack, params, support, query, num_tasks=num_tasks)
 
-    monkeypatch.setattr(film, "expose", exposed)
-    qpos, _ = film.film_episode(runner, case, found)
+    monkeypatch.setattr(attack_film, "expose", exposed)
+    qpos, _ = attack_film.film_episode(runner, case, found)
     assert qpos.shape == (3, len(env.simulator.qpos0))
     # In the ball of that radius, and on query data only.
     np.testing.assert_allclose(used["query"].radius, 0.8 / env.obs_size**0.5, rtol=1e-6)
