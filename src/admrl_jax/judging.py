@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
 def radius_within(threat: ThreatModel, case: Case, obs_size: int) -> float | None:
     """The radius at which an attack stays inside the L2 ball of a case; None if none does."""
-    movable = np.count_nonzero(np.broadcast_to(case.units.scale, (obs_size,)))
+    movable = max(1, np.count_nonzero(np.broadcast_to(case.units.scale, (obs_size,))))
     return {"l2": case.radius, "linf": case.radius / movable**0.5, "none": None}[threat.norm]
 
 
