@@ -14,10 +14,10 @@ from admrl_jax.attacks import registry
 from admrl_jax.attacks.base import AttackSpec, NoSettings, memoryless
 from admrl_jax.attacks.generator import GeneratorParams
 from admrl_jax.attacks.registry import CLEAN
-from admrl_jax.attacks.threat import make_threat
+from admrl_jax.attacks.threat import Units, make_threat
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.envs.navigation import Navigation2D, NavigationConfig
-from admrl_jax.judging import BLIND, Case, keys_of
+from admrl_jax.judging import BLIND, Case, keys_of, radius_within
 from admrl_jax.suite import MIN_UPDATES, SuiteRunner, attack_suite, finalists
 from admrl_jax.suites import SUITES, Member, Suite, check_suite, untrained
 
@@ -191,6 +191,14 @@ def test_a_suite_that_cannot_be_run_is_refused(change: dict, words: str) -> None
     with pytest.raises(ConfigError) as error:
         check_suite(dataclasses.replace(SUITE, **change))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("scale", "movable"), [([1.0, 2.0, 0.0, 0.0], 2), ([1.0] * 4, 4), ([0.0] * 4, 1)])
+def test_an_linf_ball_uses_the_dimensions_that_can_be_moved(scale: list[float], movable: int) -> None:
+    case = CASE._replace(radius=0.6, units=Units(0.0, jnp.array(scale)))
+    threat = make_threat(label="x", norm="linf", strength="L-inf radius", knowledge="none")
+    assert radius_within(threat, case, 4) == pytest.approx(0.6 / movable**0.5)
+    assert radius_within(threat._replace(norm="l2"), case, 4) == 0.6
 
 
 def test_members_that_cannot_learn_from_so_few_steps_are_refused_at_once() -> None:
