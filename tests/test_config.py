@@ -266,6 +266,28 @@ def test_choices_and_flags_are_accepted() -> None:
         ),
         (
             "navigation_2d",
+            {"policy.context_std": 1.0},
+            "policy.context_size: 0 is not accepted; accepted: 1 or more where policy.context_std is above 0",
+        ),
+        (
+            "navigation_2d",
+            {"policy.context_std": 1.0, "policy.context_size": 2},
+            "learners.maml_trpo.adapts: 'all' is not accepted; accepted: context where policy.context_std is "
+            "above 0",
+        ),
+        (
+            "navigation_2d",
+            {
+                "policy.context_std": 1.0,
+                "policy.context_size": 2,
+                "learners.maml_trpo.adapts": "context",
+                "methods": ("maml", "promp"),
+            },
+            "methods: 'promp' is not accepted; accepted: methods of maml_trpo where policy.context_std is "
+            "above 0",
+        ),
+        (
+            "navigation_2d",
             {"sampling.num_tasks": 1, "methods": ("maml", "population")},
             "sampling.num_tasks: 1 is not accepted; accepted: 2 or more where "
             "defences.population.fit.target is other_task",
@@ -681,6 +703,15 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "context": ("maml", {"policy.context_size": 10_000, "learners.maml_trpo.adapts": "context"}),
+    "exploring": (
+        "smooth",
+        {
+            "policy.context_size": 2,
+            "policy.context_std": 1_000_000,
+            "learners.maml_trpo.adapts": "context",
+            "sampling.support_spread": 1_000_000,
+        },
+    ),
     "population query": ("population", {"defences.population.fit.through": "query"}),
 }
 """Settings that are compiled in, on `TOY`. Sizes of arrays stay small: above, only time and memory grow."""

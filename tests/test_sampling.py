@@ -289,7 +289,7 @@ def test_actions_before_and_after_adaptation_are_scored_by_discounts_of_their_ow
 
     @functools.partial(jax.jit, static_argnums=0)
     def score(config: SamplingConfig, is_query: bool) -> jax.Array:
-        return score_tasks(episodes, config, is_query).advantage
+        return score_tasks(episodes, config, POLICY, is_query).advantage
 
     both = SamplingConfig(discount=0.9, support_discount=0.4)
     assert_trees_equal(score(both, True), score(SamplingConfig(discount=0.9), True))

@@ -215,8 +215,16 @@ class Config:
 
     def check(self, prefix: str) -> None:
         """Devices divide tasks, what adapts is there, and so are the other tasks that an attack needs."""
-        if self.learners.maml_trpo.adapts == "context" and not self.policy.context_size:
+        adapts = self.learners.maml_trpo.adapts
+        if adapts == "context" and not self.policy.context_size:
             raise refusal("policy.context_size", 0, "1 or more where learners.maml_trpo.adapts is context")
+        if self.policy.context_std:
+            where = "where policy.context_std is above 0"
+            if adapts != "context":
+                raise refusal("learners.maml_trpo.adapts", adapts, f"context {where}")
+            for name in self.methods:
+                if METHODS[name].learner != "maml_trpo":
+                    raise refusal("methods", name, f"methods of maml_trpo {where}")
         for tasks, setting in self._where_other_tasks_are_met():
             if task_counts(self)[tasks] == 1:
                 raise refusal(tasks, 1, f"2 or more where {setting} is other_task")

@@ -12,7 +12,7 @@ from admrl_jax.attacks.base import Attack, Scene
 from admrl_jax.attacks.threat import Budget, ThreatModel
 from admrl_jax.core import gaussian
 from admrl_jax.core.networks import Policy
-from admrl_jax.core.returns import estimate_advantages
+from admrl_jax.core.returns import estimate_advantages, score_episodes
 from admrl_jax.core.settings import COUNT, NOT_NEGATIVE, UNIT, is_on, whole_from
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Params, Task, Trajectory
@@ -109,13 +109,18 @@ def rollout(
         attack: observation attack; its memory starts anew with the episode.
         budget: bound on the perturbation, its radius `[]`.
         horizon: steps, `env.horizon` by default.
-        is_query: `[]` whether the policy has adapted, which attacks may know.
+        is_query: `[]` whether the policy has adapted, which attacks may know; before that it may explore.
 
     Returns:
         A trajectory with fields `[H, ...]`.
     """
     horizon = env.horizon if horizon is None else horizon
     key_reset, key_action, key_attack = jax.random.split(key, 3)
+    context = ()
+    if policy.explore:
+        key_context = jax.random.fold_in(key_attack, horizon + 1)
+        context = policy.explore.draw(policy_params, key_context, is_query)
+        policy_params = policy.acting(policy_params, context)
     state, obs = env.reset(key_reset, task)
     obs = jnp.where(jnp.isfinite(obs), obs, 0.0)
     noise = jax.random.normal(key_action, (horizon, env.action_size), obs.dtype)
@@ -149,7 +154,8 @@ def rollout(
         return (state, obs, memory, valid & ~terminated), record
 
     _, trajectory = jax.lax.scan(step, (state, obs, memory, jnp.array(True)), (noise, attack_keys))
-    return trajectory
+    every_step = jax.tree.map(lambda x: jnp.broadcast_to(x, (horizon, *x.shape)), context)
+    return trajectory._replace(context=every_step)
 
 
 def collect(
@@ -217,7 +223,7 @@ def collect_meta_batch(
             per_task=exposure.per_task,
             is_query=is_query,
         )
-        batch = score_tasks(episodes, config, is_query)
+        batch = score_tasks(episodes, config, policy, is_query)
         adapted = jax.lax.cond(
             is_query,
             lambda params, _: params,
@@ -302,13 +308,16 @@ def collect_tasks(
 
 
 def score_tasks(
-    episodes: Trajectory, config: SamplingConfig, is_query: jax.Array | bool = False
+    episodes: Trajectory, config: SamplingConfig, policy: Policy, is_query: jax.Array | bool = False
 ) -> Experience:
     """Advantages of the actions of every task, by a baseline of its own.
+
+    A policy that explores by its context adapts with those of whole episodes instead.
 
     Args:
         episodes: fields `[N, K, H, ...]`.
         config: how they are estimated.
+        policy: that collected them.
         is_query: `[]` whether the policies have adapted.
     """
 
@@ -321,7 +330,11 @@ def score_tasks(
         gae_lambda=config.gae_lambda,
         spread=on_support(config.support_spread, 0.0),
     )
-    return jax.vmap(score)(episodes)
+    scored = jax.vmap(score)(episodes)
+    if policy.explore is None:
+        return scored
+    whole = jax.vmap(lambda one: score_episodes(one, on_support(config.support_spread, 0.0)))(episodes)
+    return scored._replace(advantage=jnp.where(is_query, scored.advantage, whole.advantage))
 
 
 def adapt_tasks(

@@ -6,14 +6,23 @@ The rest of the library sees parameters as plain pytrees and never a Linen modul
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
-from admrl_jax.core.settings import COUNT_OR_ZERO, POSITIVE, SIZES, check_order, one_of
+from admrl_jax.core.settings import (
+    COUNT_OR_ZERO,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SIZES,
+    check_order,
+    one_of,
+    refusal,
+)
 from admrl_jax.core.types import Params
 
 
@@ -48,11 +57,37 @@ class Policy(NamedTuple):
         apply: `(params, obs [..., O]) -> Gaussian`, mean `[..., A]`.
         part: `(params, name) -> pytree` like the parameters, 1 for those of a part that `PARTS` names, else
             0; by default the policy is all one part.
+        explore: of a policy that tries another context in every episode before it adapts; else None.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[[Params, jax.Array], Gaussian]
     part: Callable[[Params, str], Params] = lambda params, name: jax.tree.map(lambda x: 1.0, params)
+    explore: "Exploration | None" = None
+
+    def acting(self, params: Params, context: Any) -> Params:
+        """The policy as it acts with another context `[..., C]`; as it is with `()`."""
+        return {**params, "context": context} if self.explore else params
+
+
+class Exploration(NamedTuple):
+    """How a policy tries contexts (Gupta et al. 2018, "MAESN"): one in each episode, around its own.
+
+    Attributes:
+        std: standard deviation of each of a context's numbers.
+    """
+
+    std: float
+
+    def draw(self, params: Params, key: jax.Array, is_query: jax.Array | bool) -> jax.Array:
+        """The context `[C]` that acts in an episode: the policy's own once it has adapted."""
+        own = params["context"]
+        return jnp.where(is_query, own, own + self.std * jax.random.normal(key, own.shape, own.dtype))
+
+    def log_prob(self, params: Params, context: jax.Array) -> jax.Array:
+        """Log density `[...]` of contexts `[..., C]`."""
+        log_std = jnp.full_like(params["context"], math.log(self.std))
+        return gaussian.log_prob(Gaussian(params["context"], log_std), context)
 
 
 class Network(NamedTuple):
@@ -106,11 +141,18 @@ class PolicyConfig:
     context_size: Annotated[int, COUNT_OR_ZERO] = 0
     """Inputs beside the observation that are parameters and start at 0, for a learner that adapts nothing
     else (CAVIA, Zintgraf et al. 2019). They are read through tanh: no data push them beyond 1."""
+    context_std: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Before it adapts, the policy acts with a context drawn anew for every episode, with this standard
+    deviation around its own. Adaptation then weighs contexts by the returns of their episodes, and reads no
+    observation: an attack reaches it through what the policy does, and in no other way. 0: it weighs actions
+    by their advantages."""
 
     def check(self, prefix: str) -> None:
-        """A smooth floor is never reached, so the deviation must start above it."""
+        """A smooth floor is never reached, so the deviation must start above it; what is tried is there."""
         if self.std_floor == "smooth":
             check_order(self, prefix, "min_std", "init_std")
+        if self.context_std and not self.context_size:
+            raise refusal(f"{prefix}context_size", 0, f"1 or more where {prefix}context_std is above 0")
 
 
 def make_policy(obs_size: int, action_size: int, config: PolicyConfig | None = None) -> Policy:
@@ -158,7 +200,7 @@ def make_policy(obs_size: int, action_size: int, config: PolicyConfig | None = N
 
         return jax.tree.map_with_path(belongs, params)
 
-    return Policy(init, apply, part)
+    return Policy(init, apply, part, Exploration(config.context_std) if config.context_std else None)
 
 
 def make_network(

@@ -117,6 +117,25 @@ def normalise_advantages(advantage: jax.Array, mask: jax.Array, spread: jax.Arra
     return (advantage - mean) * mask / jnp.where(spread > 0, spread, own)
 
 
+def score_episodes(trajectory: Trajectory, spread: jax.Array | float = 0.0) -> Experience:
+    """Scores one task's episodes as wholes: the advantage of all of a task's steps is about its return.
+
+    Nothing is read but rewards. Steps of an episode that ended early count more: episodes count alike.
+
+    Args:
+        trajectory: fields `[K, H, ...]` of one task.
+        spread: see `normalise_advantages`; of returns.
+
+    Returns:
+        The trajectories with advantages `[K, H]`.
+    """
+    chex.assert_rank(trajectory.reward, 2)
+    total = jnp.sum(trajectory.reward, axis=-1)
+    length = jnp.maximum(jnp.sum(trajectory.mask, axis=-1), 1.0)
+    score = normalise_advantages(total, jnp.ones_like(total), spread) * jnp.mean(length) / length
+    return Experience(trajectory, score[:, None] * trajectory.mask)
+
+
 def estimate_advantages(
     trajectory: Trajectory, *, discount: jax.Array | float, gae_lambda: float, spread: jax.Array | float = 0.0
 ) -> Experience:

@@ -40,6 +40,7 @@ class Trajectory(NamedTuple):
         diverged: `[..., H]` 1 at the step, if any, whose perturbed observation, action, state or reward
             was not finite, else 0; that step is masked and ends the episode.
         attack_record: `[..., H, ...]` what the attack notes for its own training; `()` for most.
+        context: `[..., H, C]` with which the policy acted, of a policy that explores by it; else `()`.
     """
 
     obs: jax.Array
@@ -50,6 +51,7 @@ class Trajectory(NamedTuple):
     mask: jax.Array
     diverged: jax.Array
     attack_record: Any = ()
+    context: Any = ()
 
 
 class Experience(NamedTuple):
@@ -57,7 +59,7 @@ class Experience(NamedTuple):
 
     Attributes:
         trajectory: fields `[..., K, H, ...]`.
-        advantage: `[..., K, H]`, normalised per task over valid steps.
+        advantage: `[..., K, H]`, normalised per task over valid steps; see `score_tasks`.
     """
 
     trajectory: Trajectory

@@ -1,7 +1,7 @@
 """A smoothness regulariser: actions should change little within a ball around what is observed."""
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ class Shifted(NamedTuple):
     obs: jax.Array
     shift: jax.Array
     weight: jax.Array
+    context: Any = ()
+    """With which the policy acted there; `()` for its own."""
 
 
 class Change(NamedTuple):
@@ -94,18 +96,21 @@ def smooth_term(victim: Victim, config: SmoothConfig) -> LossTerm:
     """
     policy = victim.policy
 
-    def shift(params: Params, key: jax.Array, experience: Experience) -> Shifted:
+    def shift(params: Params, key: jax.Array, experience: Experience, *, is_query: bool) -> Shifted:
         some = jax.tree.map(lambda x: x[: config.num_episodes or None], experience)
         taken = flatten_steps(some).trajectory
         weight = taken.mask / jnp.maximum(jnp.sum(taken.mask), 1.0)
-        return Shifted(taken.obs, worst_shift(victim, params, key, taken.obs, config), weight)
+        context = () if is_query else taken.context
+        params = params if is_query else policy.acting(params, context)
+        return Shifted(taken.obs, worst_shift(victim, params, key, taken.obs, config), weight, context)
 
     def prepare(
         key: jax.Array, initial: Params, adapted: Params, support: Experience, query: Experience
     ) -> tuple[Shifted, Shifted]:
         key_support, key_query = jax.random.split(key)
         first = jax.tree.map(lambda x: x[0], support)
-        return shift(initial, key_support, first), shift(adapted, key_query, query)
+        before = shift(initial, key_support, first, is_query=False)
+        return before, shift(adapted, key_query, query, is_query=True)
 
     weights = (config.support_weight, config.query_weight)
 
@@ -114,7 +119,7 @@ def smooth_term(victim: Victim, config: SmoothConfig) -> LossTerm:
 
     def predict(initial: Params, adapted: Params, data: tuple[Shifted, Shifted]) -> tuple[Change, Change]:
         support, query = data
-        return change(initial, support), change(adapted, query)
+        return change(policy.acting(initial, support.context), support), change(adapted, query)
 
     def loss(changes: tuple[Change, Change]) -> jax.Array:
         support, query = (change.size(holds_std=config.holds_std) for change in changes)

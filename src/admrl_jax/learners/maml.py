@@ -23,6 +23,8 @@ from admrl_jax.core.types import Experience, Params, flatten_steps
 def inner_loss(params: Params, experience: Experience, *, policy: Policy) -> jax.Array:
     """`-mean(log_prob * advantage)` `[]` over the valid steps of one task (Eq. 2).
 
+    The density is that of the action; where the policy explores by its context, that of the context.
+
     Args:
         params: policy parameters.
         experience: fields `[K, H, ...]`.
@@ -30,7 +32,10 @@ def inner_loss(params: Params, experience: Experience, *, policy: Policy) -> jax
     """
     data = flatten_steps(experience)
     trajectory = data.trajectory
-    log_prob = gaussian.log_prob(policy.apply(params, trajectory.perturbed_obs), trajectory.action)
+    if policy.explore:
+        log_prob = policy.explore.log_prob(params, trajectory.context)
+    else:
+        log_prob = gaussian.log_prob(policy.apply(params, trajectory.perturbed_obs), trajectory.action)
     count = jnp.maximum(jnp.sum(trajectory.mask), 1.0)
     return -jnp.sum(log_prob * data.advantage * trajectory.mask) / count
 

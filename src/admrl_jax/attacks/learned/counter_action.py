@@ -198,7 +198,9 @@ def fit_loss(
     if fitted.config.through == "adaptation":
         acting = adapt(fitted, meta_params, support[0][0], support, moving(False))
     if fitted.config.through != "query":
-        total += sum(agreement(fitted, policy, policy, batch, moving(False)) for policy, batch in support)
+        for params_then, batch in support:
+            policy = fitted.victim.policy.acting(params_then, batch.trajectory.context)
+            total += agreement(fitted, policy, policy, batch, moving(False))
     return total + agreement(fitted, acting, task.meant, task.query, moving(True), task.instead)
 
 

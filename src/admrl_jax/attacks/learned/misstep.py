@@ -11,6 +11,7 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from admrl_jax.attacks.ascent import ascend
 from admrl_jax.attacks.base import Attack, AttackSpec, Memory, Scene, Victim
@@ -31,7 +32,8 @@ class MisstepConfig:
     """What the attack does to support data, and its effort."""
 
     against: Annotated[float, NOT_NEGATIVE] = 1.0
-    """Weight of turning around what the step does to the action."""
+    """Weight of turning around what the step does to the action; of a policy that tries contexts, of
+    driving an episode away from what its context stands for."""
     spread: Annotated[float, NOT_NEGATIVE] = 1.0
     """Weight of driving episodes apart: half of them towards what the task asks for, half away from it."""
     num_policies: Annotated[int, COUNT] = 8
@@ -63,6 +65,9 @@ def make_misstep(config: MisstepConfig, victim: Victim) -> AttackTrainer:
     support data the attack climbs `spread * sign * action - against * change`, both along that direction.
     The change of the action is its derivative along the step that clean data would bring; the sign is drawn
     once per episode. On query data it climbs minus the action along it.
+
+    A policy that tries contexts learns from returns which of them to take. There the action itself stands in
+    for its change, with the sign of the context that acts: whether it is like this task's or the other's.
     """
     count, limit = config.num_policies, victim.action_limit
 
@@ -79,11 +84,14 @@ def make_misstep(config: MisstepConfig, victim: Victim) -> AttackTrainer:
         wanted = mean(own, obs) - mean(other, obs)
         wanted = wanted / jnp.maximum(safe_norm(wanted), 1e-6)
         step = jax.tree.map(jnp.subtract, own, acting)
+        between = jax.tree.map(lambda here, one, two: here - (one + two) / 2, acting, own, other)
+        side = jnp.sign(optax.tree.vdot(between, jax.tree.map(jnp.subtract, own, other)))
 
         def harm(x: jax.Array) -> jax.Array:
             action, change = jax.jvp(lambda p: victim.policy.apply(p, x).mean, (acting,), (step,))
             action = jnp.vdot(jnp.clip(action, -limit, limit), wanted)
-            taught = config.spread * memory * action - config.against * jnp.vdot(change, wanted)
+            change = side * action if victim.policy.explore else jnp.vdot(change, wanted)
+            taught = config.spread * memory * action - config.against * change
             return jnp.where(scene.is_query, -action, taught)
 
         found = ascend(harm, key, obs, budget, steps=config.steps, step_share=config.step_share)

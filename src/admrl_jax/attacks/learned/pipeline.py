@@ -184,6 +184,7 @@ def one_task(
             assert victim.adapt_step is not None
             seen = experience.trajectory._replace(perturbed_obs=obs)
             acting = victim.adapt_step(meta_params, acting, experience._replace(trajectory=seen))
+        policy_params = victim.policy.acting(policy_params, experience.trajectory.context)
         ratio, moved_kl = ratio_at(pipeline, policy_params, experience, obs)
         mask = experience.trajectory.mask
         score += surrogate(config.clip_ratio, ratio, outcome * jnp.ones_like(ratio), mask) / len(support)
