@@ -22,6 +22,7 @@ from admrl_jax.attacks.base import Victim
 from admrl_jax.core import gaussian
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Params, flatten_steps
+from admrl_jax.defences.registry import DEFENCES
 from admrl_jax.defences.smooth import Shifted, SmoothConfig, smooth_term, worst_shift
 from admrl_jax.learners.base import Learner, LearnerState
 from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo, outer_objective
@@ -67,11 +68,14 @@ def meta_batch(learner: Learner) -> MetaBatch:
     return MetaBatch(support, query, adapted)
 
 
+SIDES = ("support", "query")
+
+
 def smoothness(
     learner: Learner,
     params: Params,
     batch: MetaBatch,
-    shifts: tuple[Shifted, Shifted],
+    shifts: dict[str, Shifted],
     *,
     holds_std: bool = True,
 ):
@@ -87,7 +91,7 @@ def smoothness(
     return divergences(learner, params, batch, shifts, here_and_there)
 
 
-def moved_there(learner: Learner, params: Params, batch: MetaBatch, shifts: tuple[Shifted, Shifted]):
+def moved_there(learner: Learner, params: Params, batch: MetaBatch, shifts: dict[str, Shifted]):
     """The same of the policies at the start and at `params`, at shifted observations."""
     return divergences(
         learner, params, batch, shifts, lambda old, now, obs, shift: [old(obs + shift), now(obs + shift)]
@@ -101,10 +105,10 @@ def divergences(learner, params, batch, shifts, pair) -> jax.Array:
         adapted = learner.adapt(params, pick(batch.support))
         first = jax.tree.map(lambda x: x[0], pick(batch.support))
         sides = ((start(), params, first), (pick(batch.adapted_params), adapted, pick(batch.query)))
-        for index, (old, now, experience) in enumerate(sides):
+        for index, (side, (old, now, experience)) in enumerate(zip(SIDES, sides, strict=True)):
             taken = flatten_steps(experience).trajectory
             policies = (functools.partial(POLICY.apply, policy_params) for policy_params in (old, now))
-            before, after = pair(*policies, taken.obs, shifts[index].shift[task])
+            before, after = pair(*policies, taken.obs, shifts[side].shift[task])
             mean = jnp.sum(gaussian.kl(before, after) * taken.mask) / jnp.sum(taken.mask)
             total = total.at[index].add(mean / 2)
     return total
@@ -115,7 +119,7 @@ def test_some_episodes_are_shifted_as_if_they_were_all(x64: None) -> None:
     batch = meta_batch(learner)
     task = jax.tree.map(lambda x: x[0], (batch.adapted_params, batch.support, batch.query))
 
-    def shifted(num_episodes: int, take: int) -> tuple[Shifted, Shifted]:
+    def shifted(num_episodes: int, take: int) -> dict[str, Shifted]:
         adapted, support, query = task
         support = jax.tree.map(lambda x: x[:, :take], support)
         query = jax.tree.map(lambda x: x[:take], query)
@@ -124,8 +128,8 @@ def test_some_episodes_are_shifted_as_if_they_were_all(x64: None) -> None:
 
     # Of three episodes of four steps.
     assert_trees_equal(shifted(2, 3), shifted(0, 2))
-    assert shifted(2, 3)[1].obs.shape == (8, 2) and shifted(0, 3)[1].obs.shape == (12, 2)
-    np.testing.assert_allclose(jnp.sum(shifted(2, 3)[0].weight), 1)
+    assert shifted(2, 3)["query"].obs.shape == (8, 2) and shifted(0, 3)["query"].obs.shape == (12, 2)
+    np.testing.assert_allclose(jnp.sum(shifted(2, 3)["support"].weight), 1)
     assert_trees_equal(shifted(5, 3), shifted(0, 3))
 
 
@@ -208,7 +212,7 @@ def test_the_term_depends_on_true_observations_and_on_its_key(x64: None) -> None
     term = smooth_term(VICTIM, SmoothConfig(radius=0.5))
 
     @jax.jit
-    def shifts(key: jax.Array, query: Experience) -> tuple[Shifted, Shifted]:
+    def shifts(key: jax.Array, query: Experience) -> dict[str, Shifted]:
         one = jax.tree.map(lambda x: x[0], (batch.adapted_params, batch.support, query))
         return term.prepare(key, start(), *one)
 
@@ -217,13 +221,30 @@ def test_the_term_depends_on_true_observations_and_on_its_key(x64: None) -> None
         trajectory=query.trajectory._replace(perturbed_obs=query.trajectory.perturbed_obs + 1)
     )
     assert_trees_close(shifts(KEY, query), shifts(KEY, blind), rtol=0)
-    np.testing.assert_array_equal(shifts(KEY, query)[1].obs, query.trajectory.obs[0].reshape(-1, 2))
+    np.testing.assert_array_equal(shifts(KEY, query)["query"].obs, query.trajectory.obs[0].reshape(-1, 2))
     other = shifts(jax.random.key(8), query)
-    for side in range(2):
+    for side in SIDES:
         # Random starts; many of them climb to the same side.
         assert np.any(np.abs(shifts(KEY, query)[side].shift - other[side].shift) > 1e-3)
-    for side in shifts(KEY, query):
-        np.testing.assert_allclose(jnp.sum(side.weight), 1, rtol=1e-6)
+        np.testing.assert_allclose(jnp.sum(other[side].weight), 1, rtol=1e-6)
+
+
+def test_a_side_without_weight_is_left_out(x64: None) -> None:
+    batch = jax.jit(lambda: meta_batch(LEARNERS["maml_trpo"]()))()
+    one = jax.tree.map(lambda x: x[0], (batch.adapted_params, batch.support, batch.query))
+
+    def found(**weights: float) -> tuple[dict[str, Shifted], jax.Array]:
+        term = smooth_term(VICTIM, SmoothConfig(**weights, radius=0.5))
+        shifts = term.prepare(KEY, start(), *one)
+        return shifts, term.loss(term.predict(start(), one[0], shifts))
+
+    both, total = found(support_weight=2.0, query_weight=3.0)
+    parts = [found(support_weight=2.0, query_weight=0.0), found(support_weight=0.0, query_weight=3.0)]
+    for side, (shifts, _) in zip(SIDES, parts, strict=True):
+        assert_trees_equal(shifts, {side: both[side]})
+    np.testing.assert_allclose(parts[0][1] + parts[1][1], total, rtol=1e-8)
+    nothing = DEFENCES["smooth"].make(SmoothConfig(support_weight=0.0, query_weight=0.0), VICTIM)
+    assert nothing.loss_term is None
 
 
 def test_shifts_are_as_long_as_the_ball_allows_and_worse_than_random_ones() -> None:

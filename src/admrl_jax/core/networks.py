@@ -67,7 +67,8 @@ class Policy(NamedTuple):
 
     def acting(self, params: Params, context: Any) -> Params:
         """The policy as it acts with another context `[..., C]`; as it is with `()`."""
-        return {**params, "context": context} if self.explore else params
+        is_given = self.explore and not isinstance(context, tuple)
+        return {**params, "context": context} if is_given else params
 
 
 class Exploration(NamedTuple):

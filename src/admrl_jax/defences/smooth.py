@@ -11,7 +11,7 @@ from admrl_jax.attacks.threat import project_l2
 from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.linalg import safe_norm
-from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, REPEATS, whole_from
+from admrl_jax.core.settings import NOT_NEGATIVE, POSITIVE, REPEATS, is_on, whole_from
 from admrl_jax.core.types import Experience, Params, flatten_steps
 from admrl_jax.defences.base import Defence, DefenceSpec
 from admrl_jax.defences.fixed import no_defence
@@ -23,9 +23,10 @@ class SmoothConfig:
     """Weights, and how shifted observations are found."""
 
     query_weight: Annotated[float, NOT_NEGATIVE] = 0.1
-    """Weight of KL(adapted policy at x, at x + d) on query data."""
+    """Weight of KL(adapted policy at x, at x + d) on query data; 0 leaves it out."""
     support_weight: Annotated[float, NOT_NEGATIVE] = 0.1
-    """Weight of KL(initial policy at x, at x + d) on support data."""
+    """Weight of KL(initial policy at x, at x + d) on support data, with the contexts that acted; 0 leaves it
+    out."""
     radius: Annotated[float, POSITIVE] = 0.2
     """L2 bound of d, in raw observation units, over what an attack can move."""
     ascent_steps: Annotated[int, REPEATS] = 1
@@ -95,42 +96,43 @@ def smooth_term(victim: Victim, config: SmoothConfig) -> LossTerm:
     "SA-MDP", carried over to meta-learning).
     """
     policy = victim.policy
+    weights = {"support": config.support_weight, "query": config.query_weight}
+    weights = {side: weight for side, weight in weights.items() if is_on(weight)}
 
     def shift(params: Params, key: jax.Array, experience: Experience, *, is_query: bool) -> Shifted:
         some = jax.tree.map(lambda x: x[: config.num_episodes or None], experience)
         taken = flatten_steps(some).trajectory
         weight = taken.mask / jnp.maximum(jnp.sum(taken.mask), 1.0)
         context = () if is_query else taken.context
-        params = params if is_query else policy.acting(params, context)
-        return Shifted(taken.obs, worst_shift(victim, params, key, taken.obs, config), weight, context)
+        worst = worst_shift(victim, policy.acting(params, context), key, taken.obs, config)
+        return Shifted(taken.obs, worst, weight, context)
 
     def prepare(
         key: jax.Array, initial: Params, adapted: Params, support: Experience, query: Experience
-    ) -> tuple[Shifted, Shifted]:
+    ) -> dict[str, Shifted]:
         key_support, key_query = jax.random.split(key)
         first = jax.tree.map(lambda x: x[0], support)
-        before = shift(initial, key_support, first, is_query=False)
-        return before, shift(adapted, key_query, query, is_query=True)
-
-    weights = (config.support_weight, config.query_weight)
+        looked_at = {"support": (initial, key_support, first), "query": (adapted, key_query, query)}
+        return {side: shift(*looked_at[side], is_query=side == "query") for side in weights}
 
     def change(params: Params, at: Shifted) -> Change:
         return Change(policy.apply(params, at.obs), policy.apply(params, at.obs + at.shift), at.weight)
 
-    def predict(initial: Params, adapted: Params, data: tuple[Shifted, Shifted]) -> tuple[Change, Change]:
-        support, query = data
-        return change(policy.acting(initial, support.context), support), change(adapted, query)
+    def predict(initial: Params, adapted: Params, data: dict[str, Shifted]) -> dict[str, Change]:
+        params = {"support": initial, "query": adapted}
+        return {side: change(policy.acting(params[side], at.context), at) for side, at in data.items()}
 
-    def loss(changes: tuple[Change, Change]) -> jax.Array:
-        support, query = (change.size(holds_std=config.holds_std) for change in changes)
-        return weights[0] * support + weights[1] * query
+    def weighed(sizes: dict[str, jax.Array]) -> jax.Array:
+        return sum((weights[side] * size for side, size in sizes.items()), jnp.zeros(()))
 
-    def kl(old: tuple[Change, Change], new: tuple[Change, Change]) -> jax.Array:
-        support, query = (
-            jnp.sum(before.weight * gaussian.kl(before.there, after.there))
-            for before, after in zip(old, new, strict=True)
-        )
-        return weights[0] * support + weights[1] * query
+    def loss(changes: dict[str, Change]) -> jax.Array:
+        return weighed({side: each.size(holds_std=config.holds_std) for side, each in changes.items()})
+
+    def kl(old: dict[str, Change], new: dict[str, Change]) -> jax.Array:
+        def moved(before: Change, after: Change) -> jax.Array:
+            return jnp.sum(before.weight * gaussian.kl(before.there, after.there))
+
+        return weighed({side: moved(old[side], new[side]) for side in weights})
 
     term = LossTerm(f"smooth {config}", prepare, predict, loss)
     return term._replace(kl=kl) if config.is_bounded else term
@@ -138,8 +140,9 @@ def smooth_term(victim: Victim, config: SmoothConfig) -> LossTerm:
 
 def smooth_defence(config: SmoothConfig, victim: Victim) -> Defence:
     """Clean training with the regulariser."""
-    clean = no_defence()
-    return clean._replace(name=f"smooth {config}", loss_term=smooth_term(victim, config))
+    has_term = is_on(config.support_weight) or is_on(config.query_weight)
+    term = smooth_term(victim, config) if has_term else None
+    return no_defence()._replace(name=f"smooth {config}", loss_term=term)
 
 
 SPEC = DefenceSpec("smooth", "smoothness regulariser", SmoothConfig, smooth_defence)

@@ -22,7 +22,8 @@ class MAMLTRPOConfig:
     """Adaptation and trust region. Defaults: MAML's and pytorch-maml-rl's settings."""
 
     inner_lr: Annotated[float, INNER_STEP_SIZE] = 0.1
-    """Step size of adaptation (alpha in Eq. 4). A context takes larger ones than weights do: 10 to 30."""
+    """Step size of adaptation (alpha in Eq. 4). A context takes larger ones than weights do: 10 to 30, or 4
+    where the policy explores by it (`policy.context_std` 1)."""
     first_order: bool = False
     """Drop the derivative of the inner gradient."""
     max_length: Annotated[float, NOT_NEGATIVE] = 0.0
