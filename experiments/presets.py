@@ -52,8 +52,7 @@ def presets_for(env: EnvConfig, *, inner_lr: float = 0.1) -> dict[str, Config]:
 
 
 def hardened(paper: Config) -> Config:
-    """Beyond the paper: a small context adapts, by the returns of episodes that tried others, and actions
-    hardly follow what an attack can move.
+    """Beyond the paper: adapts a small context by the returns of others, and acts smoothly.
 
     docs/robust_training.md says what it is worth, and where.
 
