@@ -375,8 +375,8 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
         and row["worst"].startswith("34.")
     )
     panels = {ax.get_title(): ax for ax in robustness.draw(attacks).axes}
-    # Five runs share a panel, one in two attacks; a policy with memory has its own.
-    assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 19
+    # Six runs share a panel, one in two attacks; a policy with memory has its own.
+    assert len(panels["halfcheetah_dir, radius 0.8"].collections) == 20
     assert len(panels["navigation_2d, with memory, radius 0.5"].collections) == 6
 
 

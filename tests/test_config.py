@@ -522,6 +522,12 @@ def accepted(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(CONFIGS)) -> Config
     repairs |= {name: 1 for name in flatten(config) if name.endswith("num_minibatches")}
     if 1 in (config.sampling.num_tasks, config.eval.attacker.num_tasks):
         repairs |= {name: "opposite" for name, value in flatten(config).items() if value == "other_task"}
+    others = {METHODS[name].learner for name in config.methods} - {"maml_trpo"}
+    adapts = config.learners.maml_trpo.adapts
+    if not config.policy.context_size and adapts == "context":
+        repairs["policy.context_size"] = 1
+    if others or not config.policy.context_size or adapts != "context":
+        repairs["policy.context_std"] = 0.0
     for name in ("checkpoint_every", "snapshot_every"):
         repairs[f"schedule.{name}"] = getattr(config.schedule, name) * config.schedule.chunk_steps
     for low, high in (("min_velocity", "max_velocity"), ("min_height", "max_height")):
