@@ -6,6 +6,7 @@ how much better than expected the noise of the action turned out to be. The firs
 The second drowns where episodes differ for another reason, such as that half of them were driven back.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -116,19 +117,8 @@ def make_misstep(config: MisstepConfig, victim: Victim) -> AttackTrainer:
         budget: Budget,
         axis: TaskAxis = TaskAxis(),
     ) -> tuple[MisstepParams, Metrics]:
-        obs = batch.query.trajectory.obs
-        obs = obs.reshape(obs.shape[0], -1, obs.shape[-1])
-        seen = obs[:, :: max(1, obs.shape[1] // SEEN)]
-        features = jax.vmap(victim.task_features)(batch.tasks)
-        features, policies, seen = axis.every((features, batch.adapted_params, seen))
-        # A batch may hold fewer tasks than are remembered.
-        chosen = jnp.arange(count) % features.shape[0]
-        features, policies = jax.tree.map(lambda x: x[chosen], (features, policies))
-        seen = seen.reshape(-1, seen.shape[-1])
-        actions = jax.lax.map(lambda policy: mean(policy, seen), policies)
-        unlike = jax.lax.map(lambda mine: jnp.mean(jnp.square(mine - actions), axis=(1, 2)), actions)
-        found = MisstepParams(features, policies, jnp.argmax(unlike, axis=1).astype(jnp.int32))
-        return found, {"adversary/unlike": jnp.max(unlike), "adversary/skipped": jnp.zeros(())}
+        found, unlike = remember(batch, victim, mean, count, axis)
+        return found, {"adversary/unlike": unlike, "adversary/skipped": jnp.zeros(())}
 
     return AttackTrainer(
         name=f"misstep {config} {victim.name}",
@@ -138,6 +128,37 @@ def make_misstep(config: MisstepConfig, victim: Victim) -> AttackTrainer:
         update=update,
         is_offline=True,
     )
+
+
+def remember(
+    batch: MetaBatch,
+    victim: Victim,
+    mean: Callable[[Params, jax.Array], jax.Array],
+    count: int,
+    axis: TaskAxis,
+) -> tuple[MisstepParams, jax.Array]:
+    """What an attack keeps of a clean meta-batch, and how unlike the two most unlike policies act, `[]`.
+
+    Args:
+        batch: of this device's tasks.
+        victim: the policy's functions.
+        mean: `(policy_params, obs [..., O]) -> [..., A]`, the action that counts.
+        count: tasks to remember.
+        axis: how tasks are computed.
+    """
+    obs = batch.query.trajectory.obs
+    obs = obs.reshape(obs.shape[0], -1, obs.shape[-1])
+    seen = obs[:, :: max(1, obs.shape[1] // SEEN)]
+    features = jax.vmap(victim.task_features)(batch.tasks)
+    features, policies, seen = axis.every((features, batch.adapted_params, seen))
+    # A batch may hold fewer tasks than are remembered.
+    chosen = jnp.arange(count) % features.shape[0]
+    features, policies = jax.tree.map(lambda x: x[chosen], (features, policies))
+    seen = seen.reshape(-1, seen.shape[-1])
+    actions = jax.lax.map(lambda policy: mean(policy, seen), policies)
+    unlike = jax.lax.map(lambda mine: jnp.mean(jnp.square(mine - actions), axis=(1, 2)), actions)
+    other = jnp.argmax(unlike, axis=1).astype(jnp.int32)
+    return MisstepParams(features, policies, other), jnp.max(unlike)
 
 
 SPEC = AttackSpec(
