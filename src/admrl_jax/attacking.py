@@ -29,6 +29,7 @@ class AttackerState(struct.PyTreeNode):
         trainer: the trainer's state.
         budget: its radius `[]`.
         strongest: the attack parameters so far whose query batch returned least; later ones may be weaker.
+            They are settled, see `AttackTrainer`.
         strongest_return: `[]` mean return of that batch.
         sides: which data it reaches.
     """
@@ -71,7 +72,7 @@ def init_attacker(
         key=key,
         trainer=trainer_state,
         budget=budget,
-        strongest=trainer.params(trainer_state),
+        strongest=trainer.settled(trainer.params(trainer_state)),
         strongest_return=jnp.full((), jnp.inf, float),
         sides=jax.tree.map(lambda x: jnp.asarray(x, float), sides),
     )
@@ -124,7 +125,7 @@ def attack_update_step(
     trained, metrics = trainer.update(state.trainer, key, meta_params, batch, state.budget, axis)
     state = state.replace(step=state.step + 1, trainer=trained)
     if trainer.is_offline:
-        return state.replace(strongest=trainer.params(trained)), metrics
+        return state.replace(strongest=trainer.settled(trainer.params(trained))), metrics
     taken = batch.query.trajectory
     attacked_return = axis.mean(jnp.mean(episode_returns(taken)))
     # Episodes cut short by a number that is not finite say nothing about an attack either.
@@ -132,7 +133,7 @@ def attack_update_step(
     attacked_return = jnp.where(cut_short, jnp.inf, attacked_return)
     is_stronger = attacked_return < state.strongest_return
     new_state = state.replace(
-        strongest=where_tree(is_stronger, params, state.strongest),
+        strongest=where_tree(is_stronger, trainer.settled(params), state.strongest),
         strongest_return=jnp.where(is_stronger, attacked_return, state.strongest_return),
     )
     return new_state, metrics

@@ -305,7 +305,8 @@ class SuiteRunner:
                 break
         if not training.trainer.is_offline:
             # A batch is a noisy judge, and steps that are large enough to get anywhere overshoot.
-            best = _unstack(states.strongest, len(origins)) + self._params(training, states) + average
+            newest = self._params(training, states) + average
+            best = _unstack(states.strongest, len(origins)) + [*map(training.trainer.settled, newest)]
             origins = origins * 3
         candidates = [*zip(origins, best, strict=True), *seeds]
         phases = self.setup.sampling.num_adapt_steps + 1

@@ -26,6 +26,9 @@ from admrl_jax.core.settings import FRACTION, NOT_NEGATIVE, POSITIVE, REPEATS, S
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, all_finite, where_tree
 
+NO_NOISE = -20.0
+"""Logarithm of a standard deviation that moves nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig:
@@ -37,7 +40,7 @@ class PolicyGradientConfig:
     """The actor also reads the task and whether the policy has adapted; the critic always does."""
     init_std: Annotated[float, POSITIVE] = 0.5
     """Standard deviation of its first choices."""
-    learning_rate: Annotated[float, STEP_SIZE] = 1e-3
+    learning_rate: Annotated[float, STEP_SIZE] = 3e-3
     """Step size of Adam, for both."""
     num_epochs: Annotated[int, REPEATS] = 10
     """Steps on a meta-batch, at most."""
@@ -139,6 +142,7 @@ def make_policy_gradient(
     size: int,
     realise: Realise,
     threat: ThreatModel,
+    first_size: float = 1.0,
 ) -> AttackTrainer:
     """PPO on the attacker's choices, minimising the victim's return.
 
@@ -149,13 +153,14 @@ def make_policy_gradient(
         size: length of a choice.
         realise: see `Realise`.
         threat: of the attack.
+        first_size: multiplies the usual size of its first mean choices.
     """
     scene_size = 1 + victim.task_size
     inputs_size = victim.obs_size + config.knows_task * scene_size
     game = Game(
         config,
         victim,
-        make_network(inputs_size, size, hidden_sizes=config.hidden_sizes),
+        make_network(inputs_size, size, hidden_sizes=config.hidden_sizes, output_scale=first_size),
         make_network(victim.obs_size + scene_size + 1, 1, hidden_sizes=config.hidden_sizes),
         size,
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate)),
@@ -180,6 +185,7 @@ def make_policy_gradient(
         init=functools.partial(start, game),
         params=lambda state: state.actor,
         update=functools.partial(update, game),
+        settled=settled,
     )
 
 
@@ -192,10 +198,18 @@ def fresh(game: Game, key: jax.Array, inputs: Units = Units()) -> ActorParams:
 def start(game: Game, key: jax.Array, inputs: Units, start_from: ActorParams | None = None) -> ActorState:
     """A fresh state, see `InitFn`."""
     key_actor, key_critic = jax.random.split(key)
-    params = fresh(game, key_actor, inputs) if start_from is None else start_from
+    params = fresh(game, key_actor, inputs)
+    if start_from is not None:
+        # It may come without the noise that it needs to learn, see `settled`.
+        params = start_from._replace(log_std=params.log_std)
     critic_params = game.critic.init(key_critic)
     trained = (params.network, params.log_std, critic_params)
     return ActorState(params, critic_params, game.optimizer.init(trained))
+
+
+def settled(params: ActorParams) -> ActorParams:
+    """The attacker without the noise of its choices, with which it only learns."""
+    return params._replace(log_std=jnp.full_like(params.log_std, NO_NOISE))
 
 
 def read_steps(

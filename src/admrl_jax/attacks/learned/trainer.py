@@ -67,6 +67,7 @@ class AttackTrainer(NamedTuple):
         update: see `UpdateFn`.
         check_batch: `(num_trajectories, horizon)` raises `ConfigError` where such batches cannot be learned
             from.
+        settled: `(params) -> Params`, the attack without what it needs to learn only, such as noise.
         is_offline: it learns from clean episodes: its batches are collected without attack, so they cannot
             tell how strong it is.
         is_for_all_radii: it learns one attack for all radii up to the budget's: the tasks of its batches are
@@ -79,5 +80,6 @@ class AttackTrainer(NamedTuple):
     params: Callable[[Any], Params]
     update: UpdateFn
     check_batch: Callable[[int, int], None] = accept_any_batch
+    settled: Callable[[Params], Params] = lambda params: params
     is_offline: bool = False
     is_for_all_radii: bool = False
