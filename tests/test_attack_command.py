@@ -82,6 +82,8 @@ def test_an_attack_leaves_numbers_cards_checks_and_figures(attacked: Path, finis
         entries = {row["entry"] for row in rows}
         assert {member.name for member in TINY.members} | {"transferred"} <= entries
         assert all(np.isfinite(row["validation"]) for row in rows)
+        elsewhere = [row["validation"] for row in rows if row["entry"].startswith("transferred")]
+        assert len(elsewhere) == 3 and min(elsewhere) == elsewhere[-1]
         test = next(t for t in results["tests"] if (t["method"], t["seed"], t["radius"]) == cell)
         assert {"none", "blind", test["worst"]} <= set(test["returns"])
         # Of what came from elsewhere, the stronger.

@@ -51,6 +51,8 @@ from admrl_jax.truth.planner import planner_for
 
 BEST_OF_OTHERS = 3
 """Attackers of every other cell that are tried on a victim."""
+KEPT_OF_ELSEWHERE = 3
+"""Of them, the strongest there: a few tasks do not tell which is the strongest on many."""
 
 
 class AttackRun:
@@ -164,18 +166,20 @@ class AttackRun:
             return
         judged = runner.judge_others(case, others)
         lefts = np.array([found.left for found in judged])
-        own = self._best(file)["lowest"]
-        best = judged[int(np.argmin(lefts))]
+        judged.sort(key=lambda found: found.left)
+        own, best = self._best(file)["lowest"], judged[0]
         seconds = time.perf_counter() - began
-        result = MemberResult(best, lefts, np.zeros(0), 0)
         if best.left < own and REFINED not in file.results:
             member = self._member_of(best)
-            same = [judged[i] for i in np.argsort(lefts) if judged[i].member == best.member]
+            same = [found for found in judged if found.member == best.member]
             given = [(found.origin, found.params) for found in same[: member.starts]]
             clean = runner.judge.clean(case)
             refined = runner.run_member(case, member, given, clean=clean, again=ROUNDS + 1)
             file.add(REFINED, refined, time.perf_counter() - began - seconds)
-        file.add(TRANSFERRED, result, seconds)
+        for number, found in enumerate(judged[1:KEPT_OF_ELSEWHERE], 2):
+            file.add(f"{TRANSFERRED} {number}", MemberResult(found, np.zeros(0), np.zeros(0), 0), 0.0)
+        # Last: once it is there, all of this is done.
+        file.add(TRANSFERRED, MemberResult(best, lefts, np.zeros(0), 0), seconds)
         self._check_stop()
 
     def _member_of(self, found: Found) -> Member:
