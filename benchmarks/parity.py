@@ -280,6 +280,7 @@ def untrained_rows(names: Sequence[str], num_episodes: int, horizon: int) -> lis
                 policy=policy,
                 attack=no_attack(),
                 budget=Budget(0.0),
+                is_query=True,
                 horizon=horizon,
             )
             return episode_returns(trajectory)[0], jnp.sum(trajectory.mask)

@@ -195,6 +195,7 @@ class References:
             policy=self.policy,
             attack=planned_attack(self.policy, self.env, self.config),
             budget=Budget(radius),
+            is_query=True,
         )
         return episode_returns(episodes)
 

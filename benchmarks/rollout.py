@@ -99,6 +99,7 @@ def measure(
             env=env,
             policy=policy,
             attack=attack,
+            is_query=True,
             axis=devices.axis,
         )
 

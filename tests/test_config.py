@@ -288,6 +288,16 @@ def test_choices_and_flags_are_accepted() -> None:
         ),
         (
             "navigation_2d",
+            {
+                "policy.context_std": 1.0,
+                "policy.context_size": 2,
+                "learners.maml_trpo.adapts": "context",
+                "sampling.support_discount": 0.5,
+            },
+            "sampling.support_discount: 0.5 is not accepted; accepted: 0 where policy.context_std is above 0",
+        ),
+        (
+            "navigation_2d",
             {"sampling.num_tasks": 1, "methods": ("maml", "population")},
             "sampling.num_tasks: 1 is not accepted; accepted: 2 or more where "
             "defences.population.fit.target is other_task",
@@ -528,6 +538,8 @@ def accepted(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(CONFIGS)) -> Config
         repairs["policy.context_size"] = 1
     if others or not config.policy.context_size or adapts != "context":
         repairs["policy.context_std"] = 0.0
+    elif config.policy.context_std:
+        repairs["sampling.support_discount"] = 0.0
     for name in ("checkpoint_every", "snapshot_every"):
         repairs[f"schedule.{name}"] = getattr(config.schedule, name) * config.schedule.chunk_steps
     for low, high in (("min_velocity", "max_velocity"), ("min_height", "max_height")):
@@ -991,6 +1003,7 @@ def episodes(config: Config) -> Any:
             policy=policy,
             attack=no_attack(),
             budget=Budget(0.0),
+            is_query=True,
         )
 
     return lambda changes: program(jax.tree.map(jnp.float32, numbers | changes))

@@ -21,7 +21,7 @@ POLICY = Policy(
     lambda key: jax.random.normal(key, (2,)), lambda params, obs: Gaussian(params * obs, jnp.zeros(2))
 )
 VICTIM = Victim(POLICY, 2, 2, task_size=1, task_features=lambda task: jnp.atleast_1d(task))
-KNOWN = MisstepParams(jnp.array([[0.0], [10.0]]), jnp.stack([OTHER, OWN]), jnp.array([1, 0]))
+KNOWN = MisstepParams(jnp.array([[0.0], [10.0]]), jnp.stack([OTHER, OWN]), jnp.array([1, 0]), ACTING)
 
 
 def seen(memory: float, *, is_query: bool = False, task: float = 9.0, **settings: Any) -> np.ndarray:
@@ -73,6 +73,7 @@ def test_half_of_the_episodes_go_each_way() -> None:
 
 def test_it_remembers_the_policies_of_a_batch_and_who_acts_least_alike() -> None:
     policies = jnp.array([[1.0, 1.0], [-0.5, 0.5], [-1.0, -2.0]])
+    before = jnp.full((3, 2), 0.25)
     obs = jax.random.normal(jax.random.key(0), (3, 4, 5, 2))
     zeros = jnp.zeros((3, 4, 5))
     query = Experience(Trajectory(obs, obs, obs, zeros, zeros, jnp.ones((3, 4, 5)), zeros), zeros)
@@ -81,7 +82,7 @@ def test_it_remembers_the_policies_of_a_batch_and_who_acts_least_alike() -> None
     batch = MetaBatch(
         support=support,
         query=query,
-        support_params=policies[:, None],
+        support_params=before[:, None],
         adapted_params=policies,
         tasks=tasks,
         support_radius=radius,
@@ -94,4 +95,5 @@ def test_it_remembers_the_policies_of_a_batch_and_who_acts_least_alike() -> None
     np.testing.assert_array_equal(found.features[:, 0], [3, 4, 5, 3])
     np.testing.assert_array_equal(found.policies, policies[jnp.array([0, 1, 2, 0])])
     np.testing.assert_array_equal(found.other, [2, 2, 0, 2])
+    np.testing.assert_array_equal(found.unadapted, before[0])
     assert metrics["adversary/unlike"] > 0

@@ -191,7 +191,7 @@ def returns_under(attack: Attack, radius: float) -> np.ndarray:
     """Returns of the noisy policy `[2, K]`."""
 
     def one(goal: jax.Array, key: jax.Array) -> jax.Array:
-        sizes = {"num_trajectories": 300, "env": ENV, "policy": NOISY, "attack": attack}
+        sizes = {"num_trajectories": 300, "env": ENV, "policy": NOISY, "attack": attack, "is_query": True}
         return episode_returns(collect(goal, (), key, goal, budget=Budget(radius), **sizes))
 
     return np.asarray(jax.jit(jax.vmap(one))(GOALS, jax.random.split(jax.random.key(3))))
@@ -264,7 +264,7 @@ def test_the_attack_keeps_its_budget() -> None:
     @jax.jit
     def run(goal: jax.Array):
         plan = solve(tried_choices(goal, budget, policy=NOISY, config=PLAN), goal, env=ENV, config=PLAN)
-        sizes = {"num_trajectories": 20, "env": ENV, "policy": NOISY, "attack": attack}
+        sizes = {"num_trajectories": 20, "env": ENV, "policy": NOISY, "attack": attack, "is_query": True}
         return plan, collect(goal, plan, jax.random.key(0), goal, budget=budget, **sizes)
 
     plan, taken = run(GOALS[0])

@@ -225,6 +225,9 @@ class Config:
             for name in self.methods:
                 if METHODS[name].learner != "maml_trpo":
                     raise refusal("methods", name, f"methods of maml_trpo {where}")
+            if self.sampling.support_discount:
+                # Whole returns are what it adapts by.
+                raise refusal("sampling.support_discount", self.sampling.support_discount, f"0 {where}")
         for tasks, setting in self._where_other_tasks_are_met():
             if task_counts(self)[tasks] == 1:
                 raise refusal(tasks, 1, f"2 or more where {setting} is other_task")

@@ -41,7 +41,8 @@ class EvalResult(NamedTuple):
     """What a meta-test measured.
 
     Attributes:
-        returns: `[N, num_adapt_steps + 1, K]` undiscounted return of every episode.
+        returns: `[N, num_adapt_steps + 1, K]` undiscounted return of every episode. All but the last step's
+            are the episodes that the policy adapts on: where it explores by its context, with drawn ones.
         attack_size: `[]` mean norm of the perturbations on query data, in the budget's units.
         budget_excess: `[]` by how much any perturbation broke its budget; 0 when all held.
     """
@@ -170,6 +171,7 @@ def do_nothing_returns(key: jax.Array, tasks: Task, *, env: Env, num_trajectorie
             policy=still,
             attack=no_attack(),
             budget=Budget(0.0),
+            is_query=True,
         )
         return episode_returns(trajectory)
 

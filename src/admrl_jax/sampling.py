@@ -169,10 +169,10 @@ def collect(
     policy: Policy,
     attack: Attack,
     budget: Budget,
+    is_query: jax.Array | bool,
     horizon: int | None = None,
-    is_query: jax.Array | bool = True,
 ) -> Trajectory:
-    """Runs `num_trajectories` independent episodes of one task: fields `[K, H, ...]`."""
+    """Runs `num_trajectories` independent episodes of one task, see `rollout`: fields `[K, H, ...]`."""
     run = functools.partial(
         rollout, env=env, policy=policy, attack=attack, budget=budget, horizon=horizon, is_query=is_query
     )
@@ -265,8 +265,8 @@ def collect_tasks(
     env: Env,
     policy: Policy,
     attack: Attack,
+    is_query: jax.Array | bool,
     per_task: bool = False,
-    is_query: jax.Array | bool = True,
     axis: TaskAxis = TaskAxis(),
 ) -> Trajectory:
     """Episodes of every task of this device, fields `[N, K, H, ...]`.
@@ -281,8 +281,8 @@ def collect_tasks(
         env: task family.
         policy: Gaussian policy.
         attack: observation attack.
+        is_query: `[]` whether the policies have adapted; before that they may explore.
         per_task: whether every task has attack parameters of its own.
-        is_query: `[]` whether the policies have adapted.
         axis: how tasks are computed.
     """
 
@@ -308,7 +308,7 @@ def collect_tasks(
 
 
 def score_tasks(
-    episodes: Trajectory, config: SamplingConfig, policy: Policy, is_query: jax.Array | bool = False
+    episodes: Trajectory, config: SamplingConfig, policy: Policy, is_query: jax.Array | bool
 ) -> Experience:
     """Advantages of the actions of every task, by a baseline of its own.
 

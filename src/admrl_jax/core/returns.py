@@ -118,9 +118,10 @@ def normalise_advantages(advantage: jax.Array, mask: jax.Array, spread: jax.Arra
 
 
 def score_episodes(trajectory: Trajectory, spread: jax.Array | float = 0.0) -> Experience:
-    """Scores one task's episodes as wholes: the advantage of all of a task's steps is about its return.
+    """Scores one task's episodes as wholes: the advantage of all of an episode's steps is about its return.
 
-    Nothing is read but rewards. Steps of an episode that ended early count more: episodes count alike.
+    Nothing is read but rewards. Steps of an episode that ended early count more: episodes count alike. One
+    that diverged counts nothing, as its return is that of fewer steps.
 
     Args:
         trajectory: fields `[K, H, ...]` of one task.
@@ -131,8 +132,12 @@ def score_episodes(trajectory: Trajectory, spread: jax.Array | float = 0.0) -> E
     """
     chex.assert_rank(trajectory.reward, 2)
     total = jnp.sum(trajectory.reward, axis=-1)
-    length = jnp.maximum(jnp.sum(trajectory.mask, axis=-1), 1.0)
-    score = normalise_advantages(total, jnp.ones_like(total), spread) * jnp.mean(length) / length
+    length = jnp.sum(trajectory.mask, axis=-1)
+    counts = (length > 0) & (jnp.sum(trajectory.diverged, axis=-1) == 0)
+    counts = counts.astype(total.dtype)
+    # Losses are means over all steps: what an episode gets is shared out among its own.
+    share = jnp.sum(length) / jnp.maximum(jnp.sum(counts), 1.0) / jnp.maximum(length, 1.0)
+    score = normalise_advantages(total, counts, spread) * share
     return Experience(trajectory, score[:, None] * trajectory.mask)
 
 

@@ -59,7 +59,7 @@ class Experience(NamedTuple):
 
     Attributes:
         trajectory: fields `[..., K, H, ...]`.
-        advantage: `[..., K, H]`, normalised per task over valid steps; see `score_tasks`.
+        advantage: `[..., K, H]`, normalised per task, over valid steps or over episodes; see `score_tasks`.
     """
 
     trajectory: Trajectory

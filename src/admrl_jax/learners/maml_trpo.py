@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.networks import PARTS, Policy
-from admrl_jax.core.settings import INNER_STEP_SIZE, NOT_NEGATIVE, STEP_SIZE_OR_ZERO, one_of
+from admrl_jax.core.settings import INNER_STEP_SIZE, NOT_NEGATIVE, STEP_SIZE_OR_ZERO, one_of, refusal
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, flatten_steps
 from admrl_jax.learners.base import Learner, LearnerSpec, LearnerState, LossTerm
@@ -37,8 +37,14 @@ class MAMLTRPOConfig:
 
 
 def make_maml_trpo(policy: Policy, config: MAMLTRPOConfig | None = None) -> Learner:
-    """The learner; its meta-parameters are the policy's."""
+    """The learner; its meta-parameters are the policy's.
+
+    Raises:
+        ConfigError: the policy explores by its context, and something else is to adapt.
+    """
     config = config or MAMLTRPOConfig()
+    if policy.explore and config.adapts != "context":
+        raise refusal("adapts", config.adapts, "context where the policy explores by it")
 
     def adapt_one(meta_params: Params, params: Params, experience: Experience) -> Params:
         return adapt_step(

@@ -11,7 +11,7 @@ import optax
 from admrl_jax.core import gaussian
 from admrl_jax.core.gaussian import Gaussian
 from admrl_jax.core.networks import Policy
-from admrl_jax.core.settings import FRACTION, NOT_NEGATIVE, REPEATS, STEP_SIZE
+from admrl_jax.core.settings import FRACTION, NOT_NEGATIVE, REPEATS, STEP_SIZE, refusal
 from admrl_jax.core.task_axis import TaskAxis
 from admrl_jax.core.types import Experience, MetaBatch, Metrics, Params, all_finite, flatten_steps, where_tree
 from admrl_jax.learners.base import Learner, LearnerSpec, LearnerState, LossTerm
@@ -72,7 +72,13 @@ def clipped_loss(new: Gaussian, query: Experience, weights: jax.Array, clip_rati
 
 
 def make_promp(policy: Policy, config: ProMPConfig | None = None) -> Learner:
-    """The learner; its meta-parameters are the policy's, its optimiser is Adam."""
+    """The learner; its meta-parameters are the policy's, its optimiser is Adam.
+
+    Raises:
+        ConfigError: the policy explores by its context, which the likelihood ratio does not know.
+    """
+    if policy.explore:
+        raise refusal("policy", "one that explores by its context", "one that does not")
     config = config or ProMPConfig()
     optimizer = optax.adam(config.outer_lr)
 

@@ -152,5 +152,5 @@ class _Pieces:
         return episodes, (episode_returns(episodes), sizes)
 
     def _adapt(self, meta_params: Params, params: Params, episodes: Trajectory) -> Params:
-        batch = score_tasks(episodes, self._setup.sampling, self._setup.policy)
+        batch = score_tasks(episodes, self._setup.sampling, self._setup.policy, False)
         return adapt_tasks(meta_params, params, batch, learner=self._setup.learner, axis=self._axis)

@@ -139,7 +139,7 @@ class Adapter:
             learner = with_step_size(self._trained, step_size)
 
             def adapt(meta_params: Params, params: Params, episodes: Trajectory) -> Params:
-                batch: Experience = score_tasks(episodes, sampling, self._trained.policy)
+                batch: Experience = score_tasks(episodes, sampling, self._trained.policy, False)
                 step = jax.vmap(lambda params, batch: learner.adapt_step(meta_params, params, batch))
                 return step(params, batch)
 

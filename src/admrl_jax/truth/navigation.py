@@ -279,6 +279,7 @@ def planned_returns(
             policy=policy,
             attack=attack,
             budget=budget,
+            is_query=True,
         )
         return Truth(episode_returns(episodes), plan_value(plan, jnp.zeros(2)))
 

@@ -52,11 +52,13 @@ class MisstepParams(NamedTuple):
         features: `[M, T]` tasks.
         policies: adapted to them, leading axis `M`.
         other: `[M]` for each the one among them that acts least like it.
+        unadapted: the policy before it adapts, around whose context others are drawn.
     """
 
     features: jax.Array
     policies: Params
     other: jax.Array
+    unadapted: Params
 
 
 def make_misstep(config: MisstepConfig, victim: Victim) -> AttackTrainer:
@@ -68,7 +70,8 @@ def make_misstep(config: MisstepConfig, victim: Victim) -> AttackTrainer:
     once per episode. On query data it climbs minus the action along it.
 
     A policy that tries contexts learns from returns which of them to take. There the action itself stands in
-    for its change, with the sign of the context that acts: whether it is like this task's or the other's.
+    for its change, with the sign of the context that acts: whether it lies towards this task's or the
+    other's. Both terms then go along one direction, and that of the larger weight decides.
     """
     count, limit = config.num_policies, victim.action_limit
 
@@ -85,8 +88,8 @@ def make_misstep(config: MisstepConfig, victim: Victim) -> AttackTrainer:
         wanted = mean(own, obs) - mean(other, obs)
         wanted = wanted / jnp.maximum(safe_norm(wanted), 1e-6)
         step = jax.tree.map(jnp.subtract, own, acting)
-        between = jax.tree.map(lambda here, one, two: here - (one + two) / 2, acting, own, other)
-        side = jnp.sign(optax.tree.vdot(between, jax.tree.map(jnp.subtract, own, other)))
+        tried = jax.tree.map(jnp.subtract, acting, params.unadapted)
+        side = jnp.sign(optax.tree.vdot(tried, jax.tree.map(jnp.subtract, own, other)))
 
         def harm(x: jax.Array) -> jax.Array:
             action, change = jax.jvp(lambda p: victim.policy.apply(p, x).mean, (acting,), (step,))
@@ -104,7 +107,8 @@ def make_misstep(config: MisstepConfig, victim: Victim) -> AttackTrainer:
     def untaught(key: jax.Array) -> MisstepParams:
         policies = jax.vmap(victim.policy.init)(jax.random.split(key, count))
         features = jnp.zeros((count, victim.task_size))
-        return MisstepParams(features, policies, jnp.arange(1, count + 1, dtype=jnp.int32) % count)
+        other = jnp.arange(1, count + 1, dtype=jnp.int32) % count
+        return MisstepParams(features, policies, other, victim.policy.init(key))
 
     def init(key: jax.Array, inputs: Units, start_from: MisstepParams | None = None) -> MisstepParams:
         return untaught(key) if start_from is None else start_from
@@ -158,7 +162,8 @@ def remember(
     actions = jax.lax.map(lambda policy: mean(policy, seen), policies)
     unlike = jax.lax.map(lambda mine: jnp.mean(jnp.square(mine - actions), axis=(1, 2)), actions)
     other = jnp.argmax(unlike, axis=1).astype(jnp.int32)
-    return MisstepParams(features, policies, other), jnp.max(unlike)
+    unadapted = jax.tree.map(lambda x: x[0, 0], batch.support_params)
+    return MisstepParams(features, policies, other, unadapted), jnp.max(unlike)
 
 
 SPEC = AttackSpec(
