@@ -71,7 +71,7 @@ def hardened(paper: Config) -> Config:
         ),
         defences=DefenceConfigs(
             smooth=SmoothConfig(
-                query_weight=0.05,
+                query_weight=0.03,
                 support_weight=0.0,
                 radius=max(paper.eval.strengths),
                 ascent_steps=2,
