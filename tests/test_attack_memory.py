@@ -38,7 +38,7 @@ COUNTER = Attack(lambda key: (), lambda key: jnp.zeros(()), count, FREE)
 @functools.cache
 def collector(attack: Attack):
     """Eight compiled episodes under an attack."""
-    run = functools.partial(collect, num_trajectories=8, env=ENV, policy=WALK, attack=attack)
+    run = functools.partial(collect, num_trajectories=8, env=ENV, policy=WALK, attack=attack, is_query=True)
     return jax.jit(lambda goal, radius: run((), (), jax.random.key(0), goal, budget=Budget(radius)))
 
 

@@ -179,7 +179,13 @@ def navigator(name: str, policy: Policy = POLICY):
     """Five compiled episodes of 2D navigation under one attack."""
     attack = ATTACKS[name]
     run = functools.partial(
-        collect, num_trajectories=5, env=NAVIGATION, policy=policy, attack=attack, budget=Budget(0.3)
+        collect,
+        num_trajectories=5,
+        env=NAVIGATION,
+        policy=policy,
+        attack=attack,
+        budget=Budget(0.3),
+        is_query=True,
     )
     attack_params = random_like(attack.init, 1, size=2.0)
     params = random_like(policy.init, 2)
