@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from admrl_jax.attacks.learned.counter_action import CounterActionConfig, make_c
 from admrl_jax.attacks.learned.misstep import MisstepConfig, MisstepParams, make_misstep
 from admrl_jax.attacks.learned.pipeline import PipelineConfig, make_pipeline
 from admrl_jax.attacks.threat import Budget, Units, make_threat
+from admrl_jax.config import Config, LearnerConfigs
 from admrl_jax.core import gaussian
 from admrl_jax.core.networks import PolicyConfig, make_policy
 from admrl_jax.core.returns import estimate_advantages, score_episodes
@@ -23,14 +25,14 @@ from admrl_jax.defences.smooth import SmoothConfig, smooth_term
 from admrl_jax.envs.navigation import Navigation2D, NavigationConfig
 from admrl_jax.learners.maml_trpo import MAMLTRPOConfig, make_maml_trpo
 from admrl_jax.learners.promp import make_promp
+from admrl_jax.runs.artefact import POLICIES, load_policy, save_policies
 from admrl_jax.sampling import SamplingConfig, collect_meta_batch, expose, score_tasks
 from admrl_jax.victims import make_victim
 
 STD, LR, TASKS, EPISODES = 0.7, 0.3, 2, 6
 ENV = Navigation2D(NavigationConfig(horizon=5))
-POLICY = make_policy(
-    2, 2, PolicyConfig(hidden_sizes=(4,), context_size=3, context_std=STD, init_std=0.1, min_std=0.05)
-)
+SETTINGS = PolicyConfig(hidden_sizes=(4,), context_size=3, context_std=STD, init_std=0.1, min_std=0.05)
+POLICY = make_policy(2, 2, SETTINGS)
 LEARNER = make_maml_trpo(POLICY, MAMLTRPOConfig(inner_lr=LR, adapts="context"))
 VICTIM = make_victim(ENV, POLICY, LEARNER)
 # A context that is not at its start, and weights that read it.
@@ -251,6 +253,24 @@ def test_learners_that_would_not_learn_from_contexts_refuse_such_a_policy() -> N
         make_maml_trpo(POLICY, MAMLTRPOConfig(adapts="head"))
     with pytest.raises(ConfigError, match=r"policy: .* explores by its context"):
         make_promp(POLICY)
+
+
+def test_a_saved_policy_still_explores_and_adapts_by_it(batch: MetaBatch, tmp_path: Path) -> None:
+    config = Config(
+        env=NavigationConfig(horizon=5),
+        methods=("maml",),
+        seeds=(0,),
+        policy=SETTINGS,
+        learners=LearnerConfigs(maml_trpo=MAMLTRPOConfig(inner_lr=LR, adapts="context")),
+    )
+    saved, inputs = jax.tree.map(lambda x: x[None], (META, Units(jnp.zeros(2), jnp.ones(2))))
+    save_policies(tmp_path / POLICIES, config, {"maml": saved}, inputs, (0,))
+    loaded = load_policy(tmp_path, "maml", seed=0)
+    assert loaded.policy.explore is not None and loaded.policy.explore.std == STD
+    support = jax.tree.map(lambda x: x[0], batch.support)
+    adapted = loaded.learner.adapt(loaded.params, support)["context"]
+    np.testing.assert_array_equal(adapted, LEARNER.adapt(META, support)["context"])
+    assert np.any(adapted != META["context"])
 
 
 def test_without_a_spread_nothing_is_drawn() -> None:
