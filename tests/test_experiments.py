@@ -956,9 +956,13 @@ def test_a_run_at_the_ends_of_schedule_and_meta_test(tmp_path: Path) -> None:
 
 
 def test_halfcheetah_goes_through_every_stage(tmp_path: Path) -> None:
+    """With a policy that tries contexts, as in the preset `hardened`.
+
+    Every attack and method goes through the same stages on 2D navigation.
+    """
     directory = tmp_path / "cheetah"
-    # Every attack and method goes through the same stages on 2D navigation.
-    argv = [f"--run-dir={directory}", "--preset=quick", "--methods", "maml", "admrl"]
+    argv = [f"--run-dir={directory}", "--preset=quick", "--methods", "smooth", "admrl"]
+    argv += ["--policy.context-size=3", "--policy.context-std=1", "--learners.maml-trpo.adapts=context"]
     argv += ["--eval.attacks", "l2_noise", "adgan", "--eval.undefended-attacks"]
     quick = tiny(halfcheetah_dir.PRESETS["quick"])
     assert main("experiments.halfcheetah_dir", "", {"quick": quick}, argv) == 0
