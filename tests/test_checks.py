@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from admrl_jax.report.results import read_results
@@ -32,7 +33,8 @@ def first_run() -> list[Score]:
         if (row["support"], row["query"]) != ("attacked", "attacked"):
             continue
         kind = {"paper": TRANSFER, "adaptive": LEARNED}.get(row["protocol"]) or KINDS[row["attack"]]
-        scores.append(Score(row["method"], row["strength"], row["attack"], kind, row["post"]))
+        left = np.array([row["post"]])
+        scores.append(Score(row["method"], row["strength"], row["attack"], kind, left))
     return scores
 
 
@@ -54,16 +56,38 @@ def test_the_claim_of_the_first_halfcheetah_run_is_withheld() -> None:
 
 
 def test_sound_numbers_pass_and_chance_is_forgiven() -> None:
+    rng = np.random.default_rng(0)
+
+    def score(radius: float, attacker: str, kind: str, mean: float) -> Score:
+        chance = rng.normal(size=40)
+        return Score("maml", radius, attacker, kind, mean + 10 * (chance - chance.mean()))
+
     scores = [
-        Score("maml", 0.2, "noise", NOISE, 300.0, 2.0),
-        Score("maml", 0.2, "fit", LEARNED, 302.0, 2.0),
-        Score("maml", 0.2, "other's", TRANSFER, 310.0, 2.0),
-        Score("maml", 0.5, "fit", LEARNED, 304.0, 2.0),
+        score(0.2, "noise", NOISE, 300.0),
+        score(0.2, "fit", LEARNED, 302.0),
+        score(0.2, "other's", TRANSFER, 310.0),
+        score(0.5, "fit", LEARNED, 304.0),
     ]
     found = sanity_checks(scores)
     assert {check.name for check in found} == {MONOTONE, WHITE_BOX, BEATS_UNTRAINED}
     assert is_claim_sound(found, "maml") and not is_claim_sound(found, "nobody")
     assert not is_claim_sound(sanity_checks(scores, errors=0.1), "maml")
+
+
+def test_what_all_attackers_meet_alike_hides_no_difference() -> None:
+    # Tasks differ by 100, attackers by 1 on each.
+    tasks = np.linspace(0.0, 100.0, 40)
+    scores = [Score("maml", 0.2, "pgd", UNTRAINED, tasks), Score("maml", 0.2, "fit", LEARNED, tasks + 1)]
+    assert [check.holds for check in sanity_checks(scores)] == [False]
+    # Kinds of tasks weigh the same, however many there are of each: this one is below by 0.5.
+    kinds = [0] * 30 + [1] * 10
+    better = tasks + np.where(np.array(kinds) == 0, 1.0, -2.0)
+    scores = [
+        Score("maml", 0.2, name, kind, left, kinds)
+        for name, kind, left in (("pgd", UNTRAINED, tasks), ("fit", LEARNED, better))
+    ]
+    assert scores[1].value == pytest.approx(scores[0].value - 0.5)
+    assert [check.holds for check in sanity_checks(scores)] == [True]
 
 
 def test_most_of_the_harm_is_done_after_so_many_updates() -> None:
@@ -79,5 +103,8 @@ def test_effort_is_flat_or_not() -> None:
     flat = converged("maml", 0.8, "fit", [250, 150, 120, 104, 101, 100], clean=300)
     assert flat.holds and flat.name == CONVERGED and "2 %" in flat.detail
     assert not converged("maml", 0.8, "fit", [300, 290, 280, 260, 240, 200], clean=300).holds
+    # Who had one start, or one update, may do more harm with a second.
+    alone = converged("maml", 0.8, "misstep", [100.0], clean=300, unit="starts")
+    assert not alone.holds and "one of starts is all it had" in alone.detail
     # A lower batch by chance does not count twice: the lowest so far is compared.
     assert converged("maml", 0.8, "fit", [100, 250, 120, 104, 101, 180], clean=300).holds

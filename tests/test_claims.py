@@ -18,7 +18,9 @@ from admrl_jax.stats.claims import (
     UNDECIDED,
     UNMEASURED,
     agreement,
+    bounded,
     effect_of,
+    one_of_many,
     overall,
     paired,
     spread_ratio,
@@ -51,6 +53,44 @@ def test_a_claim_of_parts_needs_all_of_them() -> None:
     assert overall([SUPPORTED, UNMEASURED]) == UNDECIDED
     assert overall([SUPPORTED, CONTRADICTED, UNMEASURED]) == CONTRADICTED
     assert overall([UNMEASURED, UNMEASURED]) == UNMEASURED == overall([])
+
+
+def test_a_part_of_many_is_contradicted_by_chance_no_more_often_than_one_alone() -> None:
+    rng = np.random.default_rng(1)
+    # Five environments, one method of four that is said to be the best, and none is.
+    returns = rng.normal(size=(400, 5, 4, 5))
+    wrong, alone = 0, 0
+    for one in returns:
+        gaps = [[effect_of(env[0] - other) for other in env[1:]] for env in one]
+        alone += any(gap.verdict == CONTRADICTED for env in gaps for gap in env)
+        parts = [weakest([one_of_many(gap, 15) for gap in env]) for env in gaps]
+        wrong += overall(part.verdict for part in parts) == CONTRADICTED
+    assert alone / 400 > 0.15, "without a correction"
+    assert wrong / 400 < 0.05, "with it: 0.025 at most, but for chance"
+    effect = effect_of([1.0, -1.0, 0.5])
+    assert one_of_many(effect, 1) == effect
+    assert one_of_many(effect, 3).low == effect.low and one_of_many(effect, 3).high > effect.high
+
+
+def test_a_bound_decides_to_its_own_side_only() -> None:
+    good, bad = effect_of([1, 1.1, 0.9]), effect_of([-1, -1.1, -0.9])
+    verdicts = {
+        (effect.value > 0, high, low): bounded(effect, is_too_high=high, is_too_low=low).verdict
+        for effect in (good, bad)
+        for high in (False, True)
+        for low in (False, True)
+    }
+    assert verdicts == {
+        (True, False, False): SUPPORTED,
+        (True, False, True): SUPPORTED,
+        (True, True, False): UNDECIDED,
+        (True, True, True): UNDECIDED,
+        (False, False, False): CONTRADICTED,
+        (False, True, False): CONTRADICTED,
+        (False, False, True): UNDECIDED,
+        (False, True, True): UNDECIDED,
+    }
+    assert bounded(effect_of([]), is_too_high=True, is_too_low=True).verdict == UNMEASURED
 
 
 def test_intervals_cover_as_often_as_they_say() -> None:
@@ -107,6 +147,7 @@ def made_up(**attacked: float) -> Measured:
         "versions": {"jax": "0"},
         "methods": {method: METHODS[method]._asdict() for method in PAPER_METHODS},
         "config": {
+            "eval": {"curve_strength": 0.2},
             "seeds": [0, 1, 2, 3],
             "env": {"horizon": 100},
             "sampling": {"num_tasks": 20, "num_trajectories": 20},
@@ -189,6 +230,13 @@ def test_the_ledger_has_every_claim_and_says_what_is_missing() -> None:
     run = made_up(**{MAML: -50.0, RANDOM: -45.0, FGSM: -60.0, ADMRL: -30.0})
     judged = judge({"navigation_2d": run})
     assert {claim.code for claim in CLAIMS} <= {one.claim.code for one in judged}
+    # Told where not all of the paper's strengths count.
+    assert "navigation_2d (at 0.2)" in next(
+        line for line in paper_text(judged, {"navigation_2d": run}).splitlines() if line.startswith("| A3 |")
+    )
+    # That another method is best in 2D navigation (N3) does not contradict that adMRL mostly is (N2).
+    n2 = next(one for one in judged if one.claim.code == "N2")
+    assert "navigation_2d" not in n2.effects
     # One of five environments supports nothing that is said of five.
     assert next(one for one in judged if one.claim.code == "T1").verdict == UNDECIDED
     text = paper_text(
@@ -198,7 +246,9 @@ def test_the_ledger_has_every_claim_and_says_what_is_missing() -> None:
         assert f"| {env} | 0 |" in text
     assert "| T1 | adMRL is best under adGAN |" in text and "**undecided**" in text
     assert "![strength](../nav/figures/strength.png)" in text
-    assert "at the paper's sizes" not in text
+    assert "at the paper's sizes" not in text and "Not finished" not in text
+    missing = paper_text(judged, {"navigation_2d": run}, missing=["reacher, seed 1, paper"])
+    assert "Not finished, and left out: reacher, seed 1, paper." in missing
     run.results["preset"] = "quick"
     assert "**Not at the paper's sizes: navigation_2d. Effects" in paper_text(judged, {"navigation_2d": run})
 
@@ -270,6 +320,20 @@ def test_methods_are_compared_by_seed_with_the_undefended_one() -> None:
     more = attacked({"maml": {0: -50.0, 9: -60.0}, "smooth": {0: -15.0, 9: -15.0}})
     (one,) = differences([("mine", more)], [("maml", maml)])
     assert (one.worst.seeds, one.worst.value) == (1, pytest.approx(15))
+    # Where a check of the base fails, its number is too high: a loss against it is no contradiction.
+    worse = attacked({"smooth": {0: -50.0, 1: -52.0, 2: -51.0}})
+    (one,) = differences([("hard", worse)], [("maml", maml)])
+    assert one.worst.verdict == CONTRADICTED and (one.failed, one.failed_base) == (0, 0)
+    unsound = attacked({"maml": {0: -30.0, 1: -34.0, 2: -32.0}})
+    unsound.unsound = lambda: {"MAML, seed 1"}
+    (one,) = differences([("hard", worse)], [("maml", unsound)])
+    assert one.worst.verdict == UNDECIDED and (one.failed, one.failed_base) == (0, 1)
+    (one,) = differences([("hard", attacked({"smooth": {0: -20.0, 1: -26.0, 2: -21.0}}))], [("m", unsound)])
+    assert one.worst.verdict == SUPPORTED and one.worst.high == np.inf
+    # Other tasks, or another environment by the same name: doing nothing returns something else.
+    elsewhere = attacked({"smooth": {0: -12.0}})
+    elsewhere.floor = -400.0
+    assert not differences([("elsewhere", elsewhere)], [("maml", maml)])
     # Attacked otherwise, it is no partner; and no policy counts twice.
     query = attacked({"smooth": {0: -12.0}}, side="query")
     assert not differences([("query", query)], [("maml", maml)])
@@ -282,11 +346,12 @@ def test_methods_are_compared_by_seed_with_the_undefended_one() -> None:
     run = made_up(**{MAML: -50.0, RANDOM: -45.0, FGSM: -60.0, ADMRL: -30.0})
     run.attacks.append(maml)
     text = paper_text([], {"navigation_2d": run}, {}, [("hard", one) for one in smooth])
-    line = next(line for line in text.splitlines() if line.startswith("| hard | navigation_2d |"))
+    (line,) = (line for line in text.splitlines() if line.startswith("| hard | navigation_2d |"))
     assert "found elsewhere" not in text
     numbers = "9.67 [5.87, 13.46] | 9.67 [5.87, 13.46]"
     assert (
-        line == f"| hard | navigation_2d | SMOOTH - MAML of navigation_2d | 0.2 | 3 | {numbers} | supported |"
+        line == f"| hard | navigation_2d | SMOOTH - MAML of navigation_2d | 0.2 | 3 | {numbers} | "
+        "0 of 3 | 0 of 3 | supported |"
     )
     smooth[0].results["plan"]["transfer_from"] = ["elsewhere"]
     assert "tried too on all or some seeds of: hard; on" in paper_text([], {}, {}, [("hard", smooth[0])])

@@ -58,9 +58,10 @@ from admrl_jax.runs.files import read_arrays
 from admrl_jax.runs.progress import Progress
 from admrl_jax.runs.signals import Interrupted
 from admrl_jax.sampling import SamplingConfig
-from admrl_jax.saved.attack_plan import set_aside
+from admrl_jax.saved.attack_plan import effort_of, set_aside
 from admrl_jax.saved.decisions import measure_decisions
 from admrl_jax.simulators import SimulatorError
+from admrl_jax.suites import SUITES
 from admrl_jax.training import init_train_state, outer_step
 from benchmarks.protocol import count_cells
 from experiments import halfcheetah_dir, navigation_2d
@@ -733,8 +734,26 @@ def test_a_unit_is_finished_once_the_suite_asked_for_has_attacked_it(
         return len(capsys.readouterr().out.splitlines())
 
     assert [left(suite) for suite in ("none", "standard")] == [0, 1]
-    (unit / "attack" / "results.json").write_text(json.dumps({"plan": {"suite": "standard"}}))
-    assert [left(suite) for suite in ("none", "standard", "claim")] == [0, 0, 1]
+    plan = {"suite": "standard", "effort": effort_of(SUITES["standard"]), "side": "both"}
+    # As it was in an older version, or on one side only, it counts for nothing.
+    for changed, standard in (({}, 0), ({"effort": "old"}, 1), ({"side": "query"}, 1)):
+        (unit / "attack" / "results.json").write_text(json.dumps({"plan": plan | changed}))
+        assert [left(suite) for suite in ("none", "standard", "claim")] == [0, standard, 1]
+
+
+def test_units_that_were_not_attacked_alike_are_not_put_together(
+    units: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "paper"
+    shutil.copytree(units, out)
+    plan = {"suite": "standard", "effort": "a", "side": "both", "units": "paper", "seed": 0, "radii": [0.2]}
+    for seed, effort in ((0, "a"), (1, "b")):
+        folder = out / "navigation_2d" / f"seed-{seed}" / "attack"
+        folder.mkdir()
+        (folder / "results.json").write_text(json.dumps({"plan": plan | {"effort": effort}}))
+    flags = ("--envs", "navigation_2d", "--seeds", "0", "1", "--presets", "paper", "--report-only")
+    assert paper(*flags, "--out", str(out)) == 2
+    assert "were not attacked alike; accepted: equal suite, effort, side" in capsys.readouterr().err
 
 
 def test_a_run_is_attacked_afterwards_by_another_suite(finished: Path, tmp_path: Path) -> None:
@@ -752,19 +771,29 @@ def test_a_run_is_attacked_afterwards_by_another_suite(finished: Path, tmp_path:
 
 def test_another_suite_sets_the_first_one_aside(tmp_path: Path) -> None:
     folder = tmp_path / "attack"
-    set_aside(folder, "quick")
-    folder.mkdir()
-    (folder / "plan.json").write_text('{"suite": "quick"}')
-    set_aside(folder, "quick")
+    quick, standard, older = (
+        SimpleNamespace(suite=suite, effort=effort)
+        for suite, effort in (("quick", "new"), ("standard", "new"), ("quick", "old"))
+    )
+    set_aside(folder, quick)
+
+    def hold(plan: SimpleNamespace) -> None:
+        folder.mkdir()
+        (folder / "plan.json").write_text(json.dumps(vars(plan)))
+
+    hold(quick)
+    set_aside(folder, quick)
     assert folder.exists(), "the same goes on"
-    set_aside(folder, "standard")
+    set_aside(folder, standard)
     assert not folder.exists() and (tmp_path / "attack_quick" / "plan.json").exists()
-    folder.mkdir()
-    (folder / "plan.json").write_text('{"suite": "quick"}')
+    hold(older)
+    set_aside(folder, quick)
+    assert not folder.exists() and (tmp_path / "attack_quick_old" / "plan.json").exists()
+    hold(quick)
     with pytest.raises(
         RunError, match=r"attack holds the suite quick, and so does .*attack_quick; remove one"
     ):
-        set_aside(folder, "standard")
+        set_aside(folder, standard)
 
 
 def test_of_several_processes_the_one_that_writes_draws_paths_alone(finished: Path, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_the_worst_attacker_is_trained_on_while_it_gains(monkeypatch: pytest.Mon
     )
     attack = functools.partial(attack_suite, SETUP, META_PARAMS, CASE.key, radius=RADIUS, inputs=INPUTS)
     # Never flat: it goes on as long as that helps.
-    monkeypatch.setattr("admrl_jax.suite.last_third", lambda returns, clean: 1.0)
+    monkeypatch.setattr("admrl_jax.suite.is_flat", lambda returns, clean: False)
     result = attack(suite=suite)
     names = [f"fit, continued {number}" for number in (1, 2, 3)]
     assert list(result.members)[:2] == ["fit", names[0]]
@@ -158,8 +158,43 @@ def test_the_worst_attacker_is_trained_on_while_it_gains(monkeypatch: pytest.Mon
     assert result.finals[result.worst].mean() == min(means)
     lengths = [len(member.effort) for member in result.members.values()]
     assert lengths[1] == MIN_UPDATES and all(b == 2 * a for a, b in itertools.pairwise(lengths[1:]))
-    monkeypatch.setattr("admrl_jax.suite.last_third", lambda returns, clean: 0.0)
+    monkeypatch.setattr("admrl_jax.suite.is_flat", lambda returns, clean: True)
     assert list(attack(suite=suite).members) == ["fit"]
+
+
+def test_of_one_update_more_starts_are_more_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    single = Member(name="misstep", attack="misstep", starts=3)
+    suite = dataclasses.replace(SUITE, members=(single,))
+    runner = SuiteRunner(suite, SETUP)
+    clean = runner.judge.clean(CASE)
+    first = runner.run_member(CASE, single, clean=clean)
+    assert len(np.unique(first.starts)) == 3, "each learned from episodes of its own"
+    np.testing.assert_allclose(first.effort, np.minimum.accumulate(first.starts))
+    assert first.effort[-1] == pytest.approx(first.best.left)
+    more = runner.run_further(CASE, "misstep", first, clean=clean, number=1)
+    # Six starts, and the one that they went on from, with which the curve begins.
+    assert more.starts.shape == more.effort.shape == (7,)
+    assert more.effort[0] == pytest.approx(more.starts[-1]) == pytest.approx(first.best.left)
+    assert more.best.left <= first.best.left + 1e-6
+    assert not np.isin(more.starts[:6], first.starts).any()
+
+
+@pytest.mark.parametrize("name", ["standard", "claim"])
+def test_every_attacker_of_several_starts_has_different_ones(name: str) -> None:
+    """One whose starts are alike is tried once, however many it is said to have."""
+    alike = []
+    for member in SUITES[name].members:
+        spec = registry.attack_spec(member.attack)
+        if spec.make_trainer is None or member.starts < 2:
+            continue
+        trainer = registry.make_attack_trainer(
+            member.attack, SETUP.victim, dataclasses.replace(spec.config(), **dict(member.settings))
+        )
+        states = [jax.tree.leaves(trainer.init(jax.random.key(seed), INPUTS)) for seed in range(2)]
+        is_alike = all(np.array_equal(a, b) for a, b in zip(*states, strict=True))
+        if is_alike and not trainer.is_of_batch:
+            alike.append(member.name)
+    assert alike == []
 
 
 def test_references_and_the_tasks_of_a_report(runner: SuiteRunner, members) -> None:

@@ -102,7 +102,7 @@ def attack_collect_step(
 def clean_batch(
     key: jax.Array, step: jax.Array | int, meta_params: Params, *, setup: Setup, axis: TaskAxis = TaskAxis()
 ) -> tuple[MetaBatch, Metrics]:
-    """The meta-batch from which attackers that learn offline take a step; the same for all of them."""
+    """The meta-batch from which attackers that learn offline take a step."""
     num_tasks = setup.sampling.num_tasks // axis.num_devices
     exposure = expose(no_attack(), (), Budget(0.0), num_tasks=num_tasks)
     return sample_and_collect(meta_params, step_keys(key, jnp.asarray(step)), exposure, setup, axis)
@@ -200,7 +200,8 @@ class AttackerTraining:
         """Attackers at their start, leading axis `[L]`, one for every radius.
 
         Args:
-            key: of starts, tasks and episodes; all attackers meet the same tasks.
+            key: of starts, tasks and episodes; all attackers meet the same tasks, but for those that learn
+                from their batch alone.
             radii: `[L]`.
             units: of the budgets.
             inputs: units of clean observations.
@@ -223,10 +224,14 @@ class AttackerTraining:
             key: the one that `start` was given.
             number: updates done.
         """
-        clean = None
-        if self.trainer.is_offline:
-            clean = self._place(self._collect_clean(jax.random.split(key)[1], number, meta_params))
-        states, metrics = self._step(states, (meta_params, clean))
+        key_run, own, shared = jax.random.split(key)[1], None, None
+        if self.trainer.is_of_batch:
+            keys = (jax.random.fold_in(key_run, lane) for lane in range(states.step.shape[0]))
+            batches = [self._collect_clean(one, number, meta_params) for one in keys]
+            own = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+        elif self.trainer.is_offline:
+            shared = self._place(self._collect_clean(key_run, number, meta_params))
+        states, metrics = self._step((states, own), (meta_params, shared))
         return states, {name: np.asarray(value) for name, value in metrics.items()}
 
     def _start_one(self, mine: tuple, shared: tuple) -> AttackerState:
@@ -239,10 +244,12 @@ class AttackerTraining:
             state = where_tree(number < count, trainer.init(fresh_key, inputs, given), state)
         return init_attacker(key_run, state, trainer=trainer, budget=Budget(radius, units), sides=sides)
 
-    def _step_one(self, state: AttackerState, shared: tuple) -> tuple[AttackerState, Metrics]:
-        (meta_params, clean), axis = shared, self.axis
-        collected = clean or attack_collect_step(
-            state, meta_params, setup=self.setup, trainer=self.trainer, axis=axis
+    def _step_one(self, mine: tuple, shared: tuple) -> tuple[AttackerState, Metrics]:
+        (state, own), (meta_params, clean), axis = mine, shared, self.axis
+        collected = (
+            own
+            or clean
+            or attack_collect_step(state, meta_params, setup=self.setup, trainer=self.trainer, axis=axis)
         )
         batch, measured = collected
         state, learned = attack_update_step(state, meta_params, batch, trainer=self.trainer, axis=axis)

@@ -45,11 +45,13 @@ class EvalResult(NamedTuple):
             are the episodes that the policy adapts on: where it explores by its context, with drawn ones.
         attack_size: `[]` mean norm of the perturbations on query data, in the budget's units.
         budget_excess: `[]` by how much any perturbation broke its budget; 0 when all held.
+        diverged: `[]` query episodes that a number that is not finite cut short; their returns say nothing.
     """
 
     returns: jax.Array
     attack_size: jax.Array
     budget_excess: jax.Array
+    diverged: jax.Array
 
 
 def evaluate(
@@ -88,7 +90,7 @@ def evaluate(
     support, query = batch.support.trajectory, batch.query.trajectory
     returns = jnp.concatenate([episode_returns(support), episode_returns(query)[:, None]], axis=1)
     sizes = attack_sizes(batch, exposure, axis)
-    return EvalResult(returns, sizes.size, sizes.excess)
+    return EvalResult(returns, sizes.size, sizes.excess, axis.total(jnp.sum(query.diverged)))
 
 
 def attacked_decisions(

@@ -153,7 +153,8 @@ class Judge:
             support, query = (Budget(radius * side, units) for side in sides)
             exposure = expose(attack, params, support, query, num_tasks=self.suite.tasks_together)
             result = evaluate(meta_params, key, tasks, exposure, setup=setup)
-            # Whoever breaks the budget has not attacked.
-            return jnp.where(result.budget_excess > 0, jnp.inf, result.returns[:, -1])
+            # Whoever breaks the budget has not attacked, nor whoever only cuts episodes short.
+            is_void = (result.budget_excess > 0) | (result.diverged > 0)
+            return jnp.where(is_void, jnp.inf, result.returns[:, -1])
 
         return score

@@ -23,7 +23,7 @@ from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.types import Params
 from admrl_jax.envs.base import raw_units
 from admrl_jax.judging import Case, Judge, keys_of, radius_within
-from admrl_jax.stats.checks import FLAT_SHARE, last_third
+from admrl_jax.stats.checks import is_flat
 from admrl_jax.suites import STANDARD, Member, Suite, check_suite
 from admrl_jax.training import Setup
 
@@ -72,8 +72,8 @@ class MemberResult(NamedTuple):
         starts: what each start left after its trial, `[starts]`; without a trial what every candidate left at
             the end, of which a start has up to three, and those that it went on from.
         effort: `[T]` return against updates, the lowest among the starts that went on: of the batches of the
-            last few updates; of an attack that learns offline, on the tasks that rank. Empty where nothing
-            is learned.
+            last few updates; of an attack that learns offline, on the tasks that rank. Where a single update
+            is all, the lowest on the validation tasks against starts. Empty where nothing is learned.
         env_steps: control steps simulated in training.
     """
 
@@ -223,13 +223,17 @@ class SuiteRunner:
         scores = self.judge.validation(case, member.name, [params for _, params in candidates])
         means = scores.mean(axis=(1, 2))
         best = int(np.argmin(means))
+        if member.is_single and effort.size:
+            # More effort is more starts, beginning with what it went on from.
+            own = means.size - len(seeds)
+            effort = np.minimum.accumulate(np.concatenate([means[own:], means[:own]]))
         found = Found(member.name, candidates[best][0], jax.device_get(candidates[best][1]), scores[best])
         return MemberResult(found, means if starts is None else starts, effort, env_steps)
 
     def run_further(
         self, case: Case, entry: str, so_far: MemberResult, *, clean: float, number: int
     ) -> MemberResult:
-        """What an attacker achieves with more updates.
+        """What an attacker achieves with more updates; with more starts, where one update is all.
 
         Args:
             case: the victim and the budget.
@@ -239,8 +243,11 @@ class SuiteRunner:
             number: of the round, from 1.
         """
         member = next(member for member in self.suite.members if member.name == so_far.best.member)
-        updates = max(MIN_UPDATES, MORE_UPDATES * len(so_far.effort))
-        longer = dataclasses.replace(member, starts=1, kept=1, trial_updates=0, updates=updates)
+        if member.is_single:
+            longer = dataclasses.replace(member, starts=MORE_UPDATES * member.starts)
+        else:
+            updates = max(MIN_UPDATES, MORE_UPDATES * len(so_far.effort))
+            longer = dataclasses.replace(member, starts=1, kept=1, trial_updates=0, updates=updates)
         return self.run_member(case, longer, [(entry, so_far.best.params)], clean=clean, again=number)
 
     def judge_others(self, case: Case, others: Sequence[Found]) -> list[Found]:
@@ -301,7 +308,7 @@ class SuiteRunner:
                 batches.append(left)
                 left = np.mean(batches[-SMOOTHED:], axis=0)
             effort.append(float(np.min(left)))
-            if len(effort) >= MIN_UPDATES and last_third(effort, clean) <= FLAT_SHARE:
+            if len(effort) >= MIN_UPDATES and is_flat(effort, clean):
                 break
         if not training.trainer.is_offline:
             # A batch is a noisy judge, and steps that are large enough to get anywhere overshoot.
@@ -370,8 +377,7 @@ def attack_suite(
     for number in range(1, ROUNDS + 1):
         worst = _worst(finals)
         effort = members[worst].effort
-        # A single update has no curve that could fall.
-        if len(effort) < 2 or last_third(effort.tolist(), clean) <= FLAT_SHARE:
+        if not effort.size or is_flat(effort.tolist(), clean):
             break
         entry = continued(worst, number)
         members[entry] = runner.run_further(case, worst, members[worst], clean=clean, number=number)

@@ -32,6 +32,11 @@ class Member:
     sides: tuple[str, ...] = tuple(SIDES)
     """For which data under attack it is made."""
 
+    @property
+    def is_single(self) -> bool:
+        """Whether one update is all, so that only more starts are more effort."""
+        return self.trial_updates + self.updates == 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
@@ -223,15 +228,20 @@ STANDARD = Suite(
     ),
     num_tasks=8,
 )
+
+
+def with_twice_the_effort(member: Member) -> Member:
+    """A member with twice its starts, six at least, and its updates, if one is not all."""
+    if attack_spec(member.attack).make_trainer is None:
+        return member
+    updates = member.updates if member.is_single else 2 * member.updates
+    return dataclasses.replace(member, starts=max(6, 2 * member.starts), updates=updates)
+
+
 CLAIM = dataclasses.replace(
     STANDARD,
     members=(
-        *(
-            dataclasses.replace(member, starts=max(6, 2 * member.starts), updates=2 * member.updates)
-            if attack_spec(member.attack).make_trainer
-            else member
-            for member in STANDARD.members
-        ),
+        *map(with_twice_the_effort, STANDARD.members),
         Member(name="adgan, all radii", attack="adgan_all_radii", starts=6, updates=30),
     ),
     validation_tasks=20,

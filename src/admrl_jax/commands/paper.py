@@ -4,6 +4,7 @@ A unit does not know the others, so they can be spread over machines: `--list` p
 Runs that are there already can be reported on as they are, with `--runs`.
 """
 
+import json
 import shlex
 import shutil
 import signal
@@ -20,7 +21,7 @@ from admrl_jax.config import Config
 from admrl_jax.core.settings import SEED, Accepts, ConfigError, check_fields, distinct, one_of
 from admrl_jax.protocol.merge import merge_runs
 from admrl_jax.report.attacked import ATTACK_FOLDER, Attacked
-from admrl_jax.report.compared import TwiceError
+from admrl_jax.report.compared import ALIKE, TwiceError
 from admrl_jax.report.measured import PAPER_ENVS, Measured
 from admrl_jax.report.paper import write_paper_report
 from admrl_jax.report.results import RESULTS, has_results, read_results
@@ -28,6 +29,7 @@ from admrl_jax.runs.artefact import ArtefactError
 from admrl_jax.runs.devices import start_devices
 from admrl_jax.runs.directory import RunError, read_run
 from admrl_jax.runs.files import DamagedFileError
+from admrl_jax.saved.attack_plan import effort_of
 from admrl_jax.saved.decisions import measure_decisions
 from admrl_jax.simulators import SimulatorError
 from admrl_jax.suites import SUITES
@@ -101,9 +103,12 @@ class Unit(NamedTuple):
         return (self.directory / "report.md").exists()
 
     def is_finished(self, suite: str) -> bool:
-        """Whether it is tested, and attacked by that suite."""
-        attacks = _attacks_on([self.directory])
-        return self.is_tested and (suite == "none" or [x["plan"]["suite"] for x in attacks] == [suite])
+        """Whether it is tested, and attacked by that suite as it is now, support and query."""
+        if suite == "none" or not self.is_tested:
+            return self.is_tested
+        plans = [attack["plan"] for attack in _attacks_on([self.directory])]
+        wanted = (suite, effort_of(SUITES[suite]), "both")
+        return [(plan["suite"], plan["effort"], plan["side"]) for plan in plans] == [wanted]
 
 
 def units_of(arguments: Arguments, seeds: Mapping[str, int]) -> Iterator[Unit]:
@@ -228,11 +233,24 @@ def report_of_units(out: Path, units: Sequence[Unit]) -> Path:
             runs[env] = _measured(places[env], directories)
     if not runs and not beyond:
         raise RunError(f"out: {out} has no finished unit")
-    return write_paper_report(out, runs, places, beyond)
+    missing = [f"{unit.env}, seed {unit.seed}, {unit.preset}" for unit in units if not unit.is_tested]
+    return write_paper_report(out, runs, places, beyond, missing)
 
 
 def _measured(run: Path, attacked: Sequence[Path]) -> Measured:
-    """A run, with the attacks of a suite on the runs that it was put together from; attacked decisions."""
+    """A run, with the attacks of a suite on the runs that it was put together from; attacked decisions.
+
+    Raises:
+        RunError: these were not attacked alike, so that they cannot be put together.
+    """
+    plans, names = {}, (*ALIKE, "radii")
+    for one in attacked:
+        for attack in _attacks_on([one]):
+            plans[json.dumps([attack["plan"].get(name) for name in names])] = one
+    if len(plans) > 1:
+        first, second, *_ = plans.values()
+        words = ", ".join(names)
+        raise RunError(f"attacks: {first} and {second} were not attacked alike; accepted: equal {words}")
     return Measured(read_results(run), _attacks_on(attacked), measure_decisions(run))
 
 
@@ -267,8 +285,7 @@ def _merged(directories: Sequence[Path]) -> Path:
     if len(directories) == 1:
         return directories[0]
     place = directories[0].parent / MERGED
-    wanted = [seed for directory in directories for seed in _seeds_of(directory)]
-    if (place / "report.md").exists() and _seeds_of(place) == wanted:
+    if (place / "report.md").exists() and _holds_the_same(place, directories):
         return place
     if place.exists():
         shutil.rmtree(place)
@@ -276,8 +293,13 @@ def _merged(directories: Sequence[Path]) -> Path:
     return place
 
 
-def _seeds_of(run: Path) -> list[int]:
-    return read_results(run)["config"]["seeds"]
+def _holds_the_same(place: Path, directories: Sequence[Path]) -> bool:
+    """Whether runs were put together as they are now: one may have been trained anew since."""
+
+    def rows(run: Path) -> list[str]:
+        return [json.dumps(row, sort_keys=True) for row in read_results(run)["rows"]]
+
+    return sorted(rows(place)) == sorted(row for directory in directories for row in rows(directory))
 
 
 def _run_units(units: Sequence[Unit], arguments: Arguments, presets: Mapping[str, dict[str, Config]]) -> int:

@@ -227,7 +227,10 @@ class MetaTest:
                 for evaluate in evaluations[done:]:
                     results.append(evaluate())
                     post = float(results[-1].returns[:, :, -1].mean())
-                    progress.update(done + len(results), {"post": post})
+                    cut_short = float(np.sum(results[-1].diverged))
+                    progress.update(
+                        done + len(results), {"post": post} | ({"diverged": cut_short} if cut_short else {})
+                    )
                     session.check_stop()
             if writes:
                 new = {name: np.stack([getattr(r, name) for r in results], axis=1) for name in names}

@@ -95,7 +95,7 @@ class _Pieces:
             f"episodes {session.parts.identity(attack, method)} {setup.sampling}",
             self._collect,
             (BATCH, *(STATE,) * 6),
-            (BATCH, (BATCH, STATE)),
+            (BATCH, (BATCH, STATE, STATE)),
         )
 
     def run(self, lanes: LanePrograms, block: Any, support_radius: float, query_radius: float) -> EvalResult:
@@ -103,20 +103,20 @@ class _Pieces:
         meta_params, attack_params, units, key, tasks, step = block
         num_steps = self._setup.sampling.num_adapt_steps
         params = lanes.call(self._start, meta_params, tasks)
-        returns, excess, size = [], 0.0, None
+        returns, excess, size, diverged = [], 0.0, None, None
         for number in range(num_steps + 1):
             radius = query_radius if number == num_steps else support_radius
             radius = self._session.devices.place(jnp.full(step.shape, radius, float))
             episodes, measured = lanes.call(
                 self._collecting, params, attack_params, units, radius, key, tasks, step + number
             )
-            found, sizes = hosts.gather(measured)
+            found, sizes, diverged = hosts.gather(measured)
             returns.append(found)
             excess, size = np.maximum(excess, sizes.excess), sizes.size
             if number < num_steps:
                 params = lanes.call(self._adapting, meta_params, params, episodes)
         assert size is not None
-        return EvalResult._make((np.stack(returns, axis=2), size, excess))
+        return EvalResult._make((np.stack(returns, axis=2), size, excess, diverged))
 
     def _unadapted(self, meta_params: Params, tasks: Task) -> Params:
         num_tasks = jax.tree.leaves(self._axis.share(tasks))[0].shape[0]
@@ -131,7 +131,7 @@ class _Pieces:
         key: jax.Array,
         tasks: Task,
         step: jax.Array,
-    ) -> tuple[Trajectory, tuple[jax.Array, AttackSizes]]:
+    ) -> tuple[Trajectory, tuple[jax.Array, AttackSizes, jax.Array]]:
         tasks = self._axis.share(tasks)
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
         budget = Budget(jnp.broadcast_to(radius, (num_tasks,)), units)
@@ -149,7 +149,8 @@ class _Pieces:
             axis=self._axis,
         )
         sizes = measure_attack(episodes, budget, threat=self._attack.threat, axis=self._axis)
-        return episodes, (episode_returns(episodes), sizes)
+        diverged = self._axis.total(jnp.sum(episodes.diverged))
+        return episodes, (episode_returns(episodes), sizes, diverged)
 
     def _adapt(self, meta_params: Params, params: Params, episodes: Trajectory) -> Params:
         batch = score_tasks(episodes, self._setup.sampling, self._setup.policy, False)

@@ -105,7 +105,7 @@ def _attack(session: Session) -> None:
         return
     config, folder = session.config, session.directory / ATTACK_FOLDER
     plan = make_plan(session.directory, suite=config.eval.suite, methods=config.methods)
-    set_aside(folder, plan.suite)
+    set_aside(folder, plan)
     run = AttackRun(plan, folder, make_lanes(config.num_devices, config.lanes), session.stop)
     write_attack_report(folder, run.run(), film_section(run))
 

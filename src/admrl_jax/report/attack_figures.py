@@ -23,13 +23,14 @@ def draw(attacked: Attacked) -> dict[str, tuple[Figure, str]]:
         )
     }
     learned = [name for name, card in attacked.results["members"].items() if card["kind"] == LEARNED]
-    # A single update is no curve.
+    # A single update from a single start is no curve.
     learned = [name for name in learned if any(len(row["effort"]) > 1 for row in attacked.rows(entry=name))]
     if learned:
         figures["effort"] = (
             _effort_figure(attacked, learned),
-            f"Lowest return so far against updates at radius {attacked.radii[-1]:g}, one panel per attacker "
-            "that learns, one line per victim. A line that still falls at its right end says: not converged.",
+            f"Lowest return so far against updates, or starts, at radius {attacked.radii[-1]:g}, one panel "
+            "per attacker that learns, one line per victim. A line that still falls at its right end says: "
+            "not converged.",
         )
     if len(attacked.seeds) >= WORDED_SEEDS:
         figures["profile"] = (
@@ -86,7 +87,7 @@ def _effort_figure(attacked: Attacked, members: Sequence[str]) -> Figure:
                     label = attacked.label(method) if number == 0 else None
                     ax.plot(lowest, color=_colour(attacked, method), linewidth=1.6, label=label)
         ax.set_title(member, fontsize=10)
-        ax.set_xlabel("updates", fontsize=9)
+        ax.set_xlabel("starts" if attacked.is_single(member) else "updates", fontsize=9)
     figure.supylabel(RETURN, fontsize=10)
     put_legend(figure, axes)
     return figure

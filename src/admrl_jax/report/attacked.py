@@ -59,13 +59,6 @@ class Attacked:
         kinds = self.results["strata"]
         return float(found.mean() if kinds is None else scores.stratified_mean(found, kinds))
 
-    def error(self, returns: np.ndarray) -> float:
-        """Standard error of the mean over tasks; within kinds of tasks where they come in kinds."""
-        kinds = self.results["strata"]
-        groups = [returns] if kinds is None else [returns[np.asarray(kinds) == k] for k in set(kinds)]
-        variances = [group.var(ddof=1) / len(group) for group in groups if len(group) > 1]
-        return float(np.sqrt(np.sum(variances))) / max(len(groups), 1)
-
     def rows(self, **where: Any) -> list[Row]:
         """Entries that match."""
         return [row for row in self.results["rows"] if all(row[k] == v for k, v in where.items())]
@@ -73,6 +66,11 @@ class Attacked:
     def is_learned(self, row: Row) -> bool:
         """Whether an entry's member learns."""
         return self.results["members"][row["member"]]["kind"] == LEARNED
+
+    def is_single(self, member: str) -> bool:
+        """Whether one update is all that a member makes, so that its effort is counted in starts."""
+        card = next(card for card in self.results["suite"]["members"] if card["name"] == member)
+        return card["trial_updates"] + card["updates"] == 1
 
     def kind(self, row: Row) -> str:
         """An entry's kind, as the sanity checks count them."""
@@ -88,12 +86,9 @@ class Attacked:
             where = (test["method"], test["seed"], test["radius"])
             for row in self.rows(**dict(zip(("method", "seed", "radius"), where, strict=True))):
                 returns = self.returns(*where, row["entry"])
-                if returns is None:
-                    continue
-                left = self.mean(*where, row["entry"])
-                found.append(
-                    Score(victim, test["radius"], row["entry"], self.kind(row), left, self.error(returns))
-                )
+                if returns is not None:
+                    kind, strata = self.kind(row), self.results["strata"]
+                    found.append(Score(victim, test["radius"], row["entry"], kind, returns, strata))
         return found
 
     def checks(self) -> list[Check]:
@@ -105,20 +100,27 @@ class Attacked:
                 found.append(self.had_converged(worst))
         return found
 
-    def end_of_effort(self, method: str, seed: int, radius: float) -> Row | None:
-        """The end of the line of the worst attacker that learns in steps; None if none does.
+    def unsound(self) -> set[str]:
+        """Victims for which a check fails: their numbers may be too high."""
+        return {check.victim for check in self.checks() if not check.holds}
 
-        One that is fitted in a single update has no curve that could fall.
-        """
+    def end_of_effort(self, method: str, seed: int, radius: float) -> Row | None:
+        """The end of the line of the worst attacker that learned here; None if none did."""
         rows = self.rows(method=method, seed=seed, radius=radius)
-        learned = [row for row in rows if self.is_learned(row) and len(row["effort"]) > 1]
+        learned = [row for row in rows if self.is_learned(row) and row["effort"]]
         return end_of_line(learned, lowest(learned)) if learned else None
 
     def had_converged(self, row: Row) -> Check:
-        """Whether more updates of an attacker would do no more harm."""
+        """Whether more updates, or starts, of an attacker would do no more harm."""
         method, seed = row["method"], row["seed"]
-        clean = self.mean(method, seed, 0)
-        return converged(self.victim(method, seed), row["radius"], row["entry"], row["effort"], clean=clean)
+        return converged(
+            self.victim(method, seed),
+            row["radius"],
+            row["entry"],
+            row["effort"],
+            clean=self.mean(method, seed, 0),
+            unit="starts" if self.is_single(row["member"]) else "updates",
+        )
 
 
 def lowest(rows: Sequence[Row]) -> Row:

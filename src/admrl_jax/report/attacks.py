@@ -61,7 +61,8 @@ def report_text(attacked: Attacked, captions: Mapping[str, str], extras: Iterabl
         _checks_section(checks),
         "## Every attacker",
         "Mean return on the validation tasks; the lowest is bold. In brackets: the strongest once more, on "
-        "other tasks. Whoever leaves least there is the worst.",
+        "other tasks. Whoever leaves least there is the worst, seed by seed. Means over some seeds only "
+        "cannot be compared with the others.",
         *(_members_section(attacked, radius) for radius in attacked.radii),
         "## Effort",
         images.get("effort", ""),
@@ -164,17 +165,29 @@ def _members_section(attacked: Attacked, radius: float) -> str:
         for method in attacked.methods
     }
     means = {key: float(np.mean(found)) if found else np.nan for key, found in values.items()}
+    # Means over other seeds cannot be compared.
+    most = {method: max(len(values[entry, method]) for entry in entries) for method in attacked.methods}
     least = {
-        method: np.nanmin([means[entry, method] for entry in entries] or [np.nan])
+        method: min(
+            means[entry, method] for entry in entries if len(values[entry, method]) == most[method] > 0
+        )
         for method in attacked.methods
+        if most[method]
     }
 
     def cell(entry: str, method: str) -> str:
-        text = rounded(means[entry, method], digits=1)
-        text = f"**{text}**" if means[entry, method] == least[method] else text
         mine = [row for row in rows if (row["entry"], row["method"]) == (entry, method)]
         finals = [row["final"] for row in mine if row["final"] is not None]
-        return text + (f" ({rounded(float(np.mean(finals)), digits=1)})" if finals else "")
+
+        def mean_of(found: list[float]) -> str:
+            few = f", {len(found)} of {most[method]} seeds" if len(found) < most[method] else ""
+            return rounded(float(np.mean(found)), digits=1) + few
+
+        if not mine:
+            return rounded(float("nan"), digits=1)
+        text = mean_of(values[entry, method])
+        text = f"**{text}**" if means[entry, method] == least[method] else text
+        return text + (f" ({mean_of(finals)})" if finals else "")
 
     body = [(entry, *(cell(entry, method) for method in attacked.methods)) for entry in entries]
     return f"### Radius {radius:g}\n\n" + table(["attacker", *map(attacked.label, attacked.methods)], body)
@@ -192,8 +205,10 @@ def effort_table(attacked: Attacked) -> str:
             converged("", 0, member, row["effort"], clean=clean).holds
             for row, clean in zip(rows, cleans, strict=True)
         )
-        most = [updates_to_most(row["effort"], clean) for row, clean in zip(rows, cleans, strict=True)]
-        updates = np.array([len(row["effort"]) for row in rows])
+        updates = np.array([1 if attacked.is_single(member) else len(row["effort"]) for row in rows])
+        most = np.minimum(
+            updates, [updates_to_most(row["effort"], clean) for row, clean in zip(rows, cleans, strict=True)]
+        )
         seconds = np.array([row["seconds"] for row in rows])
         steps = np.median([row["env_steps"] for row in rows])
         words = "all" if flat == len(rows) else f"{flat} of {len(rows)}"
@@ -342,7 +357,8 @@ def cards_table(attacked: Attacked) -> str:
         effort = "-"
         if card["kind"] == LEARNED:
             trial = f"{member['trial_updates']} trial, then " if member["trial_updates"] else ""
-            effort = f"{member['starts']} starts, {trial}up to {member['updates']} updates"
+            most = "one update" if attacked.is_single(name) else f"{trial}up to {member['updates']} updates"
+            effort = f"{member['starts']} starts, {most}"
         settings = ", ".join(f"{key}={value}" for key, value in member["settings"]) or "-"
         body.append((name, card["label"], card["norm"], card["knowledge"], settings, effort))
     return table(["name", "attack", "norm", "knows", "settings", "effort"], body, 6)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from admrl_jax.defences.registry import UNDEFENDED
 from admrl_jax.report.attacked import Attacked
-from admrl_jax.stats.claims import Effect, paired
+from admrl_jax.stats.claims import Effect, bounded, paired
 
 Runs = Sequence[tuple[str, Attacked]]
 """Attacks, each with the name of its run."""
@@ -25,8 +25,10 @@ class Difference(NamedTuple):
         base: label of the undefended one, with the names of its runs.
         radius: of the attack.
         clean: difference of the clean returns.
-        worst: difference under the worst attackers.
+        worst: difference under the worst attackers, unbounded to the side where a check that fails leaves
+            it open.
         failed: seeds of the method for which a check of the attack fails: theirs may be too high.
+        failed_base: the same of the undefended one.
     """
 
     run: str
@@ -37,6 +39,7 @@ class Difference(NamedTuple):
     clean: Effect
     worst: Effect
     failed: int
+    failed_base: int
 
 
 def points(name: str, attacked: Attacked) -> list[dict[str, Any]]:
@@ -46,7 +49,7 @@ def points(name: str, attacked: Attacked) -> list[dict[str, Any]]:
         name: of the run.
         attacked: its attack.
     """
-    failed = {check.victim for check in attacked.checks() if not check.holds}
+    failed = attacked.unsound()
     return [
         {
             "run": name,
@@ -90,8 +93,12 @@ def differences(attacks: Runs, bases: Runs = ()) -> list[Difference]:
                 paired(*({seed: row[part] for seed, row in of.items()} for of in (mine, base)))
                 for part in ("clean", "worst")
             )
-            failed = sum(row["checks"] == "fail" for row in rows)
-            found.append(Difference(run, attack[0], method, label, attack[1], clean, worst, failed))
+            theirs = [base[row["seed"]] for row in rows]
+            failed, failed_base = (sum(row["checks"] == "fail" for row in of) for of in (rows, theirs))
+            worst = bounded(worst, is_too_high=failed > 0, is_too_low=failed_base > 0)
+            found.append(
+                Difference(run, attack[1], method, label, attack[0], clean, worst, failed, failed_base)
+            )
     return found
 
 
@@ -108,20 +115,31 @@ def kind_of(attacked: Attacked) -> str:
 ALIKE = ("suite", "effort", "side", "units", "seed")
 """Parts of an attack's plan that two have in common that are compared: its attackers, and its tasks."""
 
+
+def likeness(attacked: Attacked) -> tuple:
+    """What two attacks that are compared have in common.
+
+    Besides `ALIKE` the episodes, and what doing nothing returns: where tasks or the environment's settings
+    differ, it does too.
+    """
+    results, plan = attacked.results, attacked.results["plan"]
+    floor = float(f"{attacked.floor:.3g}")
+    return (kind_of(attacked), *(plan.get(name) for name in ALIKE), results.get("episodes"), floor)
+
+
 Group = dict[int, dict[str, Any]]
 """Points of a method and radius, by seed."""
 
 
 def _groups(attacks: Runs) -> dict[tuple, Group]:
-    """By `((kind, radius, suite, effort, side, units, seed), run, method, defence)`."""
+    """By `((radius, *likeness), run, method, defence)`."""
     found: dict[tuple, Group] = {}
     for run, attacked in attacks:
         # A victim that is no method, such as a pre-trained policy, has no defence.
-        methods, plan = attacked.results["methods"], attacked.results["plan"]
+        methods = attacked.results["methods"]
         defences = {attacked.label(method): methods[method].get("defence") for method in attacked.methods}
         for row in points(run, attacked):
-            alike = (plan.get(name) for name in ALIKE)
-            attack = (kind_of(attacked), row["radius"], *alike)
+            attack = (row["radius"], *likeness(attacked))
             group = found.setdefault((attack, run, row["method"], defences[row["method"]]), {})
             if row["seed"] in group:
                 words = f"{row['method']}, seed {row['seed']}, radius {row['radius']:g}"

@@ -74,16 +74,23 @@ class Measured:
         return {seed: -change for seed, change in _last_minus_first(rows).items()}
 
     def worst(self, method: str) -> Seeds:
-        """Return under the worst attacker of the suite, mean over radii, where its checks hold."""
-        found = {}
-        for attacked in self.attacks:
-            if method not in attacked.methods:
-                continue
-            failed = {check.victim for check in attacked.checks() if not check.holds}
-            for seed in attacked.seeds:
-                if attacked.victim(method, seed) not in failed:
-                    found[seed] = float(np.mean([attacked.mean(method, seed, r) for r in attacked.radii]))
-        return found
+        """Return under the worst attacker of the suite, mean over radii."""
+        return {
+            seed: float(np.mean([attacked.mean(method, seed, radius) for radius in attacked.radii]))
+            for attacked in self.attacks
+            if method in attacked.methods
+            for seed in attacked.seeds
+        }
+
+    def unsound(self, method: str) -> set[int]:
+        """Seeds for which a check of the attack fails: what the suite left them may be too high."""
+        return {
+            seed
+            for attacked in self.attacks
+            if method in attacked.methods
+            for seed in attacked.seeds
+            if attacked.victim(method, seed) in attacked.unsound()
+        }
 
     def made_worse(self, attack: str) -> Seeds:
         """Share of episodes that return less for one attacked decision, less those that return more."""
@@ -93,6 +100,11 @@ class Measured:
             seed: float(np.mean([row["worse"] - row["better"] for row in rows if row["seed"] == seed]))
             for seed in seeds
         }
+
+    def suite_versions(self) -> list[str]:
+        """Name and code of the suites that attacked."""
+        plans = [attacked.results["plan"] for attacked in self.attacks]
+        return sorted({f"{plan['suite']} {plan.get('effort', '')[:6]}".strip() for plan in plans})
 
     def suite_radii(self) -> list[float]:
         """At which the suite attacked."""

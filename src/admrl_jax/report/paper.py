@@ -29,6 +29,7 @@ def write_paper_report(
     runs: Mapping[str, Measured],
     places: Mapping[str, Path],
     beyond: Sequence[tuple[str, Attacked]] = (),
+    missing: Sequence[str] = (),
 ) -> Path:
     """Writes `report.md` and `claims.json`.
 
@@ -37,6 +38,7 @@ def write_paper_report(
         runs: by environment.
         places: the runs' directories.
         beyond: attacks on policies that are not the paper's, by name.
+        missing: what was to be run and is not finished.
 
     Returns:
         Path of `report.md`.
@@ -45,7 +47,7 @@ def write_paper_report(
     write_text(folder / "claims.json", json.dumps([one.as_row() for one in judged], indent=1) + "\n")
     path = folder / "report.md"
     figures = {env: _figures_of(place, folder) for env, place in places.items()}
-    write_text(path, paper_text(judged, runs, figures, beyond))
+    write_text(path, paper_text(judged, runs, figures, beyond, missing))
     return path
 
 
@@ -54,6 +56,7 @@ def paper_text(
     runs: Mapping[str, Measured],
     figures: Mapping[str, Sequence[Path]] | None = None,
     beyond: Sequence[tuple[str, Attacked]] = (),
+    missing: Sequence[str] = (),
 ) -> str:
     """The report in Markdown.
 
@@ -62,6 +65,7 @@ def paper_text(
         runs: by environment.
         figures: of the runs, by environment.
         beyond: attacks on policies that are not the paper's, by name.
+        missing: what was to be run and is not finished.
     """
     odd = [env for env, run in runs.items() if run.results["preset"] != "paper"]
     blocks = [
@@ -69,6 +73,10 @@ def paper_text(
         "*Adaptive Adversarial Training for Meta Reinforcement Learning* (arXiv:2104.13302) printed no code, "
         "seeds or spread. What was run here:",
         runs_table(runs),
+        f"**Not finished, and left out: {'; '.join(missing)}.** Where a seed is missing because its training "
+        "diverged, what is said of the others is too good."
+        if missing
+        else "",
         f"**Not at the paper's sizes: {', '.join(odd)}. Effects there say little about the paper.**"
         if odd
         else "",
@@ -77,7 +85,8 @@ def paper_text(
         "seeds is above zero; *contradicted*: below; *undecided*: neither, or fewer than "
         f"{WORDED_SEEDS} seeds. A claim about several environments needs all of them, and one that "
         "contradicts is enough. Of a claim with several parts ('best of four') the smallest is given, with "
-        "the lowest ends of their intervals. Other intervals: a printed number (C1) inside the 95 % "
+        "the lowest ends of their intervals; upper ends are moved up for the number of parts, and of "
+        "environments with enough seeds (Bonferroni). Other intervals: a printed number (C1) inside the 95 % "
         "prediction interval of our seeds is not excluded, and no more; spreads (S1) are compared by the F "
         "distribution. Strengths are the paper's three unless they are named. W0 to W2 are questions that "
         "the paper does not ask.",
@@ -140,9 +149,10 @@ def judged_text(effect: Effect) -> str:
 
 
 def effect_text(effect: Effect) -> str:
-    """Its value with the interval, or how many seeds there are."""
-    if np.isfinite(effect.low):
-        return f"{effect.value:.2f} [{effect.low:.2f}, {effect.high:.2f}]"
+    """Its value with the interval, whose open ends are empty, or how many seeds there are."""
+    if effect.seeds >= WORDED_SEEDS and np.isfinite(effect.value):
+        low, high = (f"{end:.2f}" if np.isfinite(end) else "" for end in (effect.low, effect.high))
+        return f"{effect.value:.2f} [{low}, {high}]"
     return f"{rounded(effect.value)} ({effect.seeds} seed{'s' * (effect.seeds != 1)})"
 
 
@@ -186,18 +196,19 @@ def _suite_section(runs: Mapping[str, Measured]) -> list[str]:
         if not run.attacks:
             continue
         for method in _methods(run):
-            held = run.worst(method)
-            total = sum(len(attacked.seeds) for attacked in run.attacks if method in attacked.methods)
-            text = spread([*held.values()], run.results["floor"])
+            found = run.worst(method)
+            text = spread([*found.values()], run.results["floor"])
             radii = ", ".join(f"{radius:g}" for radius in run.suite_radii())
-            body.append((env, radii, method_label(run.results, method), text, f"{len(held)} of {total}"))
+            held = f"{len(found) - len(run.unsound(method))} of {len(found)}"
+            suites = ", ".join(run.suite_versions())
+            body.append((env, radii, method_label(run.results, method), text, held, suites))
     if not body:
         return []
-    suites = {attacked.results["plan"]["suite"] for run in runs.values() for attacked in run.attacks}
     return [
         "## Under the worst attacker of a suite",
-        f"Suite {', '.join(sorted(suites))}, mean over the radii. Only seeds whose checks all hold count.",
-        table(["environment", "radii", "method", "return", "seeds whose checks hold"], body, 3),
+        "Mean over the radii. Where a check fails the return may be too high. Suites of one code have the "
+        "same attackers; those of two environments may differ.",
+        table(["environment", "radii", "method", "return", "seeds whose checks hold", "suite"], body, 3),
     ]
 
 
@@ -235,7 +246,8 @@ def _beyond_section(runs: Mapping[str, Measured], beyond: Sequence[tuple[str, At
             f"{one.radius:g}",
             str(one.worst.seeds),
             *(effect_text(effect) for effect in (one.clean, one.worst)),
-            "withheld" if one.failed else one.worst.verdict if one.worst.seeds >= WORDED_SEEDS else "-",
+            *(f"{count} of {one.worst.seeds}" for count in (one.failed, one.failed_base)),
+            one.worst.verdict if one.worst.seeds >= WORDED_SEEDS else "-",
         )
         for one in found
     ]
@@ -245,14 +257,16 @@ def _beyond_section(runs: Mapping[str, Measured], beyond: Sequence[tuple[str, At
     helped = dict.fromkeys(
         run for run, attacked in (*beyond, *more, *bases) if attacked.results["plan"].get("transfer_from")
     )
-    header = ["run", "environment", "difference", "radius", "seeds", "clean", "worst", "verdict"]
+    header = ["run", "environment", "difference", "radius", "seeds", "clean", "worst"]
+    header += ["checks fail", "of MAML", "verdict"]
     return [
         "## Beyond the paper",
         "What other training keeps more than MAML without it, paired by seed. Worst: under the worst "
         "attacker of the suite, at each radius. MAML is the paper's, or of a run of MAML alone, where the "
         "suite attacked it, else that of the same run. Policies with memory are compared with MAML with "
-        "memory. The verdict is on 'more than MAML under the worst'; it is withheld where a check of the "
-        "attack on the other training fails. A failed check on MAML makes a difference too small.",
+        "memory. The verdict is on 'more than MAML under the worst'. Where a check of the attack on the "
+        "other training fails, the difference may be too large, and supports nothing: its lower end is open. "
+        "Where one on MAML fails, it may be too small, and contradicts nothing: its upper end is.",
         table(header, body, 3) if body else "",
         f"Attackers that were found elsewhere were tried too on all or some seeds of: {', '.join(helped)}; "
         "on no others."

@@ -1,5 +1,6 @@
 """What an attack on saved policies is: its plan, its cells, and the folder that holds one plan only."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -9,13 +10,26 @@ from typing import NamedTuple
 
 import numpy as np
 
+from admrl_jax.attacks.registry import attack_spec
 from admrl_jax.attacks.threat import SIDES
 from admrl_jax.config import UNITS
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.runs.artefact import check_known, digest, load_policy, read_policies
 from admrl_jax.runs.directory import RunError
 from admrl_jax.runs.files import write_text
-from admrl_jax.suites import SUITES
+from admrl_jax.suites import SUITES, Suite
+
+VERSION = 1
+"""Of how attackers learn and are chosen. Whoever changes that, so that other returns come out, adds one."""
+
+
+def effort_of(suite: Suite) -> str:
+    """Digest of what a suite does: equal ones may go on with each other's results, and be compared."""
+    configs = [
+        dataclasses.replace(attack_spec(member.attack).config(), **dict(member.settings))
+        for member in suite.members
+    ]
+    return hashlib.sha256(repr((VERSION, suite, configs)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +46,7 @@ class AttackPlan:
         side: data under attack, one of `SIDES`.
         seed: of the attack.
         policies: digest of the artefact.
-        effort: digest of the suite, which another version of the code may have changed.
+        effort: `effort_of` the suite, which another version of the code may have changed.
         transfer_from: folders of other attacks, whose attackers are tried on these victims.
     """
 
@@ -119,7 +133,7 @@ def make_plan(
         side=side,
         seed=seed,
         policies=digest(arrays),
-        effort=hashlib.sha256(repr(SUITES[suite]).encode()).hexdigest(),
+        effort=effort_of(SUITES[suite]),
         transfer_from=tuple(map(str, transfer_from)),
     )
 
@@ -128,20 +142,25 @@ MAY_CHANGE = ("source", "methods", "seeds", "radii", "transfer_from")
 """An attack may be given more of these, and its policies may be moved; what is there is kept."""
 
 
-def set_aside(folder: Path, suite: str) -> None:
-    """Makes way for a suite: what another one has found in the folder moves to `<folder>_<its suite>`.
+def set_aside(folder: Path, plan: AttackPlan) -> None:
+    """Makes way for a suite: what another one, or an older one, has found moves to `<folder>_<its suite>`.
 
     Raises:
         RunError: that is taken, or the folder cannot be read.
     """
     try:
         path = folder / "plan.json"
-        found = json.loads(path.read_text())["suite"] if path.exists() else suite
-        if found == suite:
+        if not path.exists():
             return
-        place = folder.with_name(f"{folder.name}_{found}")
+        found = json.loads(path.read_text())
+        if (found["suite"], found["effort"]) == (plan.suite, plan.effort):
+            return
+        version = "" if found["suite"] != plan.suite else f"_{found['effort'][:6]}"
+        place = folder.with_name(f"{folder.name}_{found['suite']}{version}")
         if place.exists():
-            raise RunError(f"out: {folder} holds the suite {found}, and so does {place}; remove one of them")
+            raise RunError(
+                f"out: {folder} holds the suite {found['suite']}, and so does {place}; remove one of them"
+            )
         folder.rename(place)
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"out: {folder} cannot be written or read ({error})") from error

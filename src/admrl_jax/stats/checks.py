@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from admrl_jax.stats.scores import stratified_error, stratified_mean
+
 NOISE, UNTRAINED, LEARNED, TRANSFER = "noise", "untrained", "learned", "transfer"
 """Kinds of attackers: random; gradients of the policy itself; trained against the victim; against another."""
 
@@ -18,16 +20,26 @@ class Score(NamedTuple):
         radius: of the budget; 0 without attack.
         attacker: its name.
         kind: `NOISE`, `UNTRAINED`, `LEARNED` or `TRANSFER`.
-        value: mean return.
-        error: standard error of the mean.
+        returns: `[N]`, one per task; all of a victim's are of the same tasks and episodes.
+        strata: `[N]` the kind of each task, see `stratified_mean`; all of one kind by default.
     """
 
     victim: str
     radius: float
     attacker: str
     kind: str
-    value: float
-    error: float = 0.0
+    returns: np.ndarray
+    strata: Sequence[int] | None = None
+
+    @property
+    def value(self) -> float:
+        """Mean return, tasks of all kinds weighing the same."""
+        return float(stratified_mean(self.returns, self.labels))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """`[N]` the kind of each task."""
+        return np.zeros(len(self.returns)) if self.strata is None else np.asarray(self.strata)
 
 
 class Check(NamedTuple):
@@ -55,7 +67,8 @@ CONVERGED = "more effort does no more harm"
 def sanity_checks(scores: Iterable[Score], *, errors: float = 2.0) -> list[Check]:
     """Every check that the scores allow, victim by victim.
 
-    A difference within `errors` standard errors of the two means is no failure.
+    A difference within `errors` of its standard errors is no failure. Tasks and episodes are the same, so
+    it is the differences of single tasks that scatter.
 
     Args:
         scores: one per victim, radius and attacker.
@@ -92,6 +105,16 @@ def last_third(returns: Sequence[float], clean: float) -> float:
     return float((start - end) / max(clean - end, 0.02 * abs(clean), 1e-12))
 
 
+def is_flat(returns: Sequence[float], clean: float) -> bool:
+    """Whether more effort would bring next to nothing; a single return is no curve, and tells nothing.
+
+    Args:
+        returns: `[T]` what was left.
+        clean: return without attack.
+    """
+    return len(returns) > 1 and last_third(returns, clean) <= FLAT_SHARE
+
+
 NEARLY = 0.9
 """Share of its whole drop after which an attacker has done most of its work."""
 
@@ -107,8 +130,16 @@ def updates_to_most(returns: Sequence[float], clean: float) -> int:
     return int(np.argmax(drop >= min(NEARLY * drop[-1], drop[-1]))) + 1
 
 
-def converged(victim: str, radius: float, attacker: str, returns: Sequence[float], *, clean: float) -> Check:
-    """Whether the return against effort is flat at its end: the last third brought next to nothing.
+def converged(
+    victim: str,
+    radius: float,
+    attacker: str,
+    returns: Sequence[float],
+    *,
+    clean: float,
+    unit: str = "updates",
+) -> Check:
+    """Whether the return against effort is flat at its end: the last third of it brought next to nothing.
 
     Args:
         victim: its name.
@@ -116,13 +147,13 @@ def converged(victim: str, radius: float, attacker: str, returns: Sequence[float
         attacker: its name.
         returns: `[T]` what was left, update by update; a mean over batches is less noisy.
         clean: return without attack.
+        unit: in which effort is counted.
     """
-    share = last_third(returns, clean)
-    detail = (
-        f"radius {radius:g}: {attacker}: the last third of {len(returns)} updates brought "
-        f"{100 * share:.0f} % of the drop"
-    )
-    return Check(CONVERGED, victim, share <= FLAT_SHARE, detail)
+    share = f"{100 * last_third(returns, clean):.0f} %"
+    words = f"the last third of {len(returns)} {unit} brought {share} of the drop"
+    if len(returns) < 2:
+        words = f"one of {unit} is all it had"
+    return Check(CONVERGED, victim, is_flat(returns, clean), f"radius {radius:g}: {attacker}: {words}")
 
 
 def is_claim_sound(checks: Iterable[Check], victim: str) -> bool:
@@ -141,8 +172,8 @@ def _radii(scores: Sequence[Score]) -> list[float]:
 
 
 def _exceeds(a: Score, b: Score, errors: float) -> bool:
-    """Whether `a` is above `b` by more than chance."""
-    return a.value > b.value + errors * float(np.hypot(a.error, b.error))
+    """Whether `a` is above `b` by more than chance, on the same tasks and episodes."""
+    return a.value > b.value + errors * stratified_error(a.returns - b.returns, a.labels)
 
 
 def _compare(

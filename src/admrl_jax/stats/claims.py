@@ -56,11 +56,28 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Effect:
     return effect_of([first[seed] - second[seed] for seed in first if seed in second])
 
 
+def bounded(effect: Effect, *, is_too_high: bool, is_too_low: bool) -> Effect:
+    """An effect whose value may be too high, which supports nothing, or too low, contradicting nothing."""
+    low = -np.inf if is_too_high else effect.low
+    return effect._replace(low=low, high=np.inf if is_too_low else effect.high) if effect.seeds else effect
+
+
+def one_of_many(effect: Effect, tests: int) -> Effect:
+    """An effect of which one among so many tests that fails is enough: its upper end is moved up.
+
+    Of a t interval, by Bonferroni, so that the chance of any false contradiction stays that of one test.
+    """
+    if not np.isfinite(effect.high) or effect.seeds < 2 or tests < 2:
+        return effect
+    one, all_of_them = scipy.stats.t.ppf([0.5 + LEVEL / 2, 1 - (0.5 - LEVEL / 2) / tests], effect.seeds - 1)
+    return effect._replace(high=effect.value + (effect.high - effect.value) * float(all_of_them / one))
+
+
 def weakest(effects: Sequence[Effect]) -> Effect:
     """Of a claim that holds if all its parts do: supported if all are, contradicted if any is.
 
-    Support needs no correction for the number of parts (intersection-union test, Berger 1982). Contradiction
-    would: its chance of error is that of one part, times the parts at most.
+    Support needs no correction for the number of parts (intersection-union test, Berger 1982);
+    contradiction does, see `one_of_many`.
 
     Args:
         effects: of the parts.

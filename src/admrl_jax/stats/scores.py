@@ -102,6 +102,19 @@ def stratified_mean(values: ArrayLike, strata: ArrayLike) -> np.ndarray:
     return np.asarray(np.mean([x[..., labels == s].mean(-1) for s in np.unique(labels)], axis=0))
 
 
+def stratified_error(values: ArrayLike, strata: ArrayLike) -> float:
+    """Standard error of `stratified_mean`; strata with a single value tell nothing of it.
+
+    Args:
+        values: `[N]`.
+        strata: `[N]`, the label of each task's stratum.
+    """
+    x, labels = np.asarray(values, float), np.asarray(strata)
+    groups = [x[labels == s] for s in np.unique(labels)]
+    variances = [group.var(ddof=1) / group.size for group in groups if group.size > 1]
+    return float(np.sqrt(np.sum(variances))) / max(len(groups), 1)
+
+
 def stratified_bootstrap_interval(
     scores: ArrayLike,
     statistic: Callable[[np.ndarray], float] = interquartile_mean,

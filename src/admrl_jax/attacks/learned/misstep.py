@@ -131,6 +131,7 @@ def make_misstep(config: MisstepConfig, victim: Victim) -> AttackTrainer:
         params=lambda state: state,
         update=update,
         is_offline=True,
+        is_of_batch=True,
     )
 
 

@@ -70,6 +70,8 @@ class AttackTrainer(NamedTuple):
         settled: `(params) -> Params`, the attack without what it needs to learn only, such as noise.
         is_offline: it learns from clean episodes: its batches are collected without attack, so they cannot
             tell how strong it is.
+        is_of_batch: what it learns comes from its batch alone, not from its start: starts need batches of
+            their own to differ. For those that learn offline.
         is_for_all_radii: it learns one attack for all radii up to the budget's: the tasks of its batches are
             attacked at radii that are spread evenly.
     """
@@ -82,4 +84,5 @@ class AttackTrainer(NamedTuple):
     check_batch: Callable[[int, int], None] = accept_any_batch
     settled: Callable[[Params], Params] = lambda params: params
     is_offline: bool = False
+    is_of_batch: bool = False
     is_for_all_radii: bool = False
