@@ -1,7 +1,7 @@
-"""The results table of the README, from committed runs: `python -m benchmarks.results_table`.
+"""The table of the paper's own attack, from committed runs: `python -m benchmarks.results_table`.
 
-Reads `results.json` of every finished run in `results/` and rewrites the section between the README's
-`results` markers. A cell is the return after adaptation, averaged over seeds, with the smallest and
+Reads `results.json` of every finished run in `results/` and rewrites the section between the `results` markers
+of `docs/results.md`. A cell is the return after adaptation, averaged over seeds, with the smallest and
 largest seed.
 """
 
@@ -38,7 +38,7 @@ class Arguments:
 
     runs: Path = ROOT / "results"
     """Folder of run directories."""
-    document: Path = ROOT / "README.md"
+    document: Path = ROOT / "docs" / "results.md"
     """Where the markers stand."""
 
 

@@ -12,7 +12,11 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
-SHOWN = ("results/*.png", "results/*/report.md", "results/*/figures/*.png", "benchmarks/README.md")
+SHOWN = (
+    "results/*.png",
+    *(f"results/*/{folder}{what}" for folder in ("", "attack*/") for what in ("report.md", "figures/*.png")),
+    "benchmarks/README.md",
+)
 LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 
 

@@ -350,10 +350,20 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     attacks = robustness.read_attacks(RESULTS)
     of = dict(attacks)
     assert {"halfcheetah_dir", "halfcheetah_dir_hardened", "navigation_2d_hardened"} <= of.keys()
-    assert [x.seeds for run, x in attacks if run == "halfcheetah_dir_hardened"] == [[0, 1, 2], [3, 4]]
-    # On both sides only, and by one suite.
-    plans = [x.results["plan"] for _, x in attacks]
-    assert {(plan["side"], plan["suite"]) for plan in plans} == {("both", "standard")}
+    suites = [
+        (x.seeds, x.results["plan"]["suite"]) for run, x in attacks if run == "halfcheetah_dir_hardened"
+    ]
+    assert suites == [([0, 1, 2], "standard"), ([0, 1, 2, 3, 4], "claim"), ([3, 4], "standard")]
+    assert {x.results["plan"]["side"] for _, x in attacks} == {"both"}
+    # Of several attacks on a policy the one that left least.
+    mine = [x for x in attacks if x[0] == "halfcheetah_dir_hardened"]
+    lowest = {(row["seed"], row["radius"]): row for row in robustness.lowest_points(mine)}
+    assert len(lowest) == 10 and lowest[2, 0.8]["suite"] == "claim"
+    for (seed, radius), row in lowest.items():
+        left = [
+            r["worst"] for _, x in mine for r in points("", x) if (r["seed"], r["radius"]) == (seed, radius)
+        ]
+        assert row["worst"] == min(left) and len(left) == (1 if radius == 0.5 else 2)
     compared = robustness.paired_rows(attacks)
     hardened = [x for x in compared if x.run == "halfcheetah_dir_hardened"]
     # A run with an undefended method is compared with that, and with no other run's.
@@ -361,7 +371,7 @@ def test_clean_and_worst_returns_are_drawn_from_committed_attacks() -> None:
     assert bases == {"MAML of navigation_2d_noise"}
     assert not hardened, "the suite that MAML met had more attackers"
     new = [x for x in compared if x.run == "navigation_2d_memoryless_3_9"]
-    assert [(x.radius, x.worst.seeds, x.failed) for x in new] == [(0.1, 7, 3), (0.2, 7, 3)]
+    assert [(x.radius, x.worst.seeds, x.failed) for x in new] == [(0.1, 7, 0), (0.2, 7, 4)]
     rows = points("run", of["navigation_2d_hardened"])
     assert len(rows) == 18 and all(row["worst"] < row["clean"] for row in rows)
     tests = of["navigation_2d_hardened"].results["tests"]

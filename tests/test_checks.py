@@ -70,6 +70,11 @@ def test_sound_numbers_pass_and_chance_is_forgiven() -> None:
     ]
     found = sanity_checks(scores)
     assert {check.name for check in found} == {MONOTONE, WHITE_BOX, BEATS_UNTRAINED}
+    assert {check.name: check.radius for check in found} == {
+        MONOTONE: 0.5,
+        WHITE_BOX: 0.2,
+        BEATS_UNTRAINED: 0.2,
+    }
     assert is_claim_sound(found, "maml") and not is_claim_sound(found, "nobody")
     assert not is_claim_sound(sanity_checks(scores, errors=0.1), "maml")
 

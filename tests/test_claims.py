@@ -325,7 +325,7 @@ def test_methods_are_compared_by_seed_with_the_undefended_one() -> None:
     (one,) = differences([("hard", worse)], [("maml", maml)])
     assert one.worst.verdict == CONTRADICTED and (one.failed, one.failed_base) == (0, 0)
     unsound = attacked({"maml": {0: -30.0, 1: -34.0, 2: -32.0}})
-    unsound.unsound = lambda: {"MAML, seed 1"}
+    unsound.unsound = lambda: {("MAML, seed 1", 0.2), ("MAML, seed 0", 0.5)}
     (one,) = differences([("hard", worse)], [("maml", unsound)])
     assert one.worst.verdict == UNDECIDED and (one.failed, one.failed_base) == (0, 1)
     (one,) = differences([("hard", attacked({"smooth": {0: -20.0, 1: -26.0, 2: -21.0}}))], [("m", unsound)])

@@ -100,9 +100,9 @@ class Attacked:
                 found.append(self.had_converged(worst))
         return found
 
-    def unsound(self) -> set[str]:
-        """Victims for which a check fails: their numbers may be too high."""
-        return {check.victim for check in self.checks() if not check.holds}
+    def unsound(self) -> set[tuple[str, float]]:
+        """Victims and radii for which a check fails: their numbers may be too high."""
+        return {(check.victim, check.radius) for check in self.checks() if not check.holds}
 
     def end_of_effort(self, method: str, seed: int, radius: float) -> Row | None:
         """The end of the line of the worst attacker that learned here; None if none did."""

@@ -58,7 +58,7 @@ def points(name: str, attacked: Attacked) -> list[dict[str, Any]]:
             "radius": radius,
             "clean": attacked.mean(method, seed, 0),
             "worst": attacked.mean(method, seed, radius),
-            "checks": "fail" if attacked.victim(method, seed) in failed else "hold",
+            "checks": "fail" if (attacked.victim(method, seed), radius) in failed else "hold",
         }
         for method in attacked.methods
         for seed in attacked.seeds

@@ -89,7 +89,7 @@ class Measured:
             for attacked in self.attacks
             if method in attacked.methods
             for seed in attacked.seeds
-            if attacked.victim(method, seed) in attacked.unsound()
+            if attacked.victim(method, seed) in {victim for victim, _ in attacked.unsound()}
         }
 
     def made_worse(self, attack: str) -> Seeds:

@@ -48,12 +48,14 @@ class Check(NamedTuple):
     Attributes:
         name: what should hold.
         victim: for whom it was checked.
+        radius: at which; of two, that whose number may be too high.
         holds: whether it does.
         detail: the numbers.
     """
 
     name: str
     victim: str
+    radius: float
     holds: bool
     detail: str
 
@@ -153,7 +155,8 @@ def converged(
     words = f"the last third of {len(returns)} {unit} brought {share} of the drop"
     if len(returns) < 2:
         words = f"one of {unit} is all it had"
-    return Check(CONVERGED, victim, is_flat(returns, clean), f"radius {radius:g}: {attacker}: {words}")
+    holds = is_flat(returns, clean)
+    return Check(CONVERGED, victim, radius, holds, f"radius {radius:g}: {attacker}: {words}")
 
 
 def is_claim_sound(checks: Iterable[Check], victim: str) -> bool:
@@ -187,7 +190,7 @@ def _compare(
         detail = (
             f"radius {radius:g}: {own.attacker} leaves {own.value:.1f}, {other.attacker} {other.value:.1f}"
         )
-        found.append(Check(name, victim, not _exceeds(own, other, errors), detail))
+        found.append(Check(name, victim, radius, not _exceeds(own, other, errors), detail))
     return found
 
 
@@ -198,5 +201,5 @@ def _monotone(victim: str, scores: Sequence[Score], errors: float) -> list[Check
     for small, large in itertools.pairwise(worst):
         assert small is not None and large is not None
         detail = f"{small.value:.1f} at {small.radius:g}, {large.value:.1f} at {large.radius:g}"
-        found.append(Check(MONOTONE, victim, not _exceeds(large, small, errors), detail))
+        found.append(Check(MONOTONE, victim, large.radius, not _exceeds(large, small, errors), detail))
     return found
