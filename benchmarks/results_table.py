@@ -1,8 +1,8 @@
 """The table of the paper's own attack, from committed runs: `python -m benchmarks.results_table`.
 
-Reads `results.json` of every finished run in `results/` and rewrites the section between the `results` markers
-of `docs/results.md`. A cell is the return after adaptation, averaged over seeds, with the smallest and
-largest seed.
+Reads `results.json` of every finished run in `results/` and rewrites what is between the `results` markers of
+`docs/results.md`. A cell is the return after adaptation, averaged over seeds, with the smallest and largest
+seed.
 """
 
 import textwrap

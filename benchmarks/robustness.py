@@ -78,7 +78,7 @@ def as_row(row: Difference) -> dict[str, Any]:
     parts = {"clean": row.clean, "worst": row.worst}
     intervals = {name: f"{x.value:.1f} [{x.low:.1f}, {x.high:.1f}]" for name, x in parts.items()}
     of = {"run": row.run, "difference": f"{row.method} - {row.base}", "radius": row.radius}
-    return of | {"seeds": row.clean.seeds, "failed": row.failed} | intervals
+    return of | {"seeds": row.clean.seeds, "failed": row.failed, "of the base": row.failed_base} | intervals
 
 
 def draw(attacks: Sequence[tuple[str, Attacked]]) -> Figure:

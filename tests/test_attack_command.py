@@ -258,6 +258,13 @@ def test_who_went_on_from_the_worst_in_vain_shows_that_it_had_converged(attacked
     again = few | {"entry": "on again"}
     assert end_of_line([first, few, again], first) is again
     assert end_of_line([first, few, again | {"origin": "on"}], first) is first
+    # Of starts that are drawn nobody goes on from another: all rounds of that name count, and are flat.
+    more = in_vain | {"entry": "fit, continued 1", "origin": "start 7", "validation": -5.5, "final": -4.9}
+    judged = first | {"final": -5.0}
+    assert end_of_line([judged, more], judged) is judged
+    end = end_of_line([judged, more], judged, is_drawn=True)
+    assert end["entry"] == "fit, continued 1" and set(end["effort"]) == {judged["validation"]}
+    assert end_of_line([judged, more | {"final": -5.1}], judged, is_drawn=True) is judged
 
 
 @pytest.mark.parametrize("stronger", ["l2_noise", "transferred", "refined"])

@@ -17,6 +17,7 @@ from admrl_jax.stats.checks import (
     WHITE_BOX,
     Score,
     converged,
+    expected_lowest,
     is_claim_sound,
     sanity_checks,
     updates_to_most,
@@ -101,6 +102,24 @@ def test_most_of_the_harm_is_done_after_so_many_updates() -> None:
     assert updates_to_most([0, 0, 0], 100.0) == 1
     # Who does no harm has no such point, and gets the end of what it did.
     assert updates_to_most([120, 110], 100.0) == 2
+
+
+def test_the_lowest_of_so_many_does_not_depend_on_their_order() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=7)
+    found = expected_lowest(values)
+    np.testing.assert_allclose(found, expected_lowest(values[::-1]))
+    assert found[0] == pytest.approx(values.mean()) and found[-1] == values.min()
+    draws = [np.min(rng.choice(values, 3, replace=False)) for _ in range(4000)]
+    assert found[2] == pytest.approx(np.mean(draws), abs=0.03)
+
+
+def test_what_is_not_finite_is_no_evidence() -> None:
+    scores = [
+        Score("maml", 0.2, "noise", NOISE, np.full(4, 50.0)),
+        Score("maml", 0.2, "fit", LEARNED, np.full(4, np.inf)),
+    ]
+    assert [check.holds for check in sanity_checks(scores)] == [False]
 
 
 def test_effort_is_flat_or_not() -> None:

@@ -247,8 +247,8 @@ def test_the_ledger_has_every_claim_and_says_what_is_missing() -> None:
     assert "| T1 | adMRL is best under adGAN |" in text and "**undecided**" in text
     assert "![strength](../nav/figures/strength.png)" in text
     assert "at the paper's sizes" not in text and "Not finished" not in text
-    missing = paper_text(judged, {"navigation_2d": run}, missing=["reacher, seed 1, paper"])
-    assert "Not finished, and left out: reacher, seed 1, paper." in missing
+    missing = paper_text(judged, {"navigation_2d": run}, missing=["reacher, seed 1, paper (training)"])
+    assert "Not finished: reacher, seed 1, paper (training)." in missing
     run.results["preset"] = "quick"
     assert "**Not at the paper's sizes: navigation_2d. Effects" in paper_text(judged, {"navigation_2d": run})
 

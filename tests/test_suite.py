@@ -18,6 +18,7 @@ from admrl_jax.attacks.threat import Units, make_threat
 from admrl_jax.core.settings import ConfigError
 from admrl_jax.envs.navigation import Navigation2D, NavigationConfig
 from admrl_jax.judging import BLIND, Case, keys_of, radius_within
+from admrl_jax.stats.checks import expected_lowest
 from admrl_jax.suite import MIN_UPDATES, SuiteRunner, attack_suite, finalists
 from admrl_jax.suites import SUITES, Member, Suite, check_suite, untrained
 
@@ -163,38 +164,56 @@ def test_the_worst_attacker_is_trained_on_while_it_gains(monkeypatch: pytest.Mon
 
 
 def test_of_one_update_more_starts_are_more_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    single = Member(name="misstep", attack="misstep", starts=3)
+    single = Member(name="misstep", attack="misstep", starts=3, is_drawn=True)
     suite = dataclasses.replace(SUITE, members=(single,))
     runner = SuiteRunner(suite, SETUP)
     clean = runner.judge.clean(CASE)
     first = runner.run_member(CASE, single, clean=clean)
     assert len(np.unique(first.starts)) == 3, "each learned from episodes of its own"
-    np.testing.assert_allclose(first.effort, np.minimum.accumulate(first.starts))
+    np.testing.assert_allclose(first.effort, expected_lowest(first.starts))
     assert first.effort[-1] == pytest.approx(first.best.left)
+    # 4 tasks, 12 episodes, 2 phases, 10 steps; every start has collected its own.
+    assert first.env_steps == 3 * 4 * 12 * 2 * 10
     more = runner.run_further(CASE, "misstep", first, clean=clean, number=1)
-    # Six starts, and the one that they went on from, with which the curve begins.
-    assert more.starts.shape == more.effort.shape == (7,)
-    assert more.effort[0] == pytest.approx(more.starts[-1]) == pytest.approx(first.best.left)
+    # Six starts; that which they were to better is judged beside them, and no higher number counts.
+    assert more.starts.shape == (7,) and more.effort.shape == (6,)
+    assert more.starts[-1] == pytest.approx(first.best.left) and more.effort.max() <= first.best.left + 1e-6
     assert more.best.left <= first.best.left + 1e-6
     assert not np.isin(more.starts[:6], first.starts).any()
+    with pytest.raises(ConfigError, match="misstep: is_drawn: True is not accepted with more than one"):
+        check_suite(dataclasses.replace(suite, members=(dataclasses.replace(single, updates=2),)))
 
 
-@pytest.mark.parametrize("name", ["standard", "claim"])
-def test_every_attacker_of_several_starts_has_different_ones(name: str) -> None:
-    """One whose starts are alike is tried once, however many it is said to have."""
-    alike = []
-    for member in SUITES[name].members:
-        spec = registry.attack_spec(member.attack)
-        if spec.make_trainer is None or member.starts < 2:
-            continue
-        trainer = registry.make_attack_trainer(
-            member.attack, SETUP.victim, dataclasses.replace(spec.config(), **dict(member.settings))
-        )
-        states = [jax.tree.leaves(trainer.init(jax.random.key(seed), INPUTS)) for seed in range(2)]
-        is_alike = all(np.array_equal(a, b) for a, b in zip(*states, strict=True))
-        if is_alike and not trainer.is_of_batch:
-            alike.append(member.name)
-    assert alike == []
+@pytest.mark.parametrize("name", ["snoop", "misstep"])
+def test_starts_of_an_attacker_that_learns_offline_differ(name: str) -> None:
+    """Whose starts are alike is tried once, however many it is said to have."""
+    member = next(member for member in SUITES["claim"].members if member.name == name)
+    suite = dataclasses.replace(SUITE, members=(dataclasses.replace(member, starts=2, kept=2),))
+    runner = SuiteRunner(suite, SETUP)
+    training = runner.trainings[name]
+    states = training.start(CASE.key, [RADIUS] * 2, inputs=INPUTS)
+    states, _ = training.step(states, META_PARAMS, CASE.key, 0)
+    pairs = [np.asarray(x) for x in jax.tree.leaves(jax.vmap(training.trainer.params)(states.trainer))]
+    assert any(np.any(first != second) for first, second in pairs)
+
+
+@pytest.mark.parametrize("is_voided", [False, True])
+def test_whoever_only_cuts_episodes_short_has_not_attacked(
+    is_voided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threat = make_threat(label="", norm="l2", strength="", knowledge="none")
+
+    def perturb(params, key, obs, scene, budget):
+        return jnp.where(is_voided & scene.is_query & (obs[0] > 0), jnp.nan, obs)
+
+    spec = AttackSpec("short", threat, "", NoSettings, lambda config, victim: memoryless(perturb, threat))
+    monkeypatch.setitem(registry.ATTACKS, "short", spec)
+    runner = SuiteRunner(dataclasses.replace(SUITE, members=untrained("l2_noise", "short")), SETUP)
+    left = runner.judge.validation(CASE, "short", [()])
+    assert np.all(np.isinf(left)) == is_voided and np.any(np.isinf(left)) == is_voided
+    # In a test an episode counts as it is; so do references.
+    assert np.all(np.isfinite(runner.judge.test(CASE, "short")))
+    assert np.all(np.isfinite(runner.judge.test(CASE, BLIND)))
 
 
 def test_references_and_the_tasks_of_a_report(runner: SuiteRunner, members) -> None:

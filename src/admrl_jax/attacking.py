@@ -285,7 +285,8 @@ def train_attacker(
     Args:
         trainer: of the attack, see `make_attack_trainer`.
         meta_params: of the victim.
-        key: of starts, tasks and episodes; attackers of all radii and starts meet the same tasks.
+        key: of starts, tasks and episodes; attackers of all radii and starts meet the same tasks, but for
+            those that learn from their batch alone.
         setup: the victim's environment, policy and learner, and how much is collected per update.
         radii: of the budgets.
         steps: updates of each attacker.

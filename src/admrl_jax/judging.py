@@ -121,12 +121,23 @@ class Judge:
         """
         if member == BLIND:
             params = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.setup.env.obs_size,)), case.inputs)
-        return self.score(case, member, [params], self.test_tasks(case), keys_of(case).test)[0]
+        return self.score(case, member, [params], self.test_tasks(case), keys_of(case).test, is_test=True)[0]
 
     def score(
-        self, case: Case, member: str, candidates: Sequence[Params], tasks: Task, key: jax.Array
+        self,
+        case: Case,
+        member: str,
+        candidates: Sequence[Params],
+        tasks: Task,
+        key: jax.Array,
+        *,
+        is_test: bool = False,
     ) -> np.ndarray:
-        """Query returns `[C, N, K]` that attackers of one member leave, on the same tasks and episodes."""
+        """Query returns `[C, N, K]` that attackers of one member leave, on the same tasks and episodes.
+
+        Whoever breaks the budget has not attacked, and leaves infinity. So does, while attackers are chosen,
+        whoever cuts episodes short by numbers that are not finite; in a test such episodes count as they are.
+        """
         if member not in self._programs:
             self._programs[member] = self.lanes.compile(self._judge_one(member))
         count, together = jax.tree.leaves(tasks)[0].shape[0], self.suite.tasks_together
@@ -137,7 +148,11 @@ class Judge:
         stacked = jax.tree.map(lambda *x: jnp.repeat(jnp.stack(x), blocks, axis=0), *candidates)
         tasks, keys = jax.tree.map(lambda x: jnp.concatenate([x] * num), (tasks, keys))
         shared = (case.meta_params, self.radius(member, case), case.units, SIDES[case.side])
-        returns = np.asarray(self._programs[member]((stacked, tasks, keys), shared))
+        returns, excess, diverged = map(np.asarray, self._programs[member]((stacked, tasks, keys), shared))
+        is_void = excess > 0
+        if not is_test and member not in (CLEAN, BLIND):
+            is_void |= diverged > 0
+        returns = np.where(is_void[:, None, None], np.inf, returns)
         return returns.reshape(num, count, returns.shape[-1])
 
     def radius(self, member: str, case: Case) -> float:
@@ -145,16 +160,14 @@ class Judge:
         within = radius_within(self.attacks[member].threat, case, self.setup.env.obs_size)
         return 0.0 if within is None else within
 
-    def _judge_one(self, member: str) -> Callable[[Any, Any], jax.Array]:
+    def _judge_one(self, member: str) -> Callable[[Any, Any], tuple[jax.Array, jax.Array, jax.Array]]:
         setup, attack = self.setup, self.attacks[member]
 
-        def score(mine: tuple, shared: tuple) -> jax.Array:
+        def score(mine: tuple, shared: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
             (params, tasks, key), (meta_params, radius, units, sides) = mine, shared
             support, query = (Budget(radius * side, units) for side in sides)
             exposure = expose(attack, params, support, query, num_tasks=self.suite.tasks_together)
             result = evaluate(meta_params, key, tasks, exposure, setup=setup)
-            # Whoever breaks the budget has not attacked, nor whoever only cuts episodes short.
-            is_void = (result.budget_excess > 0) | (result.diverged > 0)
-            return jnp.where(is_void, jnp.inf, result.returns[:, -1])
+            return result.returns[:, -1], result.budget_excess, result.diverged
 
         return score

@@ -23,7 +23,7 @@ from admrl_jax.core.settings import ConfigError
 from admrl_jax.core.types import Params
 from admrl_jax.envs.base import raw_units
 from admrl_jax.judging import Case, Judge, keys_of, radius_within
-from admrl_jax.stats.checks import is_flat
+from admrl_jax.stats.checks import expected_lowest, is_flat
 from admrl_jax.suites import STANDARD, Member, Suite, check_suite
 from admrl_jax.training import Setup
 
@@ -72,8 +72,9 @@ class MemberResult(NamedTuple):
         starts: what each start left after its trial, `[starts]`; without a trial what every candidate left at
             the end, of which a start has up to three, and those that it went on from.
         effort: `[T]` return against updates, the lowest among the starts that went on: of the batches of the
-            last few updates; of an attack that learns offline, on the tasks that rank. Where a single update
-            is all, the lowest on the validation tasks against starts. Empty where nothing is learned.
+            last few updates; of an attack that learns offline, on the tasks that rank. Of a member whose
+            starts are drawn it is against starts: the lowest of so many of them, on the validation tasks,
+            whichever they are (`expected_lowest`). Empty where nothing is learned.
         env_steps: control steps simulated in training.
     """
 
@@ -223,17 +224,16 @@ class SuiteRunner:
         scores = self.judge.validation(case, member.name, [params for _, params in candidates])
         means = scores.mean(axis=(1, 2))
         best = int(np.argmin(means))
-        if member.is_single and effort.size:
-            # More effort is more starts, beginning with what it went on from.
+        if member.is_drawn:
             own = means.size - len(seeds)
-            effort = np.minimum.accumulate(np.concatenate([means[own:], means[:own]]))
+            effort = np.minimum(expected_lowest(means[:own]), np.min(means[own:], initial=np.inf))
         found = Found(member.name, candidates[best][0], jax.device_get(candidates[best][1]), scores[best])
         return MemberResult(found, means if starts is None else starts, effort, env_steps)
 
     def run_further(
         self, case: Case, entry: str, so_far: MemberResult, *, clean: float, number: int
     ) -> MemberResult:
-        """What an attacker achieves with more updates; with more starts, where one update is all.
+        """What an attacker achieves with more updates; with more starts, where these are drawn.
 
         Args:
             case: the victim and the budget.
@@ -243,7 +243,7 @@ class SuiteRunner:
             number: of the round, from 1.
         """
         member = next(member for member in self.suite.members if member.name == so_far.best.member)
-        if member.is_single:
+        if member.is_drawn:
             longer = dataclasses.replace(member, starts=MORE_UPDATES * member.starts)
         else:
             updates = max(MIN_UPDATES, MORE_UPDATES * len(so_far.effort))
@@ -271,7 +271,9 @@ class SuiteRunner:
         training = self.trainings[member.name]
         key = jax.random.fold_in(keys_of(case).train, zlib.crc32(member.name.encode()) % 2**31)
         key = jax.random.fold_in(key, again) if again else key
-        first = [params for _, params in seeds[: member.starts]]
+        # Whoever takes all from a batch does not go on from anywhere.
+        given = () if training.trainer.is_of_batch else seeds[: member.starts]
+        first = [params for _, params in given]
         states = training.start(
             key,
             [self.judge.radius(member.name, case)] * member.starts,
@@ -280,7 +282,7 @@ class SuiteRunner:
             sides=SIDES[case.side],
             start_from=jax.tree.map(lambda *x: jnp.stack(x), *first) if first else None,
         )
-        origins = [origin for origin, _ in seeds[: member.starts]]
+        origins = [origin for origin, _ in given]
         origins += [f"start {number}" for number in range(member.starts - len(origins))]
         starts, taken, batches = None, 0, []
         for number in range(member.trial_updates):
@@ -318,7 +320,7 @@ class SuiteRunner:
         candidates = [*zip(origins, best, strict=True), *seeds]
         phases = self.setup.sampling.num_adapt_steps + 1
         each = self.suite.num_tasks * self.setup.sampling.num_trajectories * phases * self.setup.env.horizon
-        if training.trainer.is_offline:
+        if training.trainer.is_offline and not training.trainer.is_of_batch:
             taken = member.trial_updates + len(effort)
         return candidates, starts, np.asarray(effort), taken * each
 

@@ -31,11 +31,8 @@ class Member:
     """Members whose best attackers this one starts from; their parameters must be of the same shape."""
     sides: tuple[str, ...] = tuple(SIDES)
     """For which data under attack it is made."""
-
-    @property
-    def is_single(self) -> bool:
-        """Whether one update is all, so that only more starts are more effort."""
-        return self.trial_updates + self.updates == 1
+    is_drawn: bool = False
+    """One update of every start is all, so that more effort is more starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +74,8 @@ def check_suite(suite: Suite) -> None:
             if name not in known:
                 accepted = ", ".join(sorted(known)) or "none"
                 raise ConfigError(f"{member.name}: {name!r} is no setting of it; accepted: {accepted}")
+        if member.is_drawn and member.trial_updates + member.updates > 1:
+            raise ConfigError(f"{member.name}: is_drawn: True is not accepted with more than one update")
         if names.count(member.name) > 1:
             raise ConfigError(f"members: {member.name!r} is there twice; names must differ")
         for name in member.goes_on_from:
@@ -184,6 +183,7 @@ def missteps(starts: int) -> tuple[Member, ...]:
             settings=(("against", against), ("spread", spread)),
             starts=starts,
             sides=WITH_SUPPORT,
+            is_drawn=True,
         )
         for name, against, spread in variants
     )
@@ -231,10 +231,10 @@ STANDARD = Suite(
 
 
 def with_twice_the_effort(member: Member) -> Member:
-    """A member with twice its starts, six at least, and its updates, if one is not all."""
+    """A member with twice its starts, six at least, and its updates, if there is more than one."""
     if attack_spec(member.attack).make_trainer is None:
         return member
-    updates = member.updates if member.is_single else 2 * member.updates
+    updates = 2 * member.updates if member.updates > 1 else 1
     return dataclasses.replace(member, starts=max(6, 2 * member.starts), updates=updates)
 
 

@@ -170,7 +170,7 @@ def paper_main(
         return code
     if arguments.until != UNTIL[-1]:
         return code
-    return _report(lambda: report_of_units(arguments.out, units), arguments) or code
+    return _report(lambda: report_of_units(arguments.out, units, arguments.suite), arguments) or code
 
 
 def _report(write: Callable[[], Path], arguments: Arguments) -> int:
@@ -212,12 +212,13 @@ def report_of_runs(out: Path, directories: Sequence[Path], attacks: Sequence[Pat
     return write_paper_report(out, runs, places, beyond)
 
 
-def report_of_units(out: Path, units: Sequence[Unit]) -> Path:
+def report_of_units(out: Path, units: Sequence[Unit], suite: str = "none") -> Path:
     """Puts together what is finished and writes the report.
 
     Args:
         out: of the report.
-        units: of the paper; those that are not finished are left out.
+        units: of the paper; those that are not trained and tested are left out.
+        suite: that should have attacked them.
 
     Raises:
         RunError: no unit is finished, or units do not fit together.
@@ -233,7 +234,11 @@ def report_of_units(out: Path, units: Sequence[Unit]) -> Path:
             runs[env] = _measured(places[env], directories)
     if not runs and not beyond:
         raise RunError(f"out: {out} has no finished unit")
-    missing = [f"{unit.env}, seed {unit.seed}, {unit.preset}" for unit in units if not unit.is_tested]
+    missing = [
+        f"{unit.env}, seed {unit.seed}, {unit.preset} ({'attack' if unit.is_tested else 'training'})"
+        for unit in units
+        if not unit.is_finished(suite)
+    ]
     return write_paper_report(out, runs, places, beyond, missing)
 
 

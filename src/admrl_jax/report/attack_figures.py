@@ -87,7 +87,7 @@ def _effort_figure(attacked: Attacked, members: Sequence[str]) -> Figure:
                     label = attacked.label(method) if number == 0 else None
                     ax.plot(lowest, color=_colour(attacked, method), linewidth=1.6, label=label)
         ax.set_title(member, fontsize=10)
-        ax.set_xlabel("starts" if attacked.is_single(member) else "updates", fontsize=9)
+        ax.set_xlabel("starts" if attacked.is_drawn(member) else "updates", fontsize=9)
     figure.supylabel(RETURN, fontsize=10)
     put_legend(figure, axes)
     return figure

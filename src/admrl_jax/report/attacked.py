@@ -8,7 +8,7 @@ import numpy as np
 from admrl_jax.attacks.registry import CLEAN
 from admrl_jax.stats import scores
 from admrl_jax.stats.checks import LEARNED, TRANSFER, Check, Score, converged, sanity_checks
-from admrl_jax.suite import is_from_elsewhere
+from admrl_jax.suite import CONTINUED, is_from_elsewhere
 
 Row = Mapping[str, Any]
 ATTACK_FOLDER = "attack"
@@ -67,10 +67,10 @@ class Attacked:
         """Whether an entry's member learns."""
         return self.results["members"][row["member"]]["kind"] == LEARNED
 
-    def is_single(self, member: str) -> bool:
-        """Whether one update is all that a member makes, so that its effort is counted in starts."""
+    def is_drawn(self, member: str) -> bool:
+        """Whether a member's effort is counted in starts."""
         card = next(card for card in self.results["suite"]["members"] if card["name"] == member)
-        return card["trial_updates"] + card["updates"] == 1
+        return card.get("is_drawn", False)
 
     def kind(self, row: Row) -> str:
         """An entry's kind, as the sanity checks count them."""
@@ -108,7 +108,10 @@ class Attacked:
         """The end of the line of the worst attacker that learned here; None if none did."""
         rows = self.rows(method=method, seed=seed, radius=radius)
         learned = [row for row in rows if self.is_learned(row) and row["effort"]]
-        return end_of_line(learned, lowest(learned)) if learned else None
+        if not learned:
+            return None
+        worst = lowest(learned)
+        return end_of_line(learned, worst, is_drawn=self.is_drawn(worst["member"]))
 
     def had_converged(self, row: Row) -> Check:
         """Whether more updates, or starts, of an attacker would do no more harm."""
@@ -119,7 +122,7 @@ class Attacked:
             row["entry"],
             row["effort"],
             clean=self.mean(method, seed, 0),
-            unit="starts" if self.is_single(row["member"]) else "updates",
+            unit="starts" if self.is_drawn(row["member"]) else "updates",
         )
 
 
@@ -130,7 +133,7 @@ def lowest(rows: Sequence[Row]) -> Row:
     return min(judged or rows, key=lambda row: row[name])
 
 
-def end_of_line(rows: Sequence[Row], row: Row) -> Row:
+def end_of_line(rows: Sequence[Row], row: Row, *, is_drawn: bool = False) -> Row:
     """The last that went on from an attacker in vain, if those that did had as many updates together.
 
     What is stronger is told on the final tasks, or on fewer where one of the two was not judged there.
@@ -138,15 +141,19 @@ def end_of_line(rows: Sequence[Row], row: Row) -> Row:
     Args:
         rows: of one cell, in the order in which they were found.
         row: the attacker where the line begins.
+        is_drawn: its starts are drawn. Nobody goes on from them, so all later rounds of its name count, and
+            the curve of those that were in vain is flat.
     """
-    spent = 0
+    spent, name = 0, row["entry"].split(CONTINUED)[0]
     for later in rows[rows.index(row) + 1 :]:
         if later["final"] is not None and row["final"] is not None:
             is_in_vain = later["final"] >= row["final"]
         else:
             is_in_vain = later["validation"] == row["validation"]
-        if later["origin"] == row["entry"] and is_in_vain:
+        is_next = later["entry"].split(CONTINUED)[0] == name if is_drawn else later["origin"] == row["entry"]
+        if is_next and is_in_vain:
             spent += len(later["effort"])
             if spent >= len(row["effort"]):
-                row, spent = later, 0
+                flat = {"effort": [row["validation"]] * len(later["effort"])}
+                row, spent = {**later, **flat} if is_drawn else later, 0
     return row

@@ -205,7 +205,7 @@ def effort_table(attacked: Attacked) -> str:
             converged("", 0, member, row["effort"], clean=clean).holds
             for row, clean in zip(rows, cleans, strict=True)
         )
-        updates = np.array([1 if attacked.is_single(member) else len(row["effort"]) for row in rows])
+        updates = np.array([1 if attacked.is_drawn(member) else len(row["effort"]) for row in rows])
         most = np.minimum(
             updates, [updates_to_most(row["effort"], clean) for row, clean in zip(rows, cleans, strict=True)]
         )
@@ -225,8 +225,8 @@ def effort_table(attacked: Attacked) -> str:
     ]
     return (
         "Medians over policies and radii: what training took, and after how many updates most of the harm "
-        "was there (seconds in proportion). The seconds include trying and judging starts.\n\n"
-        + table(header, body)
+        "was there (seconds in proportion). The seconds include trying and judging starts. *Flat in*: where "
+        "more updates, or starts, would have brought next to nothing.\n\n" + table(header, body)
         if body
         else ""
     )
@@ -357,7 +357,9 @@ def cards_table(attacked: Attacked) -> str:
         effort = "-"
         if card["kind"] == LEARNED:
             trial = f"{member['trial_updates']} trial, then " if member["trial_updates"] else ""
-            most = "one update" if attacked.is_single(name) else f"{trial}up to {member['updates']} updates"
+            most = (
+                "one update each" if attacked.is_drawn(name) else f"{trial}up to {member['updates']} updates"
+            )
             effort = f"{member['starts']} starts, {most}"
         settings = ", ".join(f"{key}={value}" for key, value in member["settings"]) or "-"
         body.append((name, card["label"], card["norm"], card["knowledge"], settings, effort))

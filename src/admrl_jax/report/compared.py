@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from admrl_jax.defences.registry import UNDEFENDED
 from admrl_jax.report.attacked import Attacked
 from admrl_jax.stats.claims import Effect, bounded, paired
@@ -56,6 +58,7 @@ def points(name: str, attacked: Attacked) -> list[dict[str, Any]]:
             "method": attacked.label(method),
             "seed": seed,
             "radius": radius,
+            "floor": attacked.floor,
             "clean": attacked.mean(method, seed, 0),
             "worst": attacked.mean(method, seed, radius),
             "checks": "fail" if (attacked.victim(method, seed), radius) in failed else "hold",
@@ -86,7 +89,10 @@ def differences(attacks: Runs, bases: Runs = ()) -> list[Difference]:
         own = {key: group for key, group in others.items() if key[1] == run}
         base = _undefended(first, attack, mine) or _undefended(own, attack, mine)
         if base:
-            rows = [mine[seed] for seed in mine if seed in base]
+            mine = {seed: row for seed, row in mine.items() if _is_partner(row, base.get(seed))}
+            base = {seed: base[seed] for seed in mine}
+        if base:
+            rows = list(mine.values())
             runs = dict.fromkeys(base[row["seed"]]["run"] for row in rows)
             label = f"{base[rows[0]['seed']]['method']} of {', '.join(runs)}"
             clean, worst = (
@@ -100,6 +106,10 @@ def differences(attacks: Runs, bases: Runs = ()) -> list[Difference]:
                 Difference(run, attack[1], method, label, attack[0], clean, worst, failed, failed_base)
             )
     return found
+
+
+def _is_partner(row: dict[str, Any], other: dict[str, Any] | None) -> bool:
+    return other is not None and is_same_world(row["floor"], other["floor"])
 
 
 def is_base(attacked: Attacked) -> bool:
@@ -117,14 +127,14 @@ ALIKE = ("suite", "effort", "side", "units", "seed")
 
 
 def likeness(attacked: Attacked) -> tuple:
-    """What two attacks that are compared have in common.
-
-    Besides `ALIKE` the episodes, and what doing nothing returns: where tasks or the environment's settings
-    differ, it does too.
-    """
+    """What two attacks that are compared have in common, besides `is_same_world`."""
     results, plan = attacked.results, attacked.results["plan"]
-    floor = float(f"{attacked.floor:.3g}")
-    return (kind_of(attacked), *(plan.get(name) for name in ALIKE), results.get("episodes"), floor)
+    return (kind_of(attacked), *(plan.get(name) for name in ALIKE), results.get("episodes"))
+
+
+def is_same_world(first: float, second: float) -> bool:
+    """Whether doing nothing returns the same, but for rounding: else tasks or environments differ."""
+    return bool(np.isclose(first, second, rtol=0.01, atol=0.05, equal_nan=True))
 
 
 Group = dict[int, dict[str, Any]]

@@ -73,8 +73,9 @@ def paper_text(
         "*Adaptive Adversarial Training for Meta Reinforcement Learning* (arXiv:2104.13302) printed no code, "
         "seeds or spread. What was run here:",
         runs_table(runs),
-        f"**Not finished, and left out: {'; '.join(missing)}.** Where a seed is missing because its training "
-        "diverged, what is said of the others is too good."
+        f"**Not finished: {'; '.join(missing)}.** Where training is not, the seed is left out; where the "
+        "attack by the present suite is not, one by an older suite is reported, or none. Where a seed is "
+        "missing because its training diverged, what is said of the others is too good."
         if missing
         else "",
         f"**Not at the paper's sizes: {', '.join(odd)}. Effects there say little about the paper.**"

@@ -45,7 +45,6 @@ def attack_results(
     env = first.trained[cell.method].config.env
     return {
         "env": env.name,
-        "suite": asdict(suite),
         "episodes": runner.setup.sampling.num_trajectories,
         "units": UNITS[plan.units],
         "versions": {"python": platform.python_version()} | versions(),
@@ -78,6 +77,7 @@ def found_so_far(
         )
     return {
         "plan": asdict(plan),
+        "suite": asdict(suite),
         "methods": {
             method: METHODS[method]._asdict() if method in METHODS else {"label": method} | NO_METHOD
             for method in plan.methods

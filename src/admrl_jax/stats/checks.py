@@ -1,6 +1,7 @@
 """Sanity checks of a robustness result. A claim whose check fails is a claim about a weak attacker."""
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -87,6 +88,18 @@ def sanity_checks(scores: Iterable[Score], *, errors: float = 2.0) -> list[Check
             found += _compare(victim, name, mine, kind, others, errors)
         found += _monotone(victim, mine, errors)
     return found
+
+
+def expected_lowest(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """`[n]` what the lowest of one, two, ... of `n` numbers is on average, over which of them are drawn."""
+    x = np.sort(np.asarray(values, float))
+    n = len(x)
+    return np.array(
+        [
+            sum(math.comb(n - 1 - i, count - 1) * x[i] for i in range(n - count + 1)) / math.comb(n, count)
+            for count in range(1, n + 1)
+        ]
+    )
 
 
 FLAT_SHARE = 0.05
@@ -176,6 +189,9 @@ def _radii(scores: Sequence[Score]) -> list[float]:
 
 def _exceeds(a: Score, b: Score, errors: float) -> bool:
     """Whether `a` is above `b` by more than chance, on the same tasks and episodes."""
+    # What is not finite is no evidence.
+    if not np.all(np.isfinite([a.returns, b.returns])):
+        return True
     return a.value > b.value + errors * stratified_error(a.returns - b.returns, a.labels)
 
 

@@ -58,8 +58,10 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Effect:
 
 def bounded(effect: Effect, *, is_too_high: bool, is_too_low: bool) -> Effect:
     """An effect whose value may be too high, which supports nothing, or too low, contradicting nothing."""
+    if np.isnan(effect.low):
+        return effect
     low = -np.inf if is_too_high else effect.low
-    return effect._replace(low=low, high=np.inf if is_too_low else effect.high) if effect.seeds else effect
+    return effect._replace(low=low, high=np.inf if is_too_low else effect.high)
 
 
 def one_of_many(effect: Effect, tests: int) -> Effect:
