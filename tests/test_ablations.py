@@ -108,7 +108,7 @@ def test_a_failed_check_is_said() -> None:
 
     first, second = variants()
     # The other method's failure is not its own.
-    assert first.failed == 1 and second.failed == 0
+    assert first.failed > 0 and second.failed == 0
     doubtful = second._replace(attacked=Doubtful(second.attacked.results))
     assert doubtful.failed == 2
     assert "| **2 failed** |" in (text := ablations_text([first, doubtful], "quick"))

@@ -172,12 +172,13 @@ def test_meta_test_is_spread_without_changing_an_episode() -> None:
 
     alone = jax.jit(run)(params, tasks)
     spread = devices.spread(
-        functools.partial(run, axis=devices.axis), SAME, EvalResult(tasks_at(0), SAME, SAME)
+        functools.partial(run, axis=devices.axis), SAME, EvalResult(tasks_at(0), SAME, SAME, SAME)
     )
     spread = jax.jit(spread)(params, tasks)
     np.testing.assert_allclose(spread.returns, alone.returns, rtol=1e-5)
     np.testing.assert_allclose(spread.attack_size, alone.attack_size, rtol=1e-5)
     assert spread.budget_excess == alone.budget_excess == 0
+    assert spread.diverged == alone.diverged == 0
 
 
 def test_arrays_placed_on_all_devices_come_back_as_they_were() -> None:
