@@ -84,13 +84,12 @@ class Measured:
 
     def unsound(self, method: str) -> set[int]:
         """Seeds for which a check of the attack fails: what the suite left them may be too high."""
-        return {
-            seed
-            for attacked in self.attacks
-            if method in attacked.methods
-            for seed in attacked.seeds
-            if attacked.victim(method, seed) in {victim for victim, _ in attacked.unsound()}
-        }
+        found = set()
+        for attacked in self.attacks:
+            if method in attacked.methods:
+                failed = {victim for victim, _ in attacked.unsound()}
+                found |= {seed for seed in attacked.seeds if attacked.victim(method, seed) in failed}
+        return found
 
     def made_worse(self, attack: str) -> Seeds:
         """Share of episodes that return less for one attacked decision, less those that return more."""
